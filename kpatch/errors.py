@@ -1,0 +1,202 @@
+"""The exceptions of kpatch, and how an error is shown.
+
+Every error is a `PatchError`. The parts below the top (indexing, functions, writers) raise without knowing the
+source text; `PatchError.locate` adds the span and the text on the way up, so that each error ends with its statement
+and a caret.
+"""
+
+import unicodedata
+
+MAX_LINE = 100  # columns of source shown around a caret
+MAX_SHOWN = 10  # errors shown in full when a patch has many
+
+
+class PatchError(Exception):
+    """Anything wrong with a patch, or with what it is applied to; nothing was changed.
+
+    Attributes:
+        message: one sentence that names the fault.
+        notes: further lines: what was found, what would have been right.
+        span: `(start, end)`, offsets of the part at fault in `source`, or `None`.
+        source: the patch's text, or `None`.
+        line, column: where `span` starts, counted from 1, or `None`.
+        statement: the line of the source that `span` starts in, or `None`.
+        errors: all errors found in the same patch, this one first.
+
+    Example:
+        >>> import kpatch
+        >>> try:
+        ...     kpatch.parse("dense.kernel[0 = 1")
+        ... except kpatch.PatchError as error:
+        ...     print(error.line, error.column, error.span)
+        1 16 (15, 16)
+    """
+
+    __module__ = "kpatch"
+
+    def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
+        super().__init__(message)
+        self.message = message
+        self.notes = tuple(notes)
+        self.span = span
+        self.source = source
+        self.argument = argument  # which argument or index item is at fault, until `locate` turns it into a span
+        self.others = ()
+
+    def locate(self, span=None, source=None):
+        """Adds the span and the source where they are not yet known, and returns the error."""
+        if self.span is None:
+            self.span = span
+        if self.source is None:
+            self.source = source
+        return self
+
+    @property
+    def errors(self):
+        return (self, *self.others)
+
+    @property
+    def line(self):
+        return None if self._unplaced else self._place()[0]
+
+    @property
+    def column(self):
+        return None if self._unplaced else self._place()[1]
+
+    @property
+    def statement(self):
+        return None if self._unplaced else self._place()[2]
+
+    @property
+    def _unplaced(self):
+        return self.span is None or self.source is None
+
+    def _place(self):
+        before = self.source[: self.span[0]].replace("\r\n", "\n").replace("\r", "\n")
+        after = self.source[self.span[0] :].replace("\r\n", "\n").replace("\r", "\n")
+        head, rest = before.rpartition("\n")[2], after.partition("\n")[0]
+        return before.count("\n") + 1, len(head) + 1, head + rest
+
+    def _show(self):
+        lines = [self.message]
+        if not self._unplaced:
+            line, column, text = self._place()
+            width = min(self.span[1] - self.span[0], len(text) - column + 1)
+            lines.append(f"  line {line}, column {column}")
+            lines += ["    " + part for part in _underline(text, column - 1, max(1, width))]
+        lines += ["  " + note for note in self.notes]
+        return "\n".join(lines)
+
+    def __str__(self):
+        shown = [error._show() for error in self.errors[:MAX_SHOWN]]
+        if len(self.errors) > MAX_SHOWN:
+            shown.append(f"... and {len(self.errors) - MAX_SHOWN} more errors")
+        return "\n\n".join(shown)
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.message, self.__dict__.copy())
+
+
+def _rebuild(cls, message, state):
+    error = cls(message)
+    error.__dict__.update(state)
+    return error
+
+
+def _underline(text, start, width):
+    """The line of source, clipped around the caret, and the carets under it."""
+    if len(text) > MAX_LINE:
+        low = max(0, min(start - MAX_LINE // 3, len(text) - MAX_LINE))
+        head, tail = "…" if low else "", "…" if low + MAX_LINE < len(text) else ""
+        text = head + text[low : low + MAX_LINE] + tail
+        start += len(head) - low
+        width = min(width, len(text) - start)
+    text = "".join(char if char.isprintable() else " " if char == "\t" else "�" for char in text)
+    return text, " " * _columns(text[:start]) + "^" * max(1, _columns(text[start : start + width]))
+
+
+def _columns(text):
+    """How many columns of a terminal the text takes."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
+
+
+def combine(errors):
+    """The first of the errors, in the order of the source, carrying the others; or `None`."""
+    if not errors:
+        return None
+    first, *others = sorted(errors, key=lambda error: error.span or (0, 0))
+    first.others = tuple(others)
+    return first
+
+
+class PatchSyntaxError(PatchError):
+    """The text is not a patch: `dense.kernel[0 = 1`."""
+
+    __module__ = "kpatch"
+
+
+class ResolutionError(PatchError):
+    """A name means no variable of the model, or several: `dense_1.kernal = 0`."""
+
+    __module__ = "kpatch"
+
+
+class SubscriptError(PatchError):
+    """An index does not fit its tensor: `kernel[64] = 0` where the axis has 64 entries."""
+
+    __module__ = "kpatch"
+
+
+class ShapeError(PatchError):
+    """A value does not fit where it goes: `bias = [1, 2, 3]` where the bias has 2 entries."""
+
+    __module__ = "kpatch"
+
+
+class DTypeError(PatchError):
+    """Types that do not go together, or a conversion that would lose: `int8_scale = 300`."""
+
+    __module__ = "kpatch"
+
+
+class FunctionError(PatchError):
+    """No such function, or wrong arguments for it: `kernel = sqr(_)`."""
+
+    __module__ = "kpatch"
+
+
+class PatchAssertionError(PatchError, AssertionError):
+    """An `assert` of the patch does not hold: `assert all(bias == 0)`."""
+
+    __module__ = "kpatch"
+
+
+class UndoError(PatchError):
+    """An edit cannot be undone: undone before, or overwritten by a later edit."""
+
+    __module__ = "kpatch"
+
+
+class LimitError(PatchError):
+    """More than a patch may ask for: `bias = sum(zeros([1000000000000]))`."""
+
+    __module__ = "kpatch"
+
+
+class UnsupportedError(PatchError):
+    """Part of the language that this version, or this backend, cannot execute: `**.bias = 0`."""
+
+    __module__ = "kpatch"
+
+
+class ExecutionError(PatchError):
+    """The backend failed while writing (out of memory, say); every variable was put back as it was."""
+
+    __module__ = "kpatch"
+
+
+class FileError(PatchError):
+    """A file that cannot be read or written, or that is no Keras model."""
+
+    __module__ = "kpatch"
