@@ -1,0 +1,49 @@
+"""kpatch: a backend-agnostic edit language for Keras 3.
+
+`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely.
+"""
+
+from kpatch.api import apply, edit, plan
+from kpatch.errors import (
+    DTypeError,
+    ExecutionError,
+    FileError,
+    FunctionError,
+    LimitError,
+    PatchAssertionError,
+    PatchError,
+    PatchSyntaxError,
+    ResolutionError,
+    ShapeError,
+    SubscriptError,
+    UndoError,
+    UnsupportedError,
+)
+from kpatch.execute import AppliedPatch
+from kpatch.planner import Plan
+from kpatch.syntax import Patch, parse
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AppliedPatch",
+    "DTypeError",
+    "ExecutionError",
+    "FileError",
+    "FunctionError",
+    "LimitError",
+    "Patch",
+    "PatchAssertionError",
+    "PatchError",
+    "PatchSyntaxError",
+    "Plan",
+    "ResolutionError",
+    "ShapeError",
+    "SubscriptError",
+    "UndoError",
+    "UnsupportedError",
+    "apply",
+    "edit",
+    "parse",
+    "plan",
+]

@@ -1,0 +1,318 @@
+"""The operators and the conversions, with one meaning on every backend.
+
+Each operation checks dtypes, shapes and sizes first, so that planning (no data) finds what running would, and then
+computes if all data is present. Operands are brought to one dtype before a backend sees them, and are combined by
+Python's operators, which every backend defines for its tensors: `keras.ops` would narrow 64-bit dtypes to 32.
+Literals alone are folded by Python's own integers and NumPy's doubles, and stay literals.
+"""
+
+import operator
+
+import numpy as np
+
+from kpatch import dtypes, numerics
+from kpatch.dtypes import RANGES, Value, is_floating, is_integer, is_signed
+from kpatch.dtypes import literal as literal  # so that callers find it beside the operators
+from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
+from kpatch.indexing import broadcast
+from kpatch.numerics import any_true, guarded, is_traced
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+
+def unary(op, x, traced=False):
+    """`-x` or `not x`.
+
+    Example:
+        >>> unary("-", literal(3)).data
+        array(-3)
+    """
+    if op == "not":
+        need_booleans("not", x)
+        return fold(x.shape, np.logical_not, x) if x.weak else apply("bool", x.shape, _logical_not, x)
+    if x.dtype == "bool":
+        refuse_boolean("-", x, 0)
+    if x.weak:
+        return fold(x.shape, lambda a: -a, x)
+    return apply(x.dtype, x.shape, lambda a: numerics.negative(a, x.dtype), x)
+
+
+def binary(op, a, b, traced=False):
+    """`a op b` for `+ - * / // % ** @ and or`.
+
+    Example:
+        >>> binary("/", literal(1), literal(4)).data
+        array(0.25)
+    """
+    if op in ("and", "or"):
+        return _connect(op, a, b)
+    for place, x in enumerate((a, b)):
+        if x.dtype == "bool":
+            refuse_boolean(op, x, place)
+    if op == "@":
+        return matmul(a, b)
+    shape = broadcast([a.shape, b.shape])
+    dtypes.check_size(shape, a, b)
+    dtype = dtypes.common((a, b))
+    if is_integer(a.dtype) and is_integer(b.dtype):
+        _check_integers(op, b, traced)
+        if op == "/":
+            dtype = "float" if dtype == "int" else "float32"
+    if dtype in ("int", "float"):
+        return fold(shape, _FOLDED[op], a, b, dtype=dtype)
+    if op == "**" and b.weak and b.data is not None and b.shape == () and b.data == 2:
+        return apply(dtype, shape, lambda x: x * x, a, to=dtype)
+    return apply(dtype, shape, lambda x, y: numerics.OPERATORS[op](x, y, dtype), a, b, to=dtype)
+
+
+def compare(op, a, b):
+    """`a op b` for `== != < <= > >=`, exact whatever the dtypes; lists compare by `==` and `!=` to one boolean.
+
+    Example:
+        >>> compare("<", literal(2**53 + 1), literal(2.0**53)).data
+        array(False)
+    """
+    if (a.dtype == "bool") != (b.dtype == "bool"):
+        place = 0 if a.dtype == "bool" else 1
+        other = (b, a)[place].dtype
+        raise DTypeError(
+            f"a boolean is not a number: it does not compare with {_named(other)}; write cast(...)", argument=place
+        )
+    if a.weak and b.weak and (a.is_list or b.is_list) and op in ("==", "!="):
+        return _compare_lists(op, a, b)
+    shape = broadcast([a.shape, b.shape])
+    dtypes.check_size(shape, a, b)
+    if a.weak and b.weak:
+        return fold(shape, numerics.COMPARISONS[op], a, b, dtype="bool")
+    if a.weak:
+        op, a, b = numerics.MIRRORED.get(op, op), b, a
+    if b.weak:
+        return apply("bool", shape, lambda x: numerics.compare_literal(op, x, a.dtype, b), a)
+    return apply("bool", shape, lambda x, y: numerics.compare_tensors(op, x, y, a.dtype, b.dtype), a, b)
+
+
+def _named(dtype):
+    return {"int": "an integer", "float": "a float", "bool": "a boolean"}.get(dtype, dtype)
+
+
+def refuse_boolean(op, x, place):
+    raise DTypeError(
+        f"'{op}' is not defined on booleans; write cast(..., \"float32\") or where(..., 1, 0)", argument=place
+    )
+
+
+def need_booleans(op, *values):
+    for place, value in enumerate(values):
+        if value.dtype != "bool":
+            raise DTypeError(f"'{op}' takes booleans, not {_named(value.dtype)}; write '!= 0'", argument=place)
+
+
+def _connect(op, a, b):
+    need_booleans(op, a, b)
+    shape = broadcast([a.shape, b.shape])
+    dtypes.check_size(shape, a, b)
+    function = operator.and_ if op == "and" else operator.or_
+    return fold(shape, function, a, b) if a.weak and b.weak else apply("bool", shape, function, a, b, to="bool")
+
+
+def _logical_not(x):
+    return x == False  # noqa: E712 ('~' is not defined on every backend's booleans)
+
+
+def _compare_lists(op, a, b):
+    """One boolean: the same shape and entries."""
+    if a.data is None or b.data is None:
+        if len(a.shape) == len(b.shape):
+            return Value("bool", (), None, True)
+        equal = False
+    else:
+        equal = a.shape == b.shape and bool(np.all(a.data.astype(object) == b.data.astype(object)))
+    return literal(equal == (op == "=="))
+
+
+def _check_integers(op, b, traced):
+    """Integers are not divided by zero, nor raised to a negative power."""
+    if op in ("/", "//", "%"):
+        message, test = f"'{op}' of integers by zero", ("==", 0)
+        note = "with a float on either side the result would be infinite or nan"
+    elif op == "**":
+        message, test = "an integer to a negative power", ("<", 0)
+        note = 'cast(..., "float32") to a negative power is a float'
+        if b.dtype in RANGES and not is_signed(b.dtype):
+            return
+    else:
+        return
+    if not b.weak and (traced or (b.data is not None and is_traced(b.data))):
+        raise UnsupportedError(
+            f"{message} cannot be ruled out inside a compiled function", argument=1, notes=[f"write a constant; {note}"]
+        )
+    if b.data is None:
+        return
+    if any_true(compare(test[0], b, literal(test[1])).data):
+        raise DTypeError(f"{message} is an error", argument=1, notes=[note])
+
+
+# -- computing ---------------------------------------------------------------------------------------------------------
+
+
+def apply(dtype, shape, function, *operands, to=None):
+    """The `Value` that an element-wise function makes of operands that broadcast to `shape`; see `compute`."""
+
+    def spread(*data):
+        return function(*(numerics.spread(part, shape) for part in data))
+
+    return compute(dtype, shape, spread, *operands, to=to)
+
+
+def compute(dtype, shape, function, *operands, to=None):
+    """The `Value` of that dtype and shape that `function` makes of the operands' data; unknown if one of them is.
+
+    Args:
+        to: the dtype that the operands are brought to; `None` leaves each as it is.
+    """
+    dtypes.check_available(dtype)
+    if to:
+        operands = [prepared(value, to, place) for place, value in enumerate(operands)]
+    if any(value.data is None for value in operands):
+        return Value(dtype, shape)
+    return Value(dtype, shape, guarded(function, *(value.data for value in operands)))
+
+
+def prepared(value, dtype, place=None):
+    """The operand with its data in `dtype`: a literal is fitted, a tensor cast."""
+    from keras import ops
+
+    if value.weak:
+        if value.data is None:
+            return value
+        try:
+            array = dtypes.fit(value, dtype)
+        except DTypeError as error:
+            error.argument = place
+            raise
+        return Value(dtype, value.shape, ops.convert_to_tensor(array, dtype=dtype))
+    if value.dtype == dtype or value.data is None:
+        return value
+    return Value(dtype, value.shape, ops.cast(value.data, dtype))
+
+
+def fold(shape, function, *operands, dtype=None):
+    """A literal from literals: integers exactly (as Python's own, in arrays of objects), floats in double precision."""
+    if dtype is None:
+        dtype = "float" if any(x.dtype == "float" for x in operands) else operands[0].dtype
+    is_list = bool(shape) and dtype != "bool" and any(x.is_list for x in operands)
+    if any(x.data is None for x in operands):
+        return Value(dtype, shape, None, True, is_list)
+    floats = dtype == "float" and any(x.dtype == "float" for x in operands)
+    data = [x.data.astype("float64" if floats else object) if x.dtype == "int" else x.data for x in operands]
+    with np.errstate(all="ignore"):
+        result = np.asarray(function(*data))
+    if result.dtype == object and dtype != "int":
+        result = result.astype("float64" if dtype == "float" else bool)
+    return dtypes.constant(result, is_list)
+
+
+def _folded_power(a, b):
+    return np.frompyfunc(_integer_power, 2, 1)(a, b) if a.dtype == object else np.power(a, b)
+
+
+def _integer_power(base, exponent):
+    if abs(base) > 1 and exponent > 64:
+        raise LimitError(f"{base} ** {exponent} does not fit 64 bits")
+    return base**exponent
+
+
+_FOLDED = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "**": _folded_power,
+}
+
+
+def matmul(a, b):
+    """`a @ b` by NumPy's rules; integers wrap, 16-bit floats accumulate in float32."""
+    if not a.shape or not b.shape:
+        raise ShapeError("'@' takes tensors of at least one axis", argument=0 if not a.shape else 1)
+    inner = b.shape[-2] if len(b.shape) > 1 else b.shape[0]
+    if a.shape[-1] != inner and None not in (a.shape[-1], inner):
+        raise ShapeError(f"shapes {a.shape} and {b.shape} do not multiply: {a.shape[-1]} is not {inner}", argument=1)
+    rows = a.shape[-2:-1]
+    columns = b.shape[-1:] if len(b.shape) > 1 else ()
+    shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), *rows, *columns)
+    dtypes.check_size(shape, a, b)
+    dtype = dtypes.common((a, b))
+    if dtype in ("int", "float"):
+        return fold(shape, np.matmul, a, b, dtype=dtype)
+    return apply(dtype, shape, lambda x, y: numerics.matmul(x, y, dtype), a, b, to=dtype)
+
+
+# -- conversions -------------------------------------------------------------------------------------------------------
+
+
+def convert(value, dtype, traced=False):
+    """The value in another dtype, for an assignment; an error where that would lose anything but rounding.
+
+    Returns:
+        A `Value` of that dtype. Where literals made it, its data is a NumPy array, and it stays `weak`.
+
+    Example:
+        >>> convert(literal([1, 2]), "float16").data
+        array([1., 2.], dtype=float16)
+        >>> convert(literal(0.5), "int8")
+        Traceback (most recent call last):
+        kpatch.DTypeError: 0.5 has a fraction, which int8 cannot hold
+          cast(..., "int8") truncates it
+    """
+    if value.dtype == dtype:
+        return value
+    dtypes.check_convertible(value.dtype, dtype)
+    if value.weak:
+        array = None if value.data is None else dtypes.fit(value, dtype)
+        return Value(dtype, value.shape, array, True)
+    if dtypes.could_lose(value.dtype, dtype):
+        if traced or (value.data is not None and is_traced(value.data)):
+            raise DTypeError(
+                f"{value.dtype} into {dtype} could lose values, which a compiled function cannot check",
+                notes=[f'cast(..., "{dtype}") says that it is meant'],
+            )
+        if value.data is not None:
+            guarded(_check_loss, value, dtype)
+    if value.data is None:
+        return Value(dtype, value.shape, None)
+    from keras import ops
+
+    return Value(dtype, value.shape, guarded(ops.cast, value.data, dtype))
+
+
+def _check_loss(value, dtype):
+    from keras import ops
+
+    x = value.data
+    if dtype in RANGES:
+        low, high = RANGES[dtype]
+        bad = ops.logical_or(
+            numerics.compare_literal("<", x, value.dtype, literal(low)),
+            numerics.compare_literal(">", x, value.dtype, literal(high)),
+        )
+        if is_floating(value.dtype):
+            bad = ops.logical_or(bad, _not_whole(x, value.dtype))
+    else:
+        bad = ops.isinf(ops.cast(x, dtype))
+        if is_floating(value.dtype):
+            bad = ops.logical_and(bad, ops.isfinite(x))
+    if any_true(bad):
+        mask = np.asarray(ops.convert_to_numpy(bad))
+        place = tuple(int(i) for i in np.unravel_index(np.flatnonzero(mask)[0], mask.shape))
+        entry = x[place] if place else x
+        if value.dtype == "bfloat16":
+            entry = ops.cast(entry, "float32")  # TensorFlow's scalars of bfloat16 do not convert
+        dtypes.refuse_loss(np.asarray(ops.convert_to_numpy(entry)).item(), place, dtype)
+
+
+def _not_whole(x, dtype):
+    """Fractions, infinities and NaN."""
+    return x - numerics.truncate(x, dtype) != numerics.scalar(0, dtype)  # infinity minus infinity is NaN

@@ -1,0 +1,289 @@
+"""The command line: `kpatch apply`, `kpatch check`, `kpatch show`.
+
+Keras is imported inside the commands that load a model, once a backend is chosen; `kpatch check` never imports it.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kpatch.errors import FileError, PatchError, ResolutionError
+from kpatch.syntax import Patch, ast, parse
+
+EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
+PACKAGES = {"numpy": "numpy", "jax": "jax", "torch": "torch", "tensorflow": "tensorflow", "openvino": "openvino"}
+
+
+class _Commands(click.Group):
+    """Shows a `PatchError` as its text, without a traceback, and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode still shows every line
+        try:
+            return super().invoke(ctx)
+        except PatchError as error:
+            _show_error(error)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="kpatch")
+def main() -> None:
+    """Edits the weights of Keras models by patches, such as 'dense_1.kernel[0, 0] = 1.0'."""
+
+
+MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+@main.command()
+@MODEL
+@click.argument("patch", required=False)
+@click.option("-e", "--edit", "edits", multiple=True, metavar="EDIT", help="Statements; repeatable, after PATCH's.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.keras", help="Where the result goes.")
+@click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
+def apply(
+    model: Path, patch: str | None, edits: tuple[str, ...], output: Path | None, in_place: bool, dry_run: bool
+) -> None:
+    """Edits the weights in MODEL by a patch.
+
+    The patch is the statements in the file PATCH (- is standard input), and then those of each -e.
+    The result is written to a file aside, which then takes the place of OUT.keras; if anything is wrong, nothing is
+    written.
+
+    \b
+    Examples:
+      kpatch apply digits.keras -e 'conv1.kernel[..., 3] = 0' -o patched.keras
+      kpatch apply digits.keras prune.kpatch --dry-run
+      kpatch apply digits.keras prune.kpatch -e 'head.bias = 0' --in-place
+      echo 'dense_1.bias *= 0.5' | kpatch apply digits.keras - -o patched.keras
+    """
+    if output is not None and in_place:
+        raise click.UsageError("-o and --in-place exclude each other.")
+    if output is None and not in_place and not dry_run:
+        raise click.UsageError("Say where the result goes: -o OUT.keras or --in-place; or --dry-run to see the plan.")
+    if patch is None and not edits:
+        raise click.UsageError("Nothing to apply: give a PATCH file, or statements by -e.")
+    sources = ([_read(patch)] if patch is not None else []) + [(f"-e {text!r}", text) for text in edits]
+    try:
+        _apply(model, parse("\n".join(text for _, text in sources)), output, in_place, dry_run)
+    except PatchError as error:
+        raise _with_origins(error, sources) from None
+
+
+def _apply(path: Path, patch: Patch, output: Path | None, in_place: bool, dry_run: bool) -> None:
+    from kpatch import files
+
+    if output is not None:
+        files.check_output(output, path)
+    model = _load(path, with_training_state=in_place and not dry_run)
+    import kpatch
+
+    if dry_run:
+        _print(kpatch.plan(model, patch))
+        return
+    with _status("applying the patch"):
+        applied = kpatch.apply(model, patch)
+    target = path if output is None else output
+    with _status(f"saving {target}"):
+        files.save(model, target)
+    _print(applied)
+    click.echo(f"wrote {target}")
+
+
+@main.command()
+@click.argument("patches", nargs=-1, required=True, metavar="PATCH...")
+def check(patches: tuple[str, ...]) -> None:
+    """Checks the syntax of PATCH files, without a model.
+
+    All errors are shown. As a PATCH, - is standard input.
+
+    \b
+    Examples:
+      kpatch check prune.kpatch
+      kpatch check patches/*.kpatch
+    """
+    failed = False
+    for patch in patches:
+        try:
+            name, text = _read(patch)
+            count = len(parse(text).statements)
+            click.echo(f"{name}: {count} statement{'' if count == 1 else 's'}, no errors")
+        except PatchError as error:
+            failed = True
+            _show_error(error, f"{patch}: " if len(patches) > 1 else "")
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
+@MODEL
+@click.argument("selector", required=False)
+def show(model: Path, selector: str | None) -> None:
+    """Lists every name in MODEL that a patch can address.
+
+    Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variable that it means, or
+    those of the layer that it names.
+
+    \b
+    Examples:
+      kpatch show digits.keras
+      kpatch show digits.keras conv1
+      kpatch show digits.keras conv1.kernel
+    """
+    wanted = None if selector is None else _parse_selector(selector)
+    loaded = _load(model)
+    from rich.progress import track
+
+    from kpatch.resolve import index
+
+    names = index(loaded)
+    entries = list(names.entries) if wanted is None else _matching(names, wanted)
+    table = Table("name", "shape", "dtype", box=None, pad_edge=False)
+    for heading in ("min", "mean", "max"):
+        table.add_column(heading, justify="right")
+    console = Console(stderr=True)
+    for entry in track(entries, "reading", console=console, transient=True, disable=not console.is_terminal):
+        row = (entry.path, str(tuple(entry.shape)), str(entry.dtype), *_range(entry.variable))
+        table.add_row(*(Text(cell) for cell in row))
+    _print(table)
+
+
+def _parse_selector(text: str) -> ast.Selector:
+    """A selector is what stands before the `=` of a statement."""
+    try:
+        statements = parse(f"{text} = 0").statements
+    except PatchError:
+        statements = ()
+    target = statements[0].target if len(statements) == 1 and isinstance(statements[0], ast.Edit) else None
+    if target is None or target.index is not None or not isinstance(target.selector, ast.Selector):
+        raise click.UsageError(f"Not a selector: {text!r}. Examples: conv1, conv1.kernel, layers[0].bias")
+    return target.selector
+
+
+def _matching(names: Any, selector: ast.Selector) -> list[Any]:
+    """The variable that the selector means, else the variables of the layers whose names it ends."""
+    try:
+        return [names.find(selector)]
+    except ResolutionError:
+        layer = f".{selector}."
+        entries = [entry for entry in names.entries if layer in f".{entry.path}"]
+        if not entries:
+            raise
+        return entries
+
+
+def _range(variable: Any) -> tuple[str, str, str]:
+    import keras
+    import numpy as np
+
+    values = np.asarray(keras.ops.convert_to_numpy(variable))
+    if values.size == 0:
+        return "-", "-", "-"
+    wide = values.astype(values.dtype if values.dtype.kind in "iub" else "float64")
+    return f"{wide.min():.6g}", f"{wide.mean(dtype='float64'):.6g}", f"{wide.max():.6g}"
+
+
+def _read(name: str) -> tuple[str, str]:
+    """A patch's name as errors show it, and its text."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return ("standard input" if name == "-" else name), data.decode("utf-8")
+    except OSError as error:
+        raise FileError(f"cannot read '{name}': {(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"'{name}' is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from error
+
+
+def _load(path: Path, *, with_training_state: bool = False) -> Any:
+    with _status(f"loading {path}"):
+        _choose_backend()
+        from kpatch import files
+
+        model, warnings = files.load(path, with_training_state=with_training_state)
+    for warning in warnings:
+        Console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return model
+
+
+def _choose_backend() -> None:
+    """Sets KERAS_BACKEND before Keras is imported: what is configured, where that is installed, else NumPy.
+
+    Keras itself writes a keras.json that names TensorFlow, installed or not, when it is first imported.
+    """
+    if "keras" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    wanted = os.environ.get("KERAS_BACKEND")
+    if not wanted:
+        configured = _configured()
+        os.environ["KERAS_BACKEND"] = configured if configured and _installed(configured) else EMBEDDED
+    elif wanted not in PACKAGES:
+        raise click.UsageError(f"KERAS_BACKEND={wanted} is no backend of Keras; there are {', '.join(PACKAGES)}.")
+    elif not _installed(wanted):
+        raise click.UsageError(f"KERAS_BACKEND={wanted}, but {PACKAGES[wanted]} is not installed.")
+
+
+def _configured() -> str | None:
+    """The backend named in Keras's own configuration file."""
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    try:
+        backend = json.loads(Path(home, "keras.json").read_bytes())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return backend if isinstance(backend, str) else None
+
+
+def _installed(backend: str) -> bool:
+    return backend in PACKAGES and importlib.util.find_spec(PACKAGES[backend]) is not None
+
+
+def _with_origins(error: PatchError, sources: list[tuple[str, str]]) -> PatchError:
+    """Where a patch came from several places, says for each error which."""
+    if len(sources) > 1:
+        for each in error.errors:
+            if each.line is not None:
+                name, line = _origin(each.line, sources)
+                each.notes += (f"that is line {line} of {name}",)
+    return error
+
+
+def _origin(line: int, sources: list[tuple[str, str]]) -> tuple[str, int]:
+    """Which source a line of the joined text is from, and which line of it."""
+    for name, text in sources[:-1]:
+        lines = 1 + text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+        if line <= lines:
+            return name, line
+        line -= lines
+    return sources[-1][0], line
+
+
+def _show_error(error: PatchError, prefix: str = "") -> None:
+    text = Text.assemble(prefix, (f"kpatch.{type(error).__name__}: ", "bold red"), str(error))
+    Console(stderr=True).print(text, soft_wrap=True)
+
+
+def _status(what: str) -> Any:
+    """A spinner, on a terminal."""
+    return Console(stderr=True).status(Text(what))
+
+
+def _print(renderable: Any) -> None:
+    """Prints a table: as wide as the terminal, or as wide as it needs to be where there is none."""
+    console = Console()
+    if not console.is_terminal:
+        renderable = renderable.__rich__() if hasattr(renderable, "__rich__") else renderable
+        console.width = max(1, console.measure(renderable, options=console.options.update(max_width=10_000)).maximum)
+    console.print(renderable)

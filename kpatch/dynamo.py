@@ -1,0 +1,15 @@
+"""`kpatch.edit` inside `torch.compile`: one opaque call in dynamo's graph, which AOT autograd then traces through.
+
+Dynamo would otherwise trace the parser and the planner, and take their NumPy arrays for tensors.
+"""
+
+import torch
+
+
+def _edit(x, text):
+    from kpatch.api import edit
+
+    return edit(x, text)
+
+
+edit_in_graph = torch.compiler.allow_in_graph(_edit)

@@ -1,0 +1,241 @@
+"""Expression → `Value`: one walker for planning, where no data is known, and for running, where it is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from kpatch import arithmetic, functions, indexing, tensors
+from kpatch.dtypes import Value, literal, tensor
+from kpatch.errors import DTypeError, PatchError, ResolutionError, UnsupportedError
+from kpatch.syntax import ast
+
+CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
+
+
+@dataclass(slots=True)
+class Scope:
+    """What the names of an expression mean.
+
+    Attributes:
+        look_up: gives the `Value` of another variable for its `Selector`.
+        read: gives the selected entries of such a variable, without a view of the rest; or `None`.
+        implied: what `_` is, or `None` where it is nothing.
+        locals: what earlier `let` statements bound.
+        traced: inside jit, where values cannot be looked at.
+    """
+
+    look_up: Callable[[ast.Selector], Value]
+    read: Callable | None = None
+    implied: Value | None = None
+    locals: dict[str, Value] = field(default_factory=dict)
+    traced: bool = False
+
+    def with_implied(self, value):
+        return replace(self, implied=value)
+
+
+class PoisonedError(Exception):
+    """A local whose `let` failed: its error is reported once, not again at each use."""
+
+
+def evaluate(node, scope):
+    """The value of an expression; its `data` is `None` as long as any tensor's in it is."""
+    try:
+        return _EVALUATORS[type(node)](node, scope)
+    except PatchError as error:
+        raise error.locate(node.span) from error.__cause__
+
+
+def index_items(nodes, scope):
+    """The items of a subscript: integers, slices, `...`, NumPy arrays of literals, and `Value`s of tensors."""
+    return tuple(_index_item(node, scope) for node in nodes)
+
+
+def known(items):
+    """Whether the items hold no tensors, so that the selection is known before any value is."""
+    return not any(isinstance(item, Value) for item in items)
+
+
+def select(shape, items, nodes):
+    """The selection that the items make; errors get the span of the item at fault."""
+    return _at_items(indexing.select, shape, [_with_values(item) for item in items], nodes)
+
+
+def infer(shape, items, nodes):
+    """The shape that the items select, `None` where it depends on values."""
+    return _at_items(indexing.infer, shape, [_without_values(item) for item in items], nodes)
+
+
+def _at_items(function, shape, items, nodes):
+    try:
+        return function(shape, tuple(items))
+    except PatchError as error:
+        at = None if error.argument is None else nodes[error.argument].span
+        raise error.locate(at) from None
+
+
+def _with_values(item):
+    return tensors.to_numpy(item.data) if isinstance(item, Value) else item
+
+
+def _without_values(item):
+    return indexing.Unknown(item.shape, item.dtype) if isinstance(item, Value) else item
+
+
+def _index_item(node, scope):
+    if type(node) is ast.Integer:
+        return node.value
+    if type(node) is ast.Slice:
+        return slice(*(_bound(part, scope) for part in (node.start, node.stop, node.step)))
+    if type(node) is ast.Ellipsis_:
+        return Ellipsis
+    value = evaluate(node, scope)
+    if value.dtype.startswith(("float", "bfloat")):
+        raise DTypeError(
+            f"an index is made of integers or booleans, not of {value.dtype}",
+            notes=['cast(x, "int32") makes integers of it'],
+        ).locate(node.span)
+    if not value.weak:
+        return value
+    return int(value.data) if value.data.ndim == 0 and value.dtype == "int" else value.data
+
+
+def _bound(node, scope):
+    if node is None:
+        return None
+    value = evaluate(node, scope)
+    if value.weak and value.dtype == "int" and value.shape == ():
+        return int(value.data)
+    if not value.weak:
+        raise UnsupportedError(
+            "a slice's bound is known before the patch runs: an integer, not a tensor",
+            notes=["a list or a mask can depend on values: x[arange(10) < n]"],
+        ).locate(node.span)
+    raise DTypeError("a slice's bound is one integer").locate(node.span)
+
+
+def _list(node, scope):
+    items = [evaluate(item, scope) for item in node.items]
+    if all(item.weak for item in items):
+        return literal([item.data.tolist() for item in items])
+    return functions.call("stack", [items], {})
+
+
+def _implied(node, scope):
+    if scope.implied is None:
+        raise ResolutionError(
+            "'_' means nothing here: there is no implied tensor",
+            notes=["in an edit of a model '_' stands for the entries being assigned; name a variable instead"],
+        )
+    return scope.implied
+
+
+def _local(node, scope):
+    value = scope.locals.get(node.name)
+    if value is None:
+        raise PoisonedError(node.name)
+    return value
+
+
+def _unary(node, scope):
+    return arithmetic.unary(node.op, evaluate(node.operand, scope))
+
+
+def _binary(node, scope):
+    left, right = evaluate(node.left, scope), evaluate(node.right, scope)
+    return _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right)
+
+
+def _compare(node, scope):
+    """`a < b < c` is `a < b and b < c`, each operand evaluated once."""
+    values = [evaluate(operand, scope) for operand in node.operands]
+    result = None
+    for i, op in enumerate(node.ops):
+        link = _at_arguments(node.operands[i : i + 2], arithmetic.compare, op, values[i], values[i + 1])
+        result = link if result is None else arithmetic.binary("and", result, link)
+    return result
+
+
+def _call(node, scope):
+    positional = [a for a in node.arguments if a.name is None]
+    named = {a.name: a for a in node.arguments if a.name is not None}
+    at = {**dict(enumerate(positional)), **named}
+    try:
+        args = [_argument(a.value, scope) for a in positional]
+        kwargs = {name: _argument(a.value, scope) for name, a in named.items()}
+        return functions.call(node.function, args, kwargs)
+    except PatchError as error:
+        faulty = at.get(error.argument)
+        raise error.locate(faulty and faulty.value.span) from None
+
+
+def _argument(node, scope):
+    """A string, a value, or for a list that holds tensors the list of its values (`concatenate([a, b])`)."""
+    if isinstance(node, ast.String):
+        return node.value
+    if isinstance(node, ast.List) and node.items:
+        items = [evaluate(item, scope) for item in node.items]
+        if not all(item.weak for item in items):
+            return items
+    return evaluate(node, scope)
+
+
+def _subscript(node, scope):
+    value = evaluate(node.value, scope)
+    items = index_items(node.index, scope.with_implied(value))
+    if value.data is None or any(isinstance(item, Value) and item.data is None for item in items):
+        return Value(value.dtype, infer(value.shape, items, node.index), None)
+    if scope.traced and not known(items):
+        refuse_traced_index(items, node.index)
+    selection = select(value.shape, items, node.index)
+    if scope.read is not None and type(node.value) is ast.Reference:
+        return scope.read(node.value.selector, selection)
+    if value.weak:
+        flat = np.ravel(value.data)[tensors.positions(selection, value.shape).flat]
+        return literal(flat.reshape(selection.shape).tolist())
+    return tensor(tensors.take(value.data, selection))
+
+
+def refuse_traced_index(items, nodes):
+    at = next(node for item, node in zip(items, nodes, strict=True) if isinstance(item, Value))
+    raise UnsupportedError(
+        "an index computed from a tensor cannot be checked inside a compiled function",
+        notes=["a mask of the whole tensor can be assigned to, a constant index anywhere"],
+    ).locate(at.span)
+
+
+def _reference(node, scope):
+    return scope.look_up(node.selector)
+
+
+def _binding(node, scope):
+    raise UnsupportedError(f"bindings such as '{node}' are not executed yet: they come with the next version")
+
+
+def _at_arguments(nodes, function, *args):
+    """Calls an operation, and turns the position of a faulty operand into its span."""
+    try:
+        return function(*args)
+    except PatchError as error:
+        at = None if error.argument is None else nodes[error.argument].span
+        raise error.locate(at) from None
+
+
+_EVALUATORS = {
+    ast.Integer: lambda node, scope: literal(node.value),
+    ast.Float: lambda node, scope: literal(node.value),
+    ast.Boolean: lambda node, scope: literal(node.value),
+    ast.Constant: lambda node, scope: literal(CONSTANTS[node.name]),
+    ast.List: _list,
+    ast.Local: _local,
+    ast.Implied: _implied,
+    ast.Reference: _reference,
+    ast.Binding: _binding,
+    ast.Unary: _unary,
+    ast.Binary: _binary,
+    ast.Compare: _compare,
+    ast.Call: _call,
+    ast.Subscript: _subscript,
+}

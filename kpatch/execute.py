@@ -1,0 +1,329 @@
+"""Running a plan: on live variables with a journal, so that a failure or `undo()` restores every bit; or purely."""
+
+import weakref
+
+import numpy as np
+
+from kpatch import evaluate as ev
+from kpatch import indexing, planner, tensors
+from kpatch.dtypes import tensor
+from kpatch.errors import ExecutionError, PatchError, UndoError
+from kpatch.planner import AssertStep, LetStep
+
+
+def run(planned, store, traced=False):
+    """Runs the steps in order. `store` is where the places' values are: `Live` or `Pure`."""
+    scope = ev.Scope(store.look_up, store.read, traced=traced)
+    try:
+        for step in planned.steps:
+            scope.implied = store.implied
+            if type(step) is LetStep:
+                scope.locals[step.statement.name] = _held(ev.evaluate(step.statement.value, scope))
+            elif type(step) is AssertStep:
+                planner.check_assertion(step.statement, scope)
+            else:
+                _write(step, store, scope)
+    except PatchError as error:
+        raise error.locate(step.statement.span, planned.patch.source) from error.__cause__
+
+
+def _held(value):
+    """A `let` holds a value, not a view: later writes in place do not change it."""
+    from keras import ops
+
+    return value if value.weak else tensor(ops.copy(value.data))
+
+
+def _write(step, store, scope):
+    selection = step.selection if step.selection is not None else dynamic_selection(step, store, scope)
+    last = _last(selection)
+    target = selection if last is None else indexing.Positions(selection.flat[last], last.shape)
+    old = store.open(step, selection, target, last)
+    if step.constant is not None:
+        store.write_constant(step, target, _picked(step.constant, selection.shape, last))
+    elif step.operand is None or not store.update(step, target, old):
+        values = _computed(step, selection, old, store, scope)
+        store.write(step, target, values if last is None else _picked(values, selection.shape, last))
+
+
+def _last(selection):
+    """Where entries are selected more than once: the last of each, which wins; else `None`."""
+    if not isinstance(selection, indexing.Positions):
+        return None
+    last = indexing.last_wins(selection.flat)
+    return None if len(last) == selection.size else last
+
+
+def _picked(values, shape, last):
+    """The values of the last of repeated entries; the constant itself where none repeats."""
+    if last is None:
+        return values
+    if isinstance(values, np.ndarray):
+        return np.broadcast_to(values, shape).ravel()[last]
+    from keras import ops
+
+    return ops.take(ops.reshape(ops.broadcast_to(values, shape), (-1,)), last, axis=0)
+
+
+def _computed(step, selection, old, store, scope):
+    """The values to write, of the place's dtype and of a shape that fits."""
+    whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar, or element-wise when traced
+    implied = tensor(store.value(step.place) if whole else old)
+    value = planner.evaluate_side(step.statement, scope, implied)
+    return planner.assigned_value(step.statement, value, implied, step.place, selection.shape, scope.traced).data
+
+
+def dynamic_selection(step, store, scope):
+    """The entries of an index that depends on values."""
+    nodes, place = step.statement.target.index, step.place
+    items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
+    if not planner.is_mask(items, place.shape):
+        return ev.select(place.shape, items, nodes)
+    if scope.traced:
+        return indexing.Mask(items[0].data, place.shape)
+    return _masked(items[0].data, step)
+
+
+def _masked(mask, step):
+    """Offsets where few entries are meant or each gets its own value, else the mask itself, which is smaller."""
+    held = np.ravel(tensors.to_numpy(mask))
+    count, itemsize = np.count_nonzero(held), 4
+    if step.scalar and count * (8 + itemsize) > held.size * (1 + itemsize):
+        return indexing.Mask(mask, step.place.shape)
+    flat = np.flatnonzero(held)
+    return indexing.Positions(flat, flat.shape)
+
+
+class Pure:
+    """The place is one tensor, replaced at each write; nothing outside changes."""
+
+    read = look_up = None  # there are no other variables; planning saw to it that none is named
+
+    def __init__(self, value):
+        self.tensor = value
+
+    @property
+    def implied(self):
+        return tensor(self.tensor)
+
+    def value(self, place):
+        return self.tensor
+
+    def open(self, step, selection, target, last):
+        whole = step.constant is not None or isinstance(selection, indexing.Mask)
+        return None if whole else tensors.take(self.tensor, selection)
+
+    def write_constant(self, step, target, constant):
+        self.write(step, target, constant)
+
+    def update(self, step, target, old):
+        return False
+
+    def write(self, step, target, values):
+        self.tensor = tensors.replace(self.tensor, target, values)
+
+
+class Record:
+    """One write of a journal: what was there before, and what came (`None` where it follows from `before`)."""
+
+    __slots__ = ("after", "before", "link", "selection", "step")
+
+    def __init__(self, step, selection, before):
+        self.step = step
+        self.selection = selection
+        self.before = before
+        self.after = None
+        self.link = None
+
+
+class Live:
+    """The places are variables, written in place, with a journal of what was there."""
+
+    implied = None
+
+    def __init__(self, planned, writer, donate):
+        self.find = planned.find
+        self.writer = writer
+        self.donate = donate
+        self.records = []
+
+    def value(self, place):
+        """The whole variable, as an alias: it is let go before anything is written."""
+        from keras import ops
+
+        return ops.stop_gradient(ops.convert_to_tensor(place.variable.value))
+
+    def look_up(self, selector):
+        return tensor(self.value(self.find(selector)))
+
+    def read(self, selector, selection):
+        return tensor(self.writer.read(self.find(selector).variable, selection))
+
+    def open(self, step, selection, target, last):
+        """Enters the old values of the target into the journal; gives those of the selection."""
+        old = self.writer.read(step.place.variable, selection)
+        self.records.append(Record(step, target, old if last is None else _picked(old, selection.shape, last)))
+        return old
+
+    def write_constant(self, step, target, constant):
+        self.records[-1].after = constant
+        values = step.prepared
+        if values is None:
+            values = constant
+            if step.selection is not None:  # the same entries each time, so that preparing pays
+                values = step.prepared = self.writer.prepare(step.place.variable, target, values)
+        self.writer.write(step.place.variable, target, values, self.donate)
+
+    def update(self, step, target, old):
+        """Writes `old op operand` in one pass where the writer can; says whether it did."""
+        op = step.statement.op[:-1]
+        if op not in ("+", "-", "*", "/") or not isinstance(target, indexing.Region) or not self.donate:
+            return False
+        self.writer.update(step.place.variable, target, op, old, step.operand.data)
+        return True
+
+    def write(self, step, target, values):
+        self.records[-1].after = values
+        self.writer.write(step.place.variable, target, values, self.donate)
+
+    def roll_back(self):
+        """Writes every old value back, the last write first."""
+        for record in reversed(self.records):
+            self.writer.write(record.step.place.variable, record.selection, record.before, self.donate)
+
+
+class Link:
+    """One edit in the history of a variable. Each points to the next, so that an edit that can still be undone, and
+    only such a one, keeps alive what is needed to see whether a later one overlaps it."""
+
+    __slots__ = ("next", "owner", "record_of", "selection", "step", "undone")
+
+    def __init__(self, owner, step, selection):
+        self.owner = owner
+        self.step = step
+        self.selection = selection
+        self.undone = False
+        self.next = None
+
+
+_latest: dict = {}  # id of a variable → [weak reference to it, its latest link]
+
+
+def _enter(variable, link):
+    """Adds a link to the history of a variable."""
+    key = id(variable)
+    history = _latest.get(key)
+    if history is None:
+        _latest[key] = [weakref.ref(variable, lambda _, known=_latest: known.pop(key, None)), link]
+    else:
+        history[1].next = link
+        history[1] = link
+
+
+class AppliedPatch:
+    """Edits that were made, and can be undone.
+
+    As a context manager it undoes them on leaving, also by an exception.
+
+    Attributes:
+        plan: the `Plan` that was executed.
+        writes: a `Write` for each statement and variable: path, entries, values before and after.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> with kpatch.apply(model, "dense_1.bias[1] = 5") as applied:
+        ...     print(applied.writes[0].path, applied.writes[0].before, applied.writes[0].after)
+        dense_1.bias [0.] [5.]
+        >>> float(model.layers[0].bias[1])
+        0.0
+    """
+
+    __slots__ = ("__weakref__", "_live", "_model", "_undone", "plan")
+
+    def __init__(self, planned, live, model):
+        self.plan = planned
+        self._live = live
+        self._model = model
+        self._undone = False
+        owner = object() if len(live.records) > 1 else None
+        for record in live.records:
+            record.link = Link(owner, record.step, record.selection)
+            _enter(record.step.place.variable, record.link)
+
+    @property
+    def writes(self):
+        from kpatch.report import writes
+
+        return writes(self._live.records, self.plan.patch)
+
+    def undo(self):
+        """Restores every bit that the edits changed.
+
+        Raises:
+            UndoError: when undone before, or when a later edit of the same entries was not undone first.
+        """
+        if self._undone:
+            raise UndoError("this edit has been undone already")
+        self._check_order()
+        prepare_model(self._live.writer, self._model)
+        self._live.roll_back()
+        self._undone = True
+        for record in self._live.records:
+            record.link.undone = True
+
+    def _check_order(self):
+        last = {id(record.step.place): record for record in self._live.records}
+        for record in self._live.records:
+            link = last[id(record.step.place)].link.next
+            while link is not None:
+                if not link.undone and indexing.overlap(record.selection, link.selection, record.step.place.shape):
+                    raise UndoError(
+                        f"a later edit of '{record.step.place.path}' overlaps this one; undo that first",
+                        notes=[f"the later edit: {link.step.statement}", f"this edit: {record.step.statement}"],
+                    )
+                link = link.next
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if not self._undone:
+            self.undo()
+
+    def __repr__(self):
+        state = "undone" if self._undone else "applied"
+        return f"<AppliedPatch {len(self._live.records)} writes, {state}>"
+
+    def __rich__(self):
+        from kpatch.report import writes_table
+
+        return writes_table(self.writes)
+
+    def __str__(self):
+        from kpatch.report import as_text
+
+        return as_text(self.__rich__())
+
+
+def prepare_model(writer, model):
+    """Brings the variables' values where they can be edited (on jax, inside `fit`, they live in the trainer)."""
+    sync = getattr(writer, "sync", None)
+    if sync is not None and model is not None:
+        sync(model)
+
+
+def apply(planned, writer, model, donate=True):
+    """Executes a plan on the model's variables: all of it, or on any failure nothing."""
+    prepare_model(writer, model)
+    live = Live(planned, writer, donate)
+    try:
+        run(planned, live)
+    except BaseException as error:
+        live.roll_back()
+        if isinstance(error, PatchError) or not isinstance(error, Exception):
+            raise
+        raise ExecutionError(
+            f"the backend failed while the patch ran: {error}", notes=["every variable was put back as it was"]
+        ) from error
+    return AppliedPatch(planned, live, model)

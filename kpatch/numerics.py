@@ -1,0 +1,844 @@
+"""The `keras.ops` whose results differ between backends, with one meaning everywhere.
+
+Tensors in, tensors out, all operands of one dtype, with shapes and sizes checked by the caller. Python's operators are
+used where a tensor has them, since `keras.ops` narrows 64-bit dtypes to 32 on most backends (`engine` goes around it).
+Denormal numbers are flushed to zero where XLA and TensorFlow do so.
+"""
+
+import importlib
+import math
+import operator
+
+import numpy as np
+
+from kpatch import dtypes
+from kpatch.dtypes import DIGITS, INTEGERS, LARGEST, NUMPY, RANGES, is_floating, is_integer, is_signed
+from kpatch.errors import ExecutionError, PatchError
+
+BLOCK = 256  # terms added one after the other; longer sums are sums of such sums
+BROADCAST_AXES = 5  # TensorFlow broadcasts no more axes in turns
+
+# -- looking at tensors ------------------------------------------------------------------------------------------------
+
+
+def guarded(compute, *data):
+    """Runs a computation on checked operands; what a backend still refuses (memory, say) becomes a `PatchError`."""
+    try:
+        with np.errstate(all="ignore"):
+            return compute(*data)
+    except PatchError:
+        raise
+    except Exception as error:  # each backend has its own, with no common base
+        message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ExecutionError(f"the backend failed: {message}") from error
+
+
+def any_true(flags):
+    """Whether any of a tensor's booleans is true, as a Python boolean."""
+    from keras import ops
+
+    return bool(flags.any()) if isinstance(flags, np.ndarray | np.generic) else bool(ops.any(flags))
+
+
+def is_traced(data):
+    """Whether the tensor stands for values that are not known yet: a tracer, a graph's tensor, a fake one."""
+    if isinstance(data, np.ndarray | np.generic):
+        return False
+    import keras
+
+    if isinstance(data, keras.KerasTensor):
+        return True
+    name = keras.backend.backend()
+    if name == "jax":
+        import jax
+
+        return isinstance(data, jax.core.Tracer)
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return tf.is_symbolic_tensor(data)
+    if name == "torch":
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        return torch.compiler.is_compiling() or isinstance(data, FakeTensor)
+    return False
+
+
+def engine(name, dtype):
+    """The function of that name in `keras.ops`, or for 64-bit dtypes the backend's own: Keras narrows those to 32."""
+    import keras
+
+    if NUMPY[dtype].itemsize == 8:
+        backend = keras.backend.backend()
+        if backend == "numpy":
+            return formula(name) or getattr(keras.ops, name)
+        module = {"jax": "jax.numpy", "torch": "torch"}.get(backend)
+        if backend == "tensorflow" and dtype == "uint64":
+            module = "tensorflow"
+        function = module and getattr(importlib.import_module(module), name, None)
+        if function:
+            return function
+    return getattr(keras.ops, name)
+
+
+def formula(name):
+    """The function on NumPy arrays: for literals, and for float64 on the numpy backend."""
+    return _FORMULAS.get(name) or getattr(np, name, None)
+
+
+def _sigmoid(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def _gelu(x, approximate=True):
+    if approximate:
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+
+
+def _erf(x):
+    return np.vectorize(math.erf, otypes=["float64"])(x)
+
+
+_FORMULAS = {
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "erf": _erf,
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "gelu": _gelu,
+    "elu": lambda x, alpha=1.0: np.where(x > 0, x, alpha * np.expm1(x)),
+    "leaky_relu": lambda x, negative_slope=0.2: np.where(x > 0, x, negative_slope * x),
+}
+
+
+def scalar(number, dtype):
+    """A tensor of shape () that holds the number."""
+    return as_tensor(np.asarray(number).astype(NUMPY[dtype]), dtype)
+
+
+def as_tensor(array, dtype):
+    """A NumPy array of that dtype as the backend's tensor."""
+    from keras import ops
+
+    return ops.convert_to_tensor(array, dtype=dtype)
+
+
+def where(condition, x, y, dtype):
+    return engine("where", dtype)(condition, x, y)
+
+
+def carried(function, dtype, *tensors):
+    """A function that moves entries, and has no kernel for every unsigned dtype, on the signed one of that width."""
+    from keras import ops
+
+    if dtype not in ("uint16", "uint32", "uint64"):
+        return function(*tensors)
+    return ops.cast(function(*(ops.cast(x, dtype[1:]) for x in tensors)), dtype)
+
+
+def in_float32(function, dtype, *tensors):
+    """`function(*tensors, dtype)`; of 16-bit floats computed in float32, and rounded once."""
+    from keras import ops
+
+    if dtype not in ("float16", "bfloat16"):
+        return function(*tensors, dtype)
+    return ops.cast(function(*(ops.cast(x, "float32") for x in tensors), "float32"), dtype)
+
+
+# -- arithmetic --------------------------------------------------------------------------------------------------------
+
+
+def negative(x, dtype):
+    """TensorFlow negates no unsigned integers; `0 - x` would lose the sign of a float zero."""
+    return -x if is_floating(dtype) or is_signed(dtype) else scalar(0, dtype) - x
+
+
+def divide(x, y, dtype):
+    return in_float32(lambda x, y, _: x / y, dtype, x, y)
+
+
+def floor_divide(x, y, dtype):
+    """Floors as Python does. The smallest integer by −1 is a division that processors trap, so −1 is kept away."""
+    if is_floating(dtype):
+        return in_float32(_floor_divide_floats, dtype, x, y)
+    if not is_signed(dtype):
+        return x // y
+    reverse = y == scalar(-1, dtype)
+    return where(reverse, -x, x // where(reverse, scalar(1, dtype), y, dtype), dtype)
+
+
+def remainder(x, y, dtype):
+    """With the sign of `y`, as in Python."""
+    if is_floating(dtype):
+        return in_float32(_remainder_floats, dtype, x, y)
+    if not is_signed(dtype):
+        return x % y
+    reverse = y == scalar(-1, dtype)
+    return where(reverse, scalar(0, dtype), x % where(reverse, scalar(1, dtype), y, dtype), dtype)
+
+
+def _remainder_floats(x, y, dtype):
+    """A zero takes the sign of `y`, as NumPy's does; the backends disagree."""
+    rest = x % y
+    zero = where(y < scalar(0, dtype), scalar(-0.0, dtype), scalar(0, dtype), dtype)
+    return where(rest == scalar(0, dtype), zero, rest, dtype)
+
+
+def _floor_divide_floats(x, y, dtype):
+    """NumPy's definition: from the remainder, which is exact, so that `1 // 0.1` is 9."""
+    quotient = (x - x % y) / y
+    floored = engine("floor", dtype)(quotient)
+    floored = where(quotient - floored > scalar(0.5, dtype), floored + scalar(1, dtype), floored, dtype)
+    return where(y == scalar(0, dtype), x / y, floored, dtype)
+
+
+def power(x, y, dtype):
+    if is_floating(dtype):
+        return in_float32(lambda x, y, _: x**y, dtype, x, y)
+    return _power_integers(x, y, dtype)
+
+
+def _power_integers(x, y, dtype):
+    """By squaring, for exponents that are not negative: it wraps as NumPy's does, and not every backend has it."""
+    one, two = scalar(1, dtype), scalar(2, dtype)
+    result = x * scalar(0, dtype) + y * scalar(0, dtype) + one
+    for _ in range(RANGES[dtype][1].bit_length()):
+        result = where(y % two == one, result * x, result, dtype)
+        x, y = x * x, y // two
+        if not is_traced(y) and not any_true(y != scalar(0, dtype)):
+            break
+    return result
+
+
+OPERATORS = {
+    "+": lambda x, y, dtype: x + y,
+    "-": lambda x, y, dtype: x - y,
+    "*": lambda x, y, dtype: x * y,
+    "/": divide,
+    "//": floor_divide,
+    "%": remainder,
+    "**": power,
+}
+
+
+def matmul(x, y, dtype):
+    """Integers wrap, 16-bit floats accumulate in float32."""
+    from keras import ops
+
+    if is_floating(dtype):
+        return in_float32(_multiply_matrices, dtype, x, y)
+    wide = "int64" if dtype in ("int64", "uint64") else "int32"  # the same bits, and every backend multiplies these
+    return ops.cast(_multiply_matrices(ops.cast(x, wide), ops.cast(y, wide), wide), dtype)
+
+
+def _multiply_matrices(x, y, dtype):
+    """TensorFlow's `@` takes no vectors."""
+    from keras import ops
+
+    row, column = len(x.shape) == 1, len(y.shape) == 1
+    product = (ops.expand_dims(x, 0) if row else x) @ (ops.expand_dims(y, 1) if column else y)
+    axes = [-2] * row + [-1] * column
+    return ops.squeeze(product, tuple(axes)) if axes else product
+
+
+def spread(x, shape):
+    """The tensor repeated to a shape of many axes, where the backend's own broadcasting would give up."""
+    from keras import ops
+
+    if len(shape) <= BROADCAST_AXES or None in shape or tuple(x.shape) == shape:
+        return x
+    x = ops.reshape(x, (1,) * (len(shape) - len(x.shape)) + tuple(x.shape))
+    return ops.tile(x, [1 if a == b else b for a, b in zip(x.shape, shape, strict=True)])
+
+
+# -- exact comparisons -------------------------------------------------------------------------------------------------
+
+COMPARISONS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+def compare_literal(op, x, dtype, value):
+    """A tensor against literals, as if both were real numbers.
+
+    A float literal beside floats first takes their dtype (`_ == 0.1` holds where 0.1 was written), unless it is
+    beyond its range; otherwise the literal stays what it is.
+    """
+    from keras import ops
+
+    below, above, exact, decided, answer = _bounds(op, value, dtype)
+    if op in ("==", "!="):
+        result = COMPARISONS[op](x, as_tensor(below, dtype))
+        return result if exact.all() else ops.where(as_tensor(exact, "bool"), result, op == "!=")
+    result = COMPARISONS[op](x, as_tensor(above if op in ("<", ">=") else below, dtype))
+    return ops.where(as_tensor(decided, "bool"), as_tensor(answer, "bool"), result) if decided.any() else result
+
+
+def _bounds(op, value, dtype):
+    """What the literals are to `dtype`: the largest value not above, the smallest not below, whether they are equal.
+
+    Integers have no infinities: where a literal lies outside their range, the comparison is `decided`, with `answer`.
+    """
+    array = value.data
+    no, yes = np.zeros(array.shape, bool), np.ones(array.shape, bool)
+    if value.dtype == "bool":
+        return array, array, yes, no, no
+    if dtype in RANGES:
+        return _integer_bounds(op, array, dtype)
+    nearest = array.astype(NUMPY[dtype])
+    overflow = np.isinf(nearest) & np.isfinite(array.astype("float64"))
+    if value.dtype == "float" and not overflow.any():
+        return nearest, nearest, yes, no, no
+    below, above, exact = nearest.copy(), nearest.copy(), yes.copy()
+    for place in np.ndindex(array.shape):
+        number, near = array[place].item(), float(nearest[place])
+        if number == near or (value.dtype == "float" and not overflow[place]):
+            continue
+        exact[place] = False
+        beyond = np.nextafter(nearest[place], NUMPY[dtype].type(-np.inf if near > number else np.inf))
+        (above if near < number else below)[place] = beyond
+    return below, above, exact, no, no
+
+
+def _integer_bounds(op, array, dtype):
+    low, high = RANGES[dtype]
+    below, above = (np.zeros(array.shape, NUMPY[dtype]) for _ in range(2))
+    exact, decided, answer = (np.zeros(array.shape, bool) for _ in range(3))
+    if array.dtype.kind in "iu" and not ((array < low) | (array > high)).any():
+        same = array.astype(NUMPY[dtype])
+        return same, same, ~exact, decided, answer
+    for place in np.ndindex(array.shape):
+        number = array[place].item()
+        if low <= number <= high:
+            below[place], above[place] = math.floor(number), math.ceil(number)
+            exact[place] = number == math.floor(number)
+        else:
+            decided[place] = True
+            answer[place] = op in (("<", "<=") if number > high else (">", ">=")) and number == number
+    return below, above, exact, decided, answer
+
+
+def compare_tensors(op, x, y, a, b):
+    """Two tensors of dtypes `a` and `b`, as if they held real numbers."""
+    from keras import ops
+
+    if a == b:
+        return COMPARISONS[op](x, y)
+    if is_floating(a) and is_floating(b):
+        dtype = dtypes.promote(a, b)
+        return COMPARISONS[op](ops.cast(x, dtype), ops.cast(y, dtype))
+    if is_integer(a) and is_integer(b):
+        return _compare_integers(op, x, y, a, b)
+    if is_floating(a):
+        return _compare_mixed(MIRRORED.get(op, op), y, x, b, a)
+    return _compare_mixed(op, x, y, a, b)
+
+
+def _compare_integers(op, x, y, a, b):
+    """In the wider of two types of one sign, in the signed one where it is wider; else negatives are set apart."""
+    from keras import ops
+
+    if is_signed(a) == is_signed(b):
+        wide = max(a, b, key=INTEGERS.get)
+        return COMPARISONS[op](ops.cast(x, wide), ops.cast(y, wide))
+    if is_signed(a):
+        return _compare_integers(MIRRORED.get(op, op), y, x, b, a)
+    if INTEGERS[b] > INTEGERS[a]:
+        return COMPARISONS[op](ops.cast(x, b), y)
+    return ops.where(y < scalar(0, b), op in (">", ">=", "!="), COMPARISONS[op](x, ops.cast(y, a)))
+
+
+def _compare_mixed(op, x, y, integer, floating):
+    """An integer tensor against a float one: in the float's dtype if that holds every integer, else as integers."""
+    from keras import ops
+
+    low, high = RANGES[integer]
+    if high < 2 ** DIGITS[floating]:
+        return COMPARISONS[op](ops.cast(x, floating), y)
+    if floating in ("float16", "bfloat16"):
+        y, floating = ops.cast(y, "float32"), "float32"
+    zero = scalar(0, floating)
+    whole = engine("ceil" if op in ("<", ">=") else "floor", floating)(y)
+    large, small = whole >= scalar(float(high + 1), floating), whole < scalar(float(low), floating)
+    outside = ops.logical_or(ops.logical_or(large, small), y != y)
+    result = COMPARISONS[op](x, ops.cast(where(outside, zero, whole, floating), integer))
+    if op in ("==", "!="):
+        return ops.where(ops.logical_or(outside, whole != y), op == "!=", result)
+    return ops.where(outside, large if op in ("<", "<=") else small, result)
+
+
+# -- casts -------------------------------------------------------------------------------------------------------------
+
+
+def cast(x, source, dtype):
+    """A tensor in another dtype, as `cast(x, dtype)` means it: floats truncate, wrap, and count NaN as 0.
+
+    The backends' own casts saturate, wrap, or are undefined beyond the range of the target.
+    """
+    from keras import ops
+
+    if source == dtype:
+        return x
+    if dtype == "bool":
+        return x != scalar(0, source)
+    if source == "float64" and dtype == "float16":
+        return _round_to_half(x)
+    if is_floating(source) and dtype in RANGES:
+        return _wrap(x, source, dtype)
+    return ops.cast(x, dtype)
+
+
+def _wrap(x, source, dtype):
+    """Float to integer, modulo a power of two: every step is exact."""
+    from keras import ops
+
+    if source in ("float16", "bfloat16"):
+        x, source = ops.cast(x, "float32"), "float32"
+    wide = "int64" if dtype in ("int64", "uint64") else "int32"
+    half = float(RANGES[wide][1] + 1)
+    x = where(ops.isfinite(x), x, scalar(0, source), source)
+    x = truncate(x, source)
+    if half < 2.0**60 or source == "float64":
+        turns = truncate(x / scalar(2 * half, source), source)
+    else:
+        turns = truncate(x * scalar(0.5 / half, source), source)
+    x = x - turns * scalar(2 * half, source)
+    x = where(x >= scalar(half, source), x - scalar(2 * half, source), x, source)
+    x = where(x < scalar(-half, source), x + scalar(2 * half, source), x, source)
+    return ops.cast(ops.cast(x, wide), dtype)
+
+
+def truncate(x, dtype):
+    """Towards zero."""
+    if not is_floating(dtype):
+        return x
+    down, up = engine("floor", dtype)(x), engine("ceil", dtype)(x)
+    return where(x < scalar(0, dtype), up, down, dtype)
+
+
+def _round_to_half(x):
+    """float64 to float16 by way of float32, rounded to odd there, so that it rounds once in all."""
+    from keras import ops
+
+    narrow = ops.cast(x, "float32")
+    bits, one, two = ops.view(narrow, "int32"), scalar(1, "int32"), scalar(2, "int32")
+    back = ops.cast(narrow, "float64")
+    bits = ops.where(abs(back) > abs(x), bits - one, bits)
+    inexact = ops.logical_and(back != x, x == x)
+    bits = ops.where(ops.logical_and(inexact, bits % two != one), bits + one, bits)
+    return ops.cast(ops.view(bits, "float32"), "float16")
+
+
+# -- element by element ------------------------------------------------------------------------------------------------
+
+
+def sign(x, dtype):
+    """Of NaN it is NaN, of a zero of either sign 0."""
+    zero = scalar(0, dtype)
+    if not is_floating(dtype):
+        ones = where(x > zero, scalar(1, dtype), zero, dtype)
+        return where(x < zero, scalar(-1, dtype), ones, dtype) if is_signed(dtype) else ones
+    ones = where(x > zero, scalar(1, dtype), where(x < zero, scalar(-1, dtype), zero, dtype), dtype)
+    return where(x == x, ones, x, dtype)
+
+
+def maximum(x, y, dtype):
+    """NaN where either is."""
+    return engine("maximum", dtype)(x, y)
+
+
+def minimum(x, y, dtype):
+    """NaN where either is."""
+    return engine("minimum", dtype)(x, y)
+
+
+def absolute(x, dtype):
+    return abs(x) if is_floating(dtype) or is_signed(dtype) else x
+
+
+def rounded(how, x, dtype, decimals=0):
+    """By `floor`, `ceil` or `round` (halves to even); integers are round."""
+    if not is_floating(dtype):
+        return x
+    if not decimals:
+        return engine(how, dtype)(x)
+    return in_float32(lambda x, inner: _round_to(x, decimals, inner), dtype, x)
+
+
+def _round_to(x, decimals, dtype):
+    """To a number of decimals; where the scaled number would overflow, there is nothing to round."""
+    scale = scalar(min(10.0 ** abs(decimals), LARGEST[dtype]), dtype)
+    scaled = x * scale if decimals > 0 else x / scale
+    near = engine("round", dtype)(scaled)
+    near = near / scale if decimals > 0 else near * scale
+    return where(abs(scaled) < scalar(np.inf, dtype), near, x, dtype)
+
+
+def nan_to_num(x, dtype, nan=0.0, posinf=None, neginf=None):
+    if not is_floating(dtype):
+        return x
+    largest = LARGEST[dtype]
+    high, low = largest if posinf is None else posinf, -largest if neginf is None else neginf
+    x = where(x == x, x, scalar(nan, dtype), dtype)
+    x = where(x == scalar(np.inf, dtype), scalar(high, dtype), x, dtype)
+    return where(x == scalar(-np.inf, dtype), scalar(low, dtype), x, dtype)
+
+
+def close(x, y, rtol, atol, equal_nan, dtype):
+    from keras import ops
+
+    near = abs(x - y) <= scalar(atol, dtype) + scalar(rtol, dtype) * abs(y)
+    result = ops.where(ops.isfinite(y), near, x == y)
+    return ops.logical_or(result, ops.logical_and(x != x, y != y)) if equal_nan else result
+
+
+# -- along axes --------------------------------------------------------------------------------------------------------
+
+
+def runs(axes):
+    """Adjacent axes grouped: [0, 2, 3] gives [(0, 1), (2, 4)]."""
+    result = []
+    for axis in sorted(axes):
+        if result and result[-1][1] == axis:
+            result[-1] = (result[-1][0], axis + 1)
+        else:
+            result.append((axis, axis + 1))
+    return result
+
+
+def reduce_along(function, x, axes):
+    """Applies a function that reduces the middle of three axes, to each run of adjacent axes in turn."""
+    from keras import ops
+
+    shape = ops.shape(x)
+    for start, stop in reversed(runs(axes)):
+        parts = shape[:start], shape[start:stop], shape[stop:]
+        x = function(ops.reshape(x, [math.prod(part) for part in parts]))
+        shape = shape[:start] + shape[stop:]
+    return ops.reshape(x, shape)
+
+
+def total(x, axes, dtype):
+    """The sum. Long float sums are taken in blocks where the backend would add one term after the other."""
+    import keras
+
+    linear = is_floating(dtype) and keras.backend.backend() not in ("jax", "torch")
+    return reduce_along(_sum_in_blocks if linear else _sum_middle, recast(x, dtype), axes)
+
+
+def _sum_middle(x):
+    from keras import ops
+
+    return ops.sum(x, axis=1)
+
+
+def _sum_in_blocks(x):
+    """Sums of at most `BLOCK` terms; a contiguous axis needs no help, NumPy and TensorFlow add that pairwise."""
+    from keras import ops
+
+    outer, count, inner = x.shape
+    if None in (outer, count, inner) or inner == 1 or count <= BLOCK:
+        return ops.sum(x, axis=1)
+    whole = count - count % BLOCK
+    blocks = ops.reshape(x[:, :whole], (outer, BLOCK, whole // BLOCK, inner))
+    result = _sum_in_blocks(ops.sum(blocks, axis=1))
+    return result if whole == count else result + ops.sum(x[:, whole:], axis=1)
+
+
+def mean(x, axes, dtype):
+    return total(x, axes, dtype) / _length(x, axes, dtype)
+
+
+def _length(x, axes, dtype):
+    """How many entries are reduced to one, as a scalar of a float dtype."""
+    from keras import ops
+
+    shape = ops.shape(x)
+    lengths = [shape[axis] for axis in axes]
+    if all(isinstance(length, int) for length in lengths):
+        return scalar(math.prod(lengths), dtype)
+    return ops.cast(math.prod(lengths), dtype)
+
+
+def variance(x, axes, dtype):
+    centred = x - restore_axes(mean(x, axes, dtype), axes)
+    return mean(centred * centred, axes, dtype)
+
+
+def deviation(x, axes, dtype):
+    return engine("sqrt", dtype)(variance(x, axes, dtype))
+
+
+def product(x, axes, dtype):
+    multiply = engine("prod", dtype)
+    return reduce_along(lambda part: recast(multiply(part, 1), dtype), x, axes)
+
+
+def largest(x, axes, dtype):
+    from keras import ops
+
+    return reduce_along(lambda part: ops.max(part, axis=1), x, axes)
+
+
+def smallest(x, axes, dtype):
+    from keras import ops
+
+    return reduce_along(lambda part: ops.min(part, axis=1), x, axes)
+
+
+def any_along(x, axes, dtype):
+    from keras import ops
+
+    return reduce_along(lambda part: ops.any(part, axis=1), _as_flags(x, dtype), axes)
+
+
+def all_along(x, axes, dtype):
+    from keras import ops
+
+    return reduce_along(lambda part: ops.all(part, axis=1), _as_flags(x, dtype), axes)
+
+
+def _as_flags(x, dtype):
+    return x if dtype == "bool" else x != scalar(0, dtype)
+
+
+def count(x, axes, dtype):
+    return total(_as_flags(x, dtype), axes, "int32")
+
+
+def first_largest(x, axes, dtype):
+    """The index of the first NaN, else of the first largest entry, as int32; of several axes, into all of them."""
+    return _first_best("max", x, axes, dtype)
+
+
+def first_smallest(x, axes, dtype):
+    return _first_best("min", x, axes, dtype)
+
+
+def _first_best(how, x, axes, dtype):
+    """The backends disagree on NaN, on ties, and (by design of Keras) on the order of −0 and 0."""
+    from keras import ops
+
+    def of_three_axes(part):
+        best = getattr(ops, how)(part, axis=1, keepdims=True)
+        found = part == best
+        if is_floating(dtype):
+            found = ops.where(best == best, found, part != part)
+        return _first_true(found)
+
+    return reduce_along(of_three_axes, x, axes)
+
+
+def _first_true(flags):
+    """Along the middle of three axes."""
+    from keras import ops
+
+    length = ops.shape(flags)[1]
+    places = ops.reshape(ops.arange(length, dtype="int32"), (1, length, 1))
+    return ops.min(ops.where(flags, places, scalar(RANGES["int32"][1], "int32")), axis=1)
+
+
+def logsumexp(x, axes, dtype):
+    from keras import ops
+
+    if 0 in x.shape:
+        return total(x, axes, dtype) - scalar(np.inf, dtype)
+    top = largest(x, axes, dtype)
+    top = where(ops.isfinite(top), top, scalar(0, dtype), dtype)
+    scaled = engine("exp", dtype)(x - restore_axes(top, axes))
+    return engine("log", dtype)(total(scaled, axes, dtype)) + top
+
+
+def norm(x, axes, dtype, ord=None):
+    """Of a vector; of several axes, as if they were one."""
+    if ord == np.inf:
+        return largest(abs(x), axes, dtype) if 0 not in x.shape else total(x, axes, dtype)
+    if ord == -np.inf:
+        return smallest(abs(x), axes, dtype)
+    if ord == 1:
+        return total(abs(x), axes, dtype)
+    return engine("sqrt", dtype)(total(x * x, axes, dtype))
+
+
+def softmax(x, dtype, axis, log):
+    top = restore_axes(largest(x, (axis,), dtype), (axis,))
+    shifted = x - top
+    powers = engine("exp", dtype)(shifted)
+    whole = restore_axes(total(powers, (axis,), dtype), (axis,))
+    return shifted - engine("log", dtype)(whole) if log else powers / whole
+
+
+def accumulate(how, x, axis, dtype):
+    """`cumsum` or `cumprod`."""
+    return engine(how, dtype)(x, axis)
+
+
+def restore_axes(x, axes):
+    """Reduced axes put back, with length 1."""
+    from keras import ops
+
+    return ops.expand_dims(x, tuple(axes)) if axes else x
+
+
+def recast(x, dtype):
+    """Between dtypes where nothing is lost, or integers wrap."""
+    from keras import ops
+
+    return ops.cast(x, dtype)
+
+
+# -- in order ----------------------------------------------------------------------------------------------------------
+
+
+def order(x, axis, dtype):
+    """The indices that sort along an axis: stable, NaN last, as int32."""
+    return in_rows(lambda rows: _order(rows, dtype), x, axis)
+
+
+def sort(x, axis, dtype):
+    """Ascending, NaN last; equal entries keep their order, so that the bits are the same everywhere."""
+    from keras import ops
+
+    def rows_sorted(rows):
+        return carried(lambda r: ops.take_along_axis(r, _order(rows, dtype), axis=1), dtype, rows)
+
+    return in_rows(rows_sorted, x, axis)
+
+
+def _order(x, dtype):
+    """Along the middle of three axes."""
+    import keras
+    from keras import ops
+
+    if dtype == "bool":
+        x = ops.cast(x, "int8")
+    elif dtype in ("float16", "bfloat16"):
+        x, dtype = ops.cast(x, "float32"), "float32"
+    backend = keras.backend.backend()
+    if backend == "numpy":
+        return np.argsort(x, axis=1, kind="stable").astype("int32")
+    if backend not in ("jax", "torch") and is_floating(dtype):
+        x = _sortable(x, dtype)  # TensorFlow sorts NaN anywhere
+    return ops.cast(ops.argsort(x, axis=1), "int32")
+
+
+def _sortable(x, dtype):
+    """Integers in the order of the floats, all NaN equal and last, −0 equal to 0."""
+    from keras import ops
+
+    whole = "int64" if dtype == "float64" else "int32"
+    x = where(x == scalar(0, dtype), scalar(0, dtype), x, dtype)
+    bits = ops.view(x, whole)
+    low, high = RANGES[whole]
+    bits = where(bits < scalar(0, whole), scalar(low, whole) - bits, bits, whole)
+    return where(x == x, bits, scalar(high, whole), whole)
+
+
+def in_rows(function, x, axis):
+    """Applies a function that works along the middle of three axes, and keeps the shape."""
+    from keras import ops
+
+    shape = ops.shape(x)
+    rows = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+    return ops.reshape(function(ops.reshape(x, rows)), shape)
+
+
+def quantile(x, share, axes, method, dtype):
+    """By NumPy's definition; NaN where one entry is."""
+    from keras import ops
+
+    axis = axes[0] if len(axes) == 1 else 0
+    x = x if len(axes) == 1 else ops.reshape(x, (-1,))
+    x = ops.moveaxis(sort(x, axis, dtype), axis, -1)
+    length = x.shape[-1]
+    place = share * (length - 1)
+    below = min(math.floor(place), length - 1)
+    part = {"lower": 0, "higher": 1, "midpoint": 0.5, "nearest": round(place) - below}.get(method, place - below)
+    low, last = x[..., below], x[..., length - 1]
+    result = low
+    if place != below and part:
+        high = x[..., below + 1]
+        step = high - low
+        if part < 0.5:
+            between = low + step * scalar(part, dtype)
+        else:
+            between = high - step * scalar(1 - part, dtype)
+        result = where(low == high, low, between, dtype) if part < 1 else high
+    return where(last == last, result, last, dtype)
+
+
+# -- moving and making entries -----------------------------------------------------------------------------------------
+
+
+def move(name, x, options, dtype):
+    """A function of `keras.ops` that moves entries and keeps their bits."""
+    from keras import ops
+
+    name, options = ("reshape", ((-1,),)) if name == "ravel" else (name, options)
+    return carried(lambda part: getattr(ops, name)(part, *options), dtype, x)
+
+
+def reshape(x, shape):
+    from keras import ops
+
+    return ops.reshape(x, shape)
+
+
+def concatenate(tensors, axis, dtype):
+    from keras import ops
+
+    return carried(lambda *parts: ops.concatenate(parts, axis=axis), dtype, *tensors)
+
+
+def stack(tensors, axis):
+    from keras import ops
+
+    return ops.stack(tensors, axis=axis)
+
+
+def full(shape, value, dtype):
+    from keras import ops
+
+    return carried(lambda part: ops.broadcast_to(part, shape), dtype, value)
+
+
+def filled_like(x, number, dtype):
+    """For shapes that are known only inside the graph."""
+    from keras import ops
+
+    return ops.cast(ops.full_like(ops.cast(x, "float32"), number), dtype)
+
+
+def eye(rows, columns, k, dtype):
+    from keras import ops
+
+    return ops.cast(ops.eye(rows, columns, k=k, dtype="int32"), dtype)
+
+
+def sequence(start, step, length, dtype, last=None):
+    """`start + i * step`, integers exactly, floats in double precision; `last`, if given, ends it exactly."""
+    array = np.arange(length, dtype="int64" if isinstance(step, int) else "float64")
+    array *= step
+    array += start
+    if last is not None and length > 1:
+        array[-1] = last
+    return as_tensor(array.astype(NUMPY[dtype]), dtype)
+
+
+def cast_array(array, dtype):
+    """A NumPy array of literals as `cast` would have it."""
+    if dtype not in RANGES or array.dtype.kind == "b":
+        return (array != 0) if dtype == "bool" else array.astype(NUMPY[dtype])
+    flat = [int(number) if math.isfinite(number) else 0 for number in array.ravel().tolist()]
+    period = 2 ** INTEGERS[dtype]
+    wrapped = [(number - RANGES[dtype][0]) % period + RANGES[dtype][0] for number in flat]
+    return np.array(wrapped, dtype=NUMPY[dtype]).reshape(array.shape)

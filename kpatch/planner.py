@@ -1,0 +1,418 @@
+"""Patch + names → `Plan`: every check that can be made before the first write, and nothing written.
+
+A plan is a list of steps, one for each statement; consecutive statements that each set one entry to a number become
+one step for each variable, so that ten thousand of them cost one write.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kpatch import arithmetic, functions, indexing, tensors
+from kpatch import evaluate as ev
+from kpatch.dtypes import Value, is_floating, is_integer
+from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
+from kpatch.syntax import ast
+
+MIN_BATCH = 8  # single-entry statements in a row from which one batched write pays
+NUMBERS = (ast.Integer, ast.Float)
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """A tensor that a statement can write to: a variable of the model, or the implied tensor `_`."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    variable: Any = None
+
+    def unknown(self):
+        """The place's value while planning."""
+        return Value(self.dtype, self.shape, None)
+
+
+@dataclass(eq=False, slots=True)
+class EditStep:
+    """One statement that writes.
+
+    Attributes:
+        statement: the `ast.Edit`.
+        place: what it writes to.
+        selection: the entries, or `None` where they depend on values.
+        shape: the shape of the selected entries, `None` for lengths that depend on values.
+        constant: the values as a NumPy array of the place's dtype, or `None` where they depend on values.
+        scalar: the right-hand side is one number that does not depend on the entries.
+        operand: for `op=` by a number, that number as a `Value` of the place's dtype.
+        prepared: the constant as a writer takes it fastest, filled at the first run.
+    """
+
+    statement: ast.Edit
+    place: Place
+    selection: Any
+    shape: tuple
+    constant: Any = None
+    scalar: bool = False
+    operand: Any = None
+    prepared: Any = None
+
+    @property
+    def statements(self):
+        return (self.statement,)
+
+
+@dataclass(eq=False, slots=True)
+class BatchStep:
+    """Statements in a row that each set one entry of the same place to a number.
+
+    Attributes:
+        statements: the `ast.Edit`s, in order.
+        offsets: the flat offset that each writes to.
+        numbers: the number that each writes, in the place's dtype.
+        selection: the distinct entries.
+        constant: what each distinct entry ends with.
+    """
+
+    statements: tuple
+    place: Place
+    offsets: np.ndarray
+    numbers: np.ndarray
+    selection: indexing.Positions
+    constant: np.ndarray
+    prepared: Any = None
+
+    @property
+    def shape(self):
+        return self.selection.shape
+
+
+@dataclass(eq=False, slots=True)
+class AssertStep:
+    statement: ast.Assert
+
+
+@dataclass(eq=False, slots=True)
+class LetStep:
+    statement: ast.Let
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a patch would do to a model: checked, and nothing written. `print(plan)` shows it as a table.
+
+    Attributes:
+        patch: the `Patch`.
+        steps: what is executed, in order.
+        rows: a `Row` for each statement that writes.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> plan = kpatch.plan(model, "dense_1.kernel[0] = 1.0")
+        >>> plan.rows[0].path, plan.rows[0].shape, plan.rows[0].entries
+        ('dense_1.kernel', (4, 3), 3)
+    """
+
+    patch: ast.Patch
+    steps: tuple
+    find: Callable = field(repr=False)
+
+    @cached_property
+    def rows(self):
+        from kpatch.report import plan_rows
+
+        return plan_rows(self)
+
+    def __str__(self):
+        from kpatch.report import as_text
+
+        return as_text(self.__rich__())
+
+    def __rich__(self):
+        from kpatch.report import plan_table
+
+        return plan_table(self)
+
+
+def make(patch, find, implied=None, traced=False):
+    """Plans a patch; all its errors are raised together.
+
+    Args:
+        patch: the `Patch`.
+        find: gives the `Place` of a `Selector`, and of `None` for `_`.
+        implied: what `_` is in `let` and `assert`, as a `Value`, or `None`.
+        traced: the plan is for a compiled function, where values cannot be looked at.
+    """
+    scope = ev.Scope(lambda selector: find(selector).unknown(), implied=implied, traced=traced)
+    steps, errors, edits = [], [], []
+    for statement in (*patch.statements, None):
+        if isinstance(statement, ast.Edit):
+            edits.append(statement)
+            continue
+        steps += _edits(edits, find, scope, errors)
+        edits = []
+        if statement is not None:
+            steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
+    if errors:
+        raise combine([error.locate(None, patch.source) for error in errors])
+    return Plan(patch, tuple(steps), find)
+
+
+def _edits(edits, find, scope, errors):
+    """The steps of statements that write, those that can be batched in one."""
+    steps, run = [], []
+    for statement in (*edits, None):
+        if statement is not None and _sets_one_entry(statement):
+            run.append(statement)
+            continue
+        batches = _batches(run, find) if len(run) >= MIN_BATCH else None
+        if batches is None:
+            batches = [step for s in run for step in _collect(errors, plan_edit, s, find, scope)]
+        steps += batches
+        run = []
+        if statement is not None:
+            steps += _collect(errors, plan_edit, statement, find, scope)
+    return steps
+
+
+def _collect(errors, function, statement, *args):
+    """The step of one statement, or its error kept for later."""
+    try:
+        return [function(statement, *args)]
+    except ev.PoisonedError:
+        return []
+    except PatchError as error:
+        errors.append(error.locate(statement.span))
+        return []
+
+
+def plan_edit(statement, find, scope):
+    place = find(None if isinstance(statement.target.selector, ast.Implied) else statement.target.selector)
+    selection, shape, masked = _selected(statement, place, scope)
+    implied = Value(place.dtype, shape, None)
+    if masked and scope.traced:
+        implied = _implied_under_mask(statement, place, scope)
+        shape = place.shape
+    value = evaluate_side(statement, scope, implied)
+    step = EditStep(statement, place, selection, shape)
+    step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
+    if statement.op == "=" and value.weak:
+        step.constant = _fitted_constant(statement, value, place, shape)
+        return step
+    if value.weak and value.shape == () and is_floating(place.dtype):
+        step.operand = _converted(statement, value, place.dtype)
+    assigned_value(statement, value, implied, place, shape, scope.traced)
+    return step
+
+
+def _selected(statement, place, scope):
+    """The selection where it is known, its shape, and whether it is one mask of the whole tensor."""
+    nodes = statement.target.index
+    if nodes is None:
+        selection = indexing.select(place.shape, (Ellipsis,))
+        return selection, selection.shape, False
+    items = ev.index_items(nodes, scope.with_implied(place.unknown()))
+    if ev.known(items):
+        selection = ev.select(place.shape, items, nodes)
+        return selection, selection.shape, False
+    masked = is_mask(items, place.shape)
+    if scope.traced and not masked:
+        ev.refuse_traced_index(items, nodes)
+    return None, ev.infer(place.shape, items, nodes), masked
+
+
+def is_mask(items, shape):
+    """Whether the items are one boolean tensor of the whole shape."""
+    return len(items) == 1 and isinstance(items[0], Value) and items[0].dtype == "bool" and items[0].shape == shape
+
+
+def evaluate_side(statement, scope, implied):
+    """The right-hand side; `_` in it is the present value of the entries."""
+    return ev.evaluate(statement.value, scope.with_implied(implied))
+
+
+def assigned_value(statement, value, implied, place, shape, traced=False):
+    """What the statement writes: the operator applied, cast to the place's dtype, of a shape that fits."""
+    if statement.op != "=":
+        value = operated(statement, implied, value)
+    value = _converted(statement, value, place.dtype, traced)
+    return _fitted(statement, value, shape)
+
+
+def operated(statement, implied, value):
+    try:
+        return arithmetic.binary(statement.op[:-1], implied, value)
+    except PatchError as error:
+        raise error.locate(statement.target.span if error.argument == 0 else statement.value.span) from None
+
+
+def _converted(statement, value, dtype, traced=False):
+    try:
+        return arithmetic.convert(value, dtype, traced=traced)
+    except PatchError as error:
+        raise error.locate(statement.value.span) from None
+
+
+def _fitted(statement, value, shape):
+    try:
+        fitted = indexing.fit(value.shape, shape)
+    except PatchError as error:
+        raise error.locate(statement.value.span) from None
+    if fitted == value.shape:
+        return value
+    data = None if value.data is None else value.data.reshape(fitted) if value.weak else _reshaped(value.data, fitted)
+    return Value(value.dtype, fitted, data, value.weak)
+
+
+def _reshaped(data, shape):
+    from keras import ops
+
+    return ops.reshape(data, shape)
+
+
+def _fitted_constant(statement, value, place, shape):
+    value = _fitted(statement, _converted(statement, value, place.dtype), shape)
+    return value.data
+
+
+def _mentions_entries(node):
+    return any(isinstance(part, ast.Implied) for part in ast.walk(node))
+
+
+ELEMENTWISE = (ast.Implied, ast.Integer, ast.Float, ast.Boolean, ast.Constant, ast.Unary, ast.Binary, ast.Compare)
+
+
+def _implied_under_mask(statement, place, scope):
+    """`_` under a mask in a compiled function: the whole tensor, which only element-wise expressions allow."""
+    for part in ast.walk(statement.value):
+        fine = isinstance(part, (*ELEMENTWISE, ast.Argument, ast.String)) or (
+            isinstance(part, ast.Call) and functions.is_elementwise(part.function)
+        )
+        local = isinstance(part, ast.Local) and part.name in scope.locals and scope.locals[part.name].shape == ()
+        if not (fine or local) or (isinstance(part, ast.Binary) and part.op == "@"):
+            raise UnsupportedError(
+                "under a mask in a compiled function the value is a scalar or element-wise in '_'"
+            ).locate(part.span)
+    return place.unknown()
+
+
+def _plan_assert(statement, scope):
+    check_assertion(statement, scope)
+    return AssertStep(statement)
+
+
+def check_assertion(statement, scope):
+    """Raises where the assertion's value is known, and not all entries hold."""
+    value = ev.evaluate(statement.condition, scope)
+    if value.dtype != "bool":
+        raise DTypeError(f"an assertion is a boolean, found {value.dtype}").locate(statement.condition.span)
+    if value.data is None or scope.traced:
+        return
+    held = np.asarray(value.data if value.weak else tensors.to_numpy(value.data))
+    if held.all():
+        return
+    notes = []
+    if held.ndim:
+        first = np.unravel_index(np.flatnonzero(~held)[0], held.shape)
+        notes.append(f"{held.size - held.sum()} of {held.size} entries do not hold, the first at {list(map(int, first))}")
+    notes += _compared(statement.condition, scope)
+    message = "assertion failed" + (f": {statement.message}" if statement.message else "")
+    raise PatchAssertionError(message, notes=notes).locate(statement.condition.span)
+
+
+def _compared(node, scope):
+    """What the operands of a failed comparison are, where they are small."""
+    if not isinstance(node, ast.Compare):
+        return
+    for operand in node.operands:
+        value = ev.evaluate(operand, scope)
+        if isinstance(operand, NUMBERS) or value.data is None or int(np.prod(value.shape)) > 8:
+            continue
+        data = value.data if value.weak else tensors.to_numpy(value.data)
+        yield f"{operand} is {np.asarray(data).tolist()}"
+
+
+def _plan_let(statement, scope):
+    scope.locals[statement.name] = None  # poisoned while it fails
+    scope.locals[statement.name] = ev.evaluate(statement.value, scope)
+    return LetStep(statement)
+
+
+_OTHERS = {ast.Assert: _plan_assert, ast.Let: _plan_let}
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+def _sets_one_entry(statement):
+    """Whether the statement is `name[integers] = number`."""
+    index = statement.target.index
+    return (
+        statement.op == "="
+        and index is not None
+        and _number(statement.value) is not None
+        and all(type(item) is ast.Integer for item in index)
+    )
+
+
+def _number(node):
+    if type(node) is ast.Unary and node.op == "-" and type(node.operand) is ast.Float:
+        return -node.operand.value
+    return node.value if type(node) in NUMBERS else None
+
+
+def _batches(statements, find):
+    """A step for each place, or `None` where anything is out of the ordinary: then each is planned by itself."""
+    selectors, places, groups = {}, {}, {}
+    for statement in statements:
+        selector = statement.target.selector
+        place = selectors.get(selector)
+        if place is None:
+            try:
+                place = selectors[selector] = find(None if isinstance(selector, ast.Implied) else selector)
+            except PatchError:
+                return None
+        places[id(place)] = place
+        groups.setdefault(id(place), []).append(statement)
+    steps = [_batch(group, places[key]) for key, group in groups.items()]
+    return None if None in steps else steps
+
+
+def _batch(statements, place):
+    offsets = _offsets(statements, place.shape)
+    numbers = _numbers(statements, place.dtype)
+    if offsets is None or numbers is None:
+        return None
+    last = indexing.last_wins(offsets)
+    distinct = offsets[last]
+    selection = indexing.Positions(distinct, distinct.shape)
+    return BatchStep(tuple(statements), place, offsets, numbers, selection, numbers[last])
+
+
+def _offsets(statements, shape):
+    """The flat offsets that the statements write to, or `None` where an index does not fit."""
+    rank = len(shape)
+    if any(len(s.target.index) != rank for s in statements):
+        return None
+    index = np.array([[item.value for item in s.target.index] for s in statements])
+    if index.dtype != np.int64:
+        return None
+    index = index + np.where(index < 0, np.array(shape, "int64"), 0)
+    if ((index < 0) | (index >= shape)).any():
+        return None
+    return np.ravel_multi_index(tuple(index.T), shape).astype("int64")
+
+
+def _numbers(statements, dtype):
+    """The numbers in the place's dtype, or `None` where one would lose by it."""
+    numbers = [_number(s.value) for s in statements]
+    if not is_floating(dtype) and not (is_integer(dtype) and all(type(n) is int for n in numbers)):
+        return None
+    wide = np.array(numbers, "float64" if is_floating(dtype) else None)
+    try:
+        return arithmetic.convert(arithmetic.literal(wide), dtype).data
+    except PatchError:
+        return None

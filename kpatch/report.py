@@ -1,0 +1,209 @@
+"""How plans and edits are shown: as rows, as tables of `rich`, as text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpatch import evaluate as ev
+from kpatch import execute, indexing, planner, tensors
+from kpatch.dtypes import tensor
+from kpatch.syntax import ast
+
+WIDTH = 120  # columns of a table printed as text
+MAX_ROWS = 40  # rows of a table; more are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One statement of a plan.
+
+    Attributes:
+        statement: its text.
+        path: the variable that it writes to.
+        shape, dtype: of the variable.
+        entries: how many entries it writes; `None` where that depends on what earlier statements write.
+    """
+
+    statement: str
+    path: str
+    shape: tuple
+    dtype: str
+    entries: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one statement did to one variable.
+
+    Attributes:
+        statement: its text.
+        path: the variable.
+        shape, dtype: of the variable.
+        entries: how many entries were written.
+        before, after: NumPy arrays of the values of those entries, flat, in the order of the selection.
+    """
+
+    statement: str
+    path: str
+    shape: tuple
+    dtype: str
+    entries: int
+    before: np.ndarray
+    after: np.ndarray
+
+
+def plan_rows(plan):
+    """The rows of a plan, in the order of its statements."""
+    counts = _entries(plan)
+    rows = [
+        (statement.span, Row(_text(statement, plan.patch), step.place.path, step.place.shape, step.place.dtype, count))
+        for step, count in counts
+        for statement in step.statements
+    ]
+    return tuple(row for _, row in sorted(rows, key=lambda item: item[0]))
+
+
+def _text(statement, patch):
+    return patch.source[slice(*statement.span)]
+
+
+def _entries(plan):
+    """How many entries each statement of each step writes."""
+    from kpatch import writers
+
+    live = execute.Live(plan, writers.current(), donate=False)
+    scope = ev.Scope(live.look_up, live.read)
+    written, fresh = set(), True
+    for step in plan.steps:
+        if isinstance(step, planner.AssertStep):
+            continue
+        if isinstance(step, planner.LetStep):
+            fresh = fresh and not _reads(step.statement.value, plan, None) & written
+            if fresh:
+                scope.locals[step.statement.name] = ev.evaluate(step.statement.value, scope)
+            continue
+        if isinstance(step, planner.BatchStep):
+            yield step, 1
+        elif step.selection is not None:
+            yield step, step.selection.size
+        else:
+            known = fresh and not any(_reads(node, plan, step.place) & written for node in step.statement.target.index)
+            yield step, _count(step, live, scope) if known else None
+        written.add(id(step.place))
+
+
+def _reads(node, plan, implied):
+    """The places that an expression reads."""
+    parts = list(ast.walk(node))
+    places = [plan.find(part.selector) for part in parts if isinstance(part, ast.Reference)]
+    places += [implied] * any(isinstance(part, ast.Implied) for part in parts)
+    return {id(place) for place in places}
+
+
+def _count(step, live, scope):
+    selection = execute.dynamic_selection(step, live, scope)
+    if isinstance(selection, indexing.Mask):
+        return int(np.count_nonzero(tensors.to_numpy(selection.mask)))
+    return selection.size
+
+
+def writes(records, patch):
+    """A `Write` for each statement and variable, in the order of the statements."""
+    found = []
+    for record in records:
+        batch = isinstance(record.step, planner.BatchStep)
+        found += _batch_writes(record, patch) if batch else [(record.step.statement.span, _write(record, patch))]
+    return tuple(write for _, write in sorted(found, key=lambda item: item[0]))
+
+
+def _write(record, patch):
+    before = tensors.to_numpy(record.before)
+    after = np.broadcast_to(_after(record, before), before.shape)
+    if isinstance(record.selection, indexing.Mask):
+        mask = tensors.to_numpy(record.selection.mask)
+        before, after = before[mask], after[mask]
+    place = record.step.place
+    text = _text(record.step.statement, patch)
+    return Write(text, place.path, place.shape, place.dtype, before.size, before.ravel(), after.ravel())
+
+
+def _after(record, before):
+    """What was written: kept, or computed again from what was there."""
+    if record.after is not None:
+        return tensors.to_numpy(record.after)
+    value = planner.operated(record.step.statement, tensor(record.before), record.step.operand)
+    return tensors.to_numpy(value.data)
+
+
+def _batch_writes(record, patch):
+    """The writes of a batch, one a statement; where an entry is written twice, each sees the one before."""
+    step = record.step
+    present = dict(zip(record.selection.flat.tolist(), tensors.to_numpy(record.before), strict=True))
+    for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
+        before, present[offset] = present[offset], number
+        place, text = step.place, _text(statement, patch)
+        pair = np.array([before, number], step.numbers.dtype)
+        yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:])
+
+
+def plan_table(plan):
+    table = _table("statement", "variable", "shape", "dtype", "entries")
+    rows = [(r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}") for r in plan.rows]
+    return _filled(table, rows)
+
+
+def writes_table(found):
+    table = _table("statement", "variable", "shape", "entries", "before", "after")
+    rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before), sample(w.after)) for w in found]
+    return _filled(table, rows)
+
+
+def _table(*columns):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right" if column == "entries" else "left", overflow="fold")
+    return table
+
+
+def _filled(table, rows):
+    from rich.text import Text
+
+    for row in rows[:MAX_ROWS]:
+        table.add_row(*(Text(cell) for cell in row))
+    if len(rows) > MAX_ROWS:
+        table.caption = f"... and {len(rows) - MAX_ROWS:,} more statements"
+    return table
+
+
+def shape(lengths):
+    return "(" + ", ".join(map(str, lengths)) + ("," if len(lengths) == 1 else "") + ")"
+
+
+def sample(values):
+    """The values where they are few, else their range and mean."""
+    values = np.asarray(values)
+    if values.size == 0:
+        return "-"
+    if values.dtype == bool or values.size <= 3:
+        head = ", ".join(_number(value) for value in values[:3])
+        return head + (", …" if values.size > 3 else "")
+    wide = values.astype("float64")
+    return f"{_number(wide.min())} … {_number(wide.max())}, mean {_number(wide.mean())}"
+
+
+def _number(value):
+    return str(value) if isinstance(value, np.bool_) else f"{float(value):.4g}"
+
+
+def as_text(renderable, width=WIDTH):
+    """What `rich` would print, without colours."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

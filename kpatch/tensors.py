@@ -1,0 +1,85 @@
+"""Reading and replacing entries of a tensor, as pure functions by `keras.ops` alone, on any backend.
+
+They hide where the backends' own indexing differs: torch has no negative steps, `keras.ops.scatter_update` and
+`slice_update` write into their argument on numpy, TensorFlow takes −1 for an entry before the first.
+"""
+
+import numpy as np
+
+from kpatch.indexing import Mask, Point, Positions, Region
+
+
+def take(tensor, selection):
+    """The selected entries, of shape `selection.shape`, as a tensor of the same dtype."""
+    from keras import ops
+
+    if isinstance(selection, Point):
+        return tensor[selection.index]
+    if isinstance(selection, Region):
+        return _take_region(tensor, selection)
+    if isinstance(selection, Mask):
+        raise TypeError(f"a mask is read by its positions. Received: selection={selection}")
+    flat = ops.take(ops.reshape(tensor, (-1,)), selection.flat, axis=0)
+    return ops.reshape(flat, selection.shape)
+
+
+def replace(tensor, selection, values):
+    """A new tensor with the selected entries replaced; `values` broadcasts to `selection.shape`."""
+    from keras import ops
+
+    values = ops.convert_to_tensor(values)
+    if isinstance(selection, Mask):
+        return ops.where(selection.mask, values, tensor)
+    if selection.size == 0:
+        return tensor
+    if isinstance(selection, Region) and selection.full:
+        return ops.copy(ops.broadcast_to(values, selection.shape))
+    flat = positions(selection, tensor.shape).flat
+    values = ops.reshape(ops.broadcast_to(values, selection.shape), (-1,))
+    whole = ops.copy(ops.reshape(tensor, (-1,)))  # numpy's scatter writes into its argument
+    return ops.reshape(ops.scatter_update(whole, flat[:, None], values), tensor.shape)
+
+
+def positions(selection, shape):
+    """The selection as flat offsets into a tensor of that shape."""
+    if isinstance(selection, Positions):
+        return selection
+    if isinstance(selection, Point):
+        flat = np.ravel_multi_index(selection.index, tuple(shape)) if selection.index else 0
+        return Positions(np.array([flat], "int64"), ())
+    axes = zip(selection.starts, selection.counts, selection.steps, strict=True)
+    grid = [start + step * np.arange(count) for start, count, step in axes]
+    strides = np.cumprod([1, *reversed(shape)])[:-1][::-1]
+    flat = sum((axis * int(s) for axis, s in zip(np.ix_(*grid), strides, strict=True)), np.zeros((), "int64"))
+    return Positions(np.ravel(flat).astype("int64"), selection.shape)
+
+
+def _take_region(tensor, region):
+    """Slices with positive steps, then flips: every backend can do both."""
+    from keras import ops
+
+    slices, backward, kept = [], [], 0
+    axes = zip(region.starts, region.counts, region.steps, strict=True)
+    for axis, (start, count, step) in enumerate(axes):
+        if axis in region.dropped:
+            slices.append(start)
+            continue
+        first = start if step > 0 else start + step * (count - 1)
+        slices.append(slice(first, first + abs(step) * (count - 1) + 1, abs(step)) if count else slice(0, 0))
+        if step < 0:
+            backward.append(kept)
+        kept += 1
+    taken = tensor[tuple(slices)]
+    return ops.flip(taken, axis=tuple(backward)) if backward else taken
+
+
+
+def to_numpy(tensor):
+    """The tensor as a NumPy array; TensorFlow gives one for 0-d bfloat16 only by way of an axis."""
+    from keras import ops
+
+    if isinstance(tensor, np.ndarray | np.generic):
+        return np.asarray(tensor)
+    if tuple(tensor.shape):
+        return np.asarray(ops.convert_to_numpy(tensor))
+    return np.asarray(ops.convert_to_numpy(ops.reshape(tensor, (1,)))).reshape(())

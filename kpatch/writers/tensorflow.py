@@ -1,0 +1,146 @@
+"""Entries of variables on the tensorflow backend.
+
+TensorFlow's sparse assignments write in place, but leave the variable in copy-on-read mode: from then on every dense
+read copies it. `DisableCopyOnRead` takes that back. What others hold is the runtime's own care: an assignment that
+finds a tensor sharing the variable's buffer first copies the buffer, under the variable's lock. So a tensor read
+before keeps its values, also in another thread, and `donate=False` asks for nothing more. (One holder the runtime does
+not know: foreign memory that reached the variable by DLPack.)
+
+What TensorFlow has no kernel for (most of float8, more than seven axes) goes the long way, by `generic`.
+"""
+
+import functools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from kpatch.indexing import Mask, Point, Positions, Region
+from kpatch.writers import generic
+
+raw = tf.raw_ops
+OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
+NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
+
+
+def read(variable, selection):
+    """The selected entries in memory of their own; for a `Mask` the whole tensor."""
+    try:
+        return _take(_components(variable)[0], selection)
+    except NO_KERNEL:
+        return generic.read(variable, selection)
+
+
+def write(variable, selection, values, donate=True):
+    """Writes values of the variable's dtype, in place where no tensor shares the variable's buffer."""
+    if not selection.size:
+        return
+    try:
+        values = _constant(values, variable._value.dtype)
+        for component in _components(variable):
+            _put(component, selection, values)
+    except NO_KERNEL:
+        generic.write(variable, selection, values)
+
+
+def prepare(variable, selection, array):
+    """The array as `write` takes it fastest: a tensor."""
+    return _constant(array, variable._value.dtype)
+
+
+def update(variable, region, op, old, operand):
+    """The region becomes `old <op> operand`."""
+    dtype = variable._value.dtype
+    write(variable, region, OPERATORS[op](x=_constant(old, dtype), y=_constant(operand, dtype)))
+
+
+def _components(variable):
+    """The variables that hold the value: one for each replica under a distribution strategy."""
+    value = variable._value
+    return value.values if isinstance(value, tf.distribute.DistributedValues) else (value,)
+
+
+def _take(component, selection):
+    tensor = raw.ReadVariableOp(resource=component.handle, dtype=component.dtype)  # shares the variable's buffer
+    shape = tuple(component.shape)
+    kind = type(selection)
+    if kind is Positions:
+        flat = raw.Reshape(tensor=tensor, shape=_vector((-1,)))
+        taken = raw.GatherV2(params=flat, indices=selection.flat, axis=0)
+        return raw.Reshape(tensor=taken, shape=_vector(selection.shape))
+    if kind is Mask or not shape or (kind is Region and selection.full):
+        return raw.DeepCopy(x=tensor)
+    rows = _rows(selection, shape)
+    if rows is None:
+        taken = raw.StridedSlice(input=tensor, **_bounds(selection))
+        return raw.DeepCopy(x=taken) if math.prod(shape[1:]) == 1 else taken  # a slice of whole rows shares the buffer
+    taken = raw.GatherV2(params=tensor, indices=rows, axis=0)
+    return raw.Reshape(tensor=taken, shape=_vector(selection.shape))
+
+
+def _put(component, selection, values):
+    handle, shape = component.handle, tuple(component.shape)
+    kind = type(selection)
+    if kind is Mask:
+        tensor = raw.ReadVariableOp(resource=handle, dtype=component.dtype)
+        values = raw.SelectV2(condition=selection.mask, t=values, e=tensor)
+    elif values.shape != selection.shape:
+        values = raw.BroadcastTo(input=values, shape=_vector(selection.shape))
+    if kind is Mask or not shape or (kind is Region and selection.full):  # the tensor becomes the variable's buffer
+        raw.AssignVariableOp(resource=handle, value=raw.Reshape(tensor=values, shape=_vector(shape)))
+        return
+    try:
+        if kind is Positions:
+            places = np.stack(selection.coordinates(shape), axis=-1)
+            values = raw.Reshape(tensor=values, shape=_vector((-1,)))
+            raw.ResourceScatterNdUpdate(ref=handle, indices=places, updates=values)
+            return
+        rows = _rows(selection, shape)
+        if rows is None:
+            raw.ResourceStridedSliceAssign(ref=handle, value=values, **_bounds(selection))
+        else:
+            values = raw.Reshape(tensor=values, shape=_vector((-1, *shape[1:])))
+            raw.ResourceScatterUpdate(resource=handle, indices=rows, updates=values)
+    finally:
+        raw.DisableCopyOnRead(resource=handle)
+
+
+def _rows(selection, shape):
+    """The places on the first axis, where the others are taken whole: rows are moved many times faster than entries."""
+    if type(selection) is Point or selection.counts[1:] != shape[1:] or any(selection.starts[1:]):
+        return None
+    start, count, step = selection.starts[0], selection.counts[0], selection.steps[0]
+    return np.arange(count) * step + start
+
+
+@functools.lru_cache(maxsize=1024)
+def _bounds(selection):
+    """The arguments that mean the selection for the strided operations."""
+    if type(selection) is Point:
+        begin = _vector(selection.index)
+        ones = _vector((1,) * len(selection.index))
+        return {"begin": begin, "end": begin, "strides": ones, "shrink_axis_mask": (1 << len(selection.index)) - 1}
+    axes = list(zip(selection.starts, selection.counts, selection.steps, strict=True))
+    ends = tuple(start + count * step for start, count, step in axes)
+    return {
+        "begin": _vector(selection.starts),
+        "end": _vector(ends),
+        "strides": _vector(selection.steps),
+        "end_mask": sum(1 << axis for axis, end in enumerate(ends) if end < 0),  # -1 would be the last entry
+        "shrink_axis_mask": sum(1 << axis for axis in selection.dropped),
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _vector(integers):
+    with tf.init_scope():  # a tensor to keep, also where a function is being traced
+        return tf.constant(integers, "int64", shape=(len(integers),))
+
+
+def _constant(values, dtype):
+    """The values as a tensor. Python's own scalars take a shorter way."""
+    if isinstance(values, tf.Tensor):
+        return values
+    if isinstance(values, (bool, int, float)):
+        return tf.constant(values, dtype)
+    return tf.convert_to_tensor(values, dtype)

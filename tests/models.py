@@ -1,0 +1,58 @@
+"""Small models of many kinds, for the tests."""
+
+import keras
+import numpy as np
+
+
+def dense(dtype=None):
+    """Two dense layers; `dense_1` has a (4, 3) kernel."""
+    layers = [keras.layers.Dense(3, name="dense_1", dtype=dtype), keras.layers.Dense(2, name="dense_2", dtype=dtype)]
+    return filled(keras.Sequential([keras.Input((4,)), *layers], name="net"))
+
+
+def mixed():
+    """A functional model: nested, with an LSTM, attention, an embedding and a batch normalisation."""
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name="proj")], name="inner")
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    x = keras.layers.Embedding(11, 8, name="embed")(tokens)
+    x = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True, recurrent_initializer="zeros"), name="bi")(x)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = inner(keras.layers.GlobalAveragePooling1D(name="pool")(x))
+    return filled(keras.Model(tokens, keras.layers.Dense(2, name="head")(x), name="mixed"))
+
+
+class Subclassed(keras.Model):
+    """A subclassed model whose attributes are not its layers' names."""
+
+    def __init__(self):
+        super().__init__(name="subclassed")
+        self.encoder = keras.Sequential([keras.layers.Dense(4, name="first")], name="enc")
+        self.blocks = [keras.layers.Dense(4, name="block_a"), keras.layers.Dense(4, name="block_b")]
+
+    def call(self, x):
+        x = self.encoder(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def subclassed():
+    model = Subclassed()
+    model.build((None, 3))
+    model(np.zeros((1, 3), "float32"))
+    return filled(model)
+
+
+def filled(model, seed=0):
+    """The model with values that are exact in every floating dtype."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "seed" not in variable.name and "float" in variable.dtype:
+            variable.assign(np.round(rng.normal(size=variable.shape) * 8).astype("float32") / 8)
+    return model
+
+
+def snapshot(model):
+    """The bits of every variable."""
+    return [np.array(keras.ops.convert_to_numpy(v)).tobytes() for v in model.variables]

@@ -1,0 +1,436 @@
+"""The command line, and the files it reads and writes."""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kpatch import cli, files
+from kpatch.errors import FileError
+
+DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
+
+
+@keras.saving.register_keras_serializable("tests")
+class Custom(keras.layers.Dense):
+    pass
+
+
+@keras.saving.register_keras_serializable("tests")
+def custom_loss(y_true, y_pred):
+    return keras.losses.mean_squared_error(y_true, y_pred)
+
+
+@pytest.fixture
+def model(tmp_path):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((4,)), keras.layers.Dense(3, name="dense_1"), keras.layers.Dense(2, name="head")]
+    path = tmp_path / "model.keras"
+    keras.Sequential(layers, name="small").save(path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs `kpatch` in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*args, stdin=None):
+        return CliRunner().invoke(cli.main, [str(arg) for arg in args], input=stdin)
+
+    return invoke
+
+
+def kernel(path, layer="dense_1"):
+    return keras.ops.convert_to_numpy(keras.saving.load_model(path).get_layer(layer).kernel)
+
+
+# apply
+
+
+def test_apply_writes_the_result_and_shows_what_changed(run, model):
+    before, data = kernel(model), model.read_bytes()
+    result = run("apply", model, "-e", "dense_1.kernel[0, 0] = 1.5", "-o", "out.keras")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for text in ("dense_1.kernel[0, 0] = 1.5", "(4, 3)", f"{before[0, 0]:.4g}", "1.5", "wrote out.keras"):
+        assert text in result.stdout
+    expected = before.copy()
+    expected[0, 0] = 1.5
+    np.testing.assert_array_equal(kernel("out.keras"), expected)
+    assert model.read_bytes() == data
+
+
+def test_statements_of_the_file_come_before_those_of_e(run, model):
+    Path("a.kpatch").write_text("dense_1.bias = 1  # a comment at the end", encoding="utf-8")
+    result = run("apply", model, "a.kpatch", "-e", "dense_1.bias += 2", "-e", "dense_1.bias *= 2", "-o", "out.keras")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(keras.saving.load_model("out.keras").get_layer("dense_1").bias, [6, 6, 6])
+
+
+def test_locals_of_the_file_are_known_to_e(run, model):
+    Path("a.kpatch").write_text("let x = 5", encoding="utf-8")
+    assert run("apply", model, "a.kpatch", "-e", "head.bias = x", "--in-place").exit_code == 0
+    np.testing.assert_array_equal(keras.saving.load_model(model).get_layer("head").bias, [5, 5])
+
+
+def test_standard_input(run, model):
+    assert run("apply", model, "-", "-o", "out.keras", stdin="head.bias[1] = 3").exit_code == 0
+    np.testing.assert_array_equal(keras.saving.load_model("out.keras").get_layer("head").bias, [0, 3])
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run, model):
+    data, names = model.read_bytes(), os.listdir()
+    result = run("apply", model, "-e", "dense_1.kernel[:, 1] = 0", "--dry-run", "--in-place")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "dense_1.kernel[:, 1] = 0" in result.stdout
+    assert "float32" in result.stdout
+    assert (model.read_bytes(), os.listdir()) == (data, names)
+
+
+def test_in_place_keeps_permissions_and_links(run, model):
+    model.chmod(0o640)
+    link = Path("link.keras")
+    link.symlink_to(model)
+    assert run("apply", link, "-e", "head.bias = 7", "--in-place").exit_code == 0
+    assert link.is_symlink()
+    assert stat.S_IMODE(model.stat().st_mode) == 0o640
+    np.testing.assert_array_equal(keras.saving.load_model(model).get_layer("head").bias, [7, 7])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_new_file_has_the_permissions_of_the_umask(run, model):
+    umask = os.umask(0o027)
+    try:
+        assert run("apply", model, "-e", "head.bias = 7", "-o", "out.keras").exit_code == 0
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(os.stat("out.keras").st_mode) == 0o640
+
+
+@pytest.mark.parametrize("same", ["model.keras", "./model.keras", "link.keras", "hard.keras"])
+def test_output_that_is_the_model_is_refused(run, model, same):
+    os.symlink(model, "link.keras")
+    os.link(model, "hard.keras")
+    data = model.read_bytes()
+    result = run("apply", model, "-e", "head.bias = 7", "-o", same)
+    assert result.exit_code == 1
+    path = str(Path(same))
+    expected = f"kpatch.FileError: '{path}' is the model itself; --in-place says that it may be overwritten\n"
+    assert result.stderr == expected
+    assert model.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-e", "head.bias = 1"], "Say where the result goes"),
+        (["-o", "out.keras"], "Nothing to apply"),
+        (["-e", "head.bias = 1", "-o", "out.keras", "--in-place"], "exclude each other"),
+    ],
+)
+def test_usage_errors_exit_with_2(run, model, args, message):
+    result = run("apply", model, *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_an_error_has_a_caret_and_no_traceback_and_writes_nothing(run, model):
+    names = sorted(os.listdir())
+    result = run("apply", model, "-e", "dense_1.kernal[0, 0] = 1.0", "-o", "out.keras")
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "kpatch.ResolutionError: no variable 'dense_1.kernal'; did you mean 'dense_1.kernel'?"
+    assert lines[2:4] == ["    dense_1.kernal[0, 0] = 1.0", "            ^^^^^^"]
+    assert sorted(os.listdir()) == names
+
+
+def test_an_error_says_which_source_it_is_in(run, model):
+    Path("a.kpatch").write_text("head.bias = 1\nhead.bios = 2\n", encoding="utf-8")
+    result = run("apply", model, "a.kpatch", "-e", "head.bias = 1\nhed.bias = 3", "--dry-run")
+    assert result.exit_code == 1
+    assert "  that is line 2 of a.kpatch\n" in result.stderr
+    assert "  that is line 2 of -e 'head.bias = 1\\nhed.bias = 3'\n" in result.stderr
+
+
+def test_a_failing_assertion_leaves_the_file(run, model):
+    data = model.read_bytes()
+    result = run("apply", model, "-e", "head.bias = 1; assert all(head.bias == 0), 'not zero'", "--in-place")
+    assert result.exit_code == 1
+    assert "kpatch.PatchAssertionError: " in result.stderr
+    assert model.read_bytes() == data
+
+
+def test_the_optimizer_is_kept(run, tmp_path, backend):
+    path = tmp_path / "trained.keras"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="head")])
+    model.compile(optimizer="adam", loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    for i, variable in enumerate(model.optimizer.variables):
+        variable.assign(keras.ops.full(variable.shape, i + 1, variable.dtype))
+    model.save(path)
+    assert run("apply", path, "-e", "head.bias = 7", "-o", "out.keras").exit_code == 0
+    optimizer = keras.saving.load_model("out.keras").optimizer
+    assert [float(np.max(v)) for v in optimizer.variables] == [float(np.max(v)) for v in model.optimizer.variables]
+
+
+# check
+
+
+def test_check(run):
+    Path("good.kpatch").write_text("a.b = 1; c.d = 2\n", encoding="utf-8")
+    result = run("check", "good.kpatch")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "good.kpatch: 2 statements, no errors\n", "")
+
+
+def test_check_goes_on_after_an_error(run):
+    Path("bad.kpatch").write_text("a.b[0 = 1", encoding="utf-8")
+    result = run("check", "bad.kpatch", "-", "none.kpatch", stdin="a.b = 1")
+    assert result.exit_code == 1
+    assert result.stdout == "standard input: 1 statement, no errors\n"
+    assert result.stderr.startswith("bad.kpatch: kpatch.PatchSyntaxError: ")
+    assert "none.kpatch: kpatch.FileError: cannot read 'none.kpatch': no such file or directory\n" in result.stderr
+
+
+def test_check_reads_utf_8_only(run):
+    Path("bad.kpatch").write_bytes(b"a.b = 1 # \xff")
+    result = run("check", "bad.kpatch")
+    assert result.exit_code == 1
+    assert result.stderr == "kpatch.FileError: 'bad.kpatch' is not UTF-8 text: byte 10 is 0xff\n"
+
+
+def test_check_never_imports_keras(tmp_path):
+    (tmp_path / "a.kpatch").write_text("a.b = 1", encoding="utf-8")
+    code = (
+        "import sys; from kpatch.cli import main\n"
+        "try: main(['check', 'a.kpatch'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'keras', 'jax', 'torch', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=_environment())
+
+
+# show
+
+
+def test_show_lists_every_name(run, model):
+    result = run("show", model)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["name", "shape", "dtype", "min", "mean", "max"]
+    assert [row[0] for row in rows[1:]] == ["dense_1.kernel", "dense_1.bias", "head.kernel", "head.bias"]
+    assert rows[1][1:4] == ["(4,", "3)", "float32"]
+    assert float(rows[1][4]) == pytest.approx(kernel(model).min(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("selector", "names"),
+    [
+        ("head", ["head.kernel", "head.bias"]),
+        ("head.bias", ["head.bias"]),
+        ("layers[0].bias", ["dense_1.bias"]),
+    ],
+)
+def test_show_a_selection(run, model, selector, names):
+    result = run("show", model, selector)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == names
+
+
+def test_show_an_unknown_name(run, model):
+    result = run("show", model, "haed.bias")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("kpatch.ResolutionError: no variable 'haed.bias'; did you mean 'head.bias'?")
+
+
+@pytest.mark.parametrize("selector", ["", "head.bias[0]", "a = 1; b", "_", "let x"])
+def test_show_refuses_what_is_no_selector(run, model, selector):
+    result = run("show", model, selector)
+    assert result.exit_code == 2
+    assert "Not a selector" in result.stderr
+
+
+# files
+
+
+def error_of(path, **options):
+    with pytest.raises(FileError) as info:
+        files.load(path, **options)
+    return str(info.value)
+
+
+def test_files_that_are_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert error_of("none.keras") == "cannot read 'none.keras': no such file or directory"
+    os.mkdir("dir.keras")
+    assert error_of("dir.keras") == "cannot read 'dir.keras': is a directory"
+    Path("empty.keras").touch()
+    assert error_of("empty.keras") == "'empty.keras' is no .keras file: it is empty"
+    Path("text.keras").write_text("hello", encoding="utf-8")
+    assert error_of("text.keras") == "'text.keras' is no .keras file: it is no zip archive, or a damaged one"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.save_weights("a.weights.h5")
+    assert error_of("a.weights.h5") == (
+        "'a.weights.h5' is no .keras file: it is an HDF5 file, of weights alone or of Keras 2; "
+        "load it in Python and save the model as .keras"
+    )
+    with zipfile.ZipFile("other.keras", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert error_of("other.keras") == (
+        "'other.keras' is no Keras model: the archive lacks its config.json or its weights"
+    )
+
+
+def test_a_truncated_file(model):
+    data = model.read_bytes()
+    model.write_bytes(data[: len(data) // 2])
+    assert error_of(model) == f"'{model}' is no .keras file: it is no zip archive, or a damaged one"
+
+
+def test_damaged_bytes_end_in_a_file_error(model):
+    """A bit flipped anywhere in the archive is found by its checksum or by Keras, and never ends in a traceback."""
+    data = bytearray(model.read_bytes())
+    for position in range(30, len(data), len(data) // 25):
+        damaged = bytearray(data)
+        damaged[position] ^= 0xFF
+        model.write_bytes(damaged)
+        with contextlib.suppress(FileError):
+            files.load(model)
+
+
+def rewrite_config(path, change):
+    """Changes the config.json inside a file."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["config.json"] = json.dumps(change(json.loads(parts["config.json"]))).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+
+
+def test_an_unknown_class_is_named(tmp_path):
+    path = tmp_path / "custom.keras"
+    keras.Sequential([keras.Input((2,)), Custom(1)]).save(path)
+    rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("Custom", "Missing")))
+    assert error_of(path) == (
+        f"cannot load '{path}': it needs the custom class 'Missing', which is not known here\n"
+        "  load it in Python, where the code is imported, and use kpatch.apply there"
+    )
+
+
+def test_a_lambda_is_not_run(tmp_path):
+    path = tmp_path / "lambda.keras"
+    keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x + 1)]).save(path)
+    assert error_of(path).startswith(
+        f"cannot load '{path}': it holds a Python lambda, which is code that loading would run\n"
+    )
+
+
+def test_an_unknown_loss_costs_the_training_state_and_is_no_reason_to_overwrite(run, tmp_path):
+    path = tmp_path / "custom.keras"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
+    model.compile(loss=custom_loss)
+    model.save(path)
+    rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("custom_loss", "missing_loss")))
+    result = run("apply", path, "-e", "head.bias = 1", "-o", "out.keras")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        "warning: it needs the custom function 'missing_loss', which is not known here; "
+        "the model was loaded without its training state\n"
+    )
+    data = path.read_bytes()
+    result = run("apply", path, "-e", "head.bias = 1", "--in-place")
+    assert result.exit_code == 1
+    assert "missing_loss" in result.stderr
+    assert path.read_bytes() == data
+
+
+def test_a_failed_save_leaves_the_file_and_nothing_beside_it(model, monkeypatch):
+    loaded = files.load(model).model
+    data, names = model.read_bytes(), os.listdir(model.parent)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError) as info:
+        files.save(loaded, model)
+    assert str(info.value) == f"cannot save '{model}': no space left on device"
+    assert (model.read_bytes(), os.listdir(model.parent)) == (data, names)
+
+
+def test_outputs_that_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("dir.keras")
+    messages = {
+        "out.h5": "'out.h5' does not end in .keras",
+        "dir.keras": "'dir.keras' is a directory",
+        "none/out.keras": "'none' is no directory",
+    }
+    for output, message in messages.items():
+        with pytest.raises(FileError) as info:
+            files.check_output(output, "model.keras")
+        assert str(info.value) == message.replace("/", os.sep)
+
+
+# processes
+
+
+def _environment(**changes):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KERAS_")}
+    return {**environment, **changes}
+
+
+def test_without_any_configuration(tmp_path):
+    """The README's first command, twice: at its first import Keras writes a configuration that names TensorFlow."""
+    shutil.copy(DIGITS, tmp_path / "digits.keras")
+    script = [sys.executable, "-c", "from kpatch.cli import main; main()"]
+    command = [*script, "apply", "digits.keras", "-e", "conv1.kernel[..., 3] = 0", "-o", "patched.keras"]
+    for _ in range(2):
+        ran = subprocess.run(
+            command, cwd=tmp_path, env=_environment(KERAS_HOME=str(tmp_path / "home")), capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "conv1.kernel[..., 3] = 0" in ran.stdout
+    assert not kernel(tmp_path / "patched.keras", "conv1")[..., 3].any()
+    assert kernel(tmp_path / "patched.keras", "conv1").any()
+
+
+def test_the_backend(tmp_path, monkeypatch):
+    monkeypatch.setitem(cli.PACKAGES, "torch", "no_such_package")
+    monkeypatch.setitem(cli.PACKAGES, "jax", "json")
+    monkeypatch.setitem(cli.PACKAGES, "tensorflow", "json")
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+
+    def chosen(variable, configured):
+        monkeypatch.setenv("KERAS_BACKEND", variable)
+        (tmp_path / "keras.json").write_text(configured, encoding="utf-8")
+        cli._choose_backend()
+        return os.environ["KERAS_BACKEND"]
+
+    assert chosen("", "") == "numpy"
+    assert chosen("", "[]") == "numpy"
+    assert chosen("", '{"backend": "tensorflow"}') == "tensorflow"
+    assert chosen("", '{"backend": "torch"}') == "numpy"
+    assert chosen("jax", '{"backend": "tensorflow"}') == "jax"
+    with pytest.raises(cli.click.UsageError, match="no_such_package is not installed"):
+        chosen("torch", "")
+    with pytest.raises(cli.click.UsageError, match="is no backend of Keras"):
+        chosen("theano", "")
+
+
+def test_help_has_examples(run):
+    for command in ("apply", "check", "show"):
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert f"  kpatch {command} " in result.stdout

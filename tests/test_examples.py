@@ -1,0 +1,77 @@
+"""The examples: what the classifier reaches, what the patches for it do, and the study as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kpatch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PATCHES = sorted(EXAMPLES.glob("*.kpatch"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return keras.saving.load_model(EXAMPLES / "digits.keras")
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from train_digits import split_digits
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return split_digits()[1]
+
+
+def predicted(model, x):
+    return np.argmax(keras.ops.convert_to_numpy(model.predict_on_batch(x)), axis=-1)
+
+
+def test_the_classifier(model, held_out):
+    x, y = held_out
+    assert np.mean(predicted(model, x) == y) > 0.95
+    assert (EXAMPLES / "digits.keras").stat().st_size < 300_000
+
+
+def test_there_are_patches():
+    assert PATCHES
+
+
+@pytest.mark.parametrize("path", PATCHES, ids=lambda path: path.stem)
+def test_a_patch_applies_and_is_undone(model, path):
+    before = [np.array(weight) for weight in model.get_weights()]
+    with kpatch.apply(model, path.read_text(encoding="utf-8")) as applied:
+        assert all(write.entries > 0 for write in applied.writes)
+        assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_a_forgotten_digit_is_never_seen(model, held_out):
+    x, y = held_out
+    assert (predicted(model, x) == 7).any()
+    with kpatch.apply(model, (EXAMPLES / "forget_digit.kpatch").read_text(encoding="utf-8")):
+        forgetful = predicted(model, x)
+    assert not (forgetful == 7).any()
+    assert np.mean(forgetful[y != 7] == y[y != 7]) > 0.9
+
+
+def test_the_ablation_study(tmp_path):
+    plot = tmp_path / "ablation.png"
+    ran = subprocess.run(
+        [sys.executable, EXAMPLES / "ablate_digits.py", "--plot", plot],
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = [line.strip("│┃ ").split("│") for line in ran.stdout.splitlines() if "│ " in line]
+    found = {(cells[0].strip(), int(cells[1])) for cells in rows}
+    assert found == {("conv1", i) for i in range(16)} | {("conv2", i) for i in range(32)}
+    assert plot.read_bytes().startswith(b"\x89PNG")
