@@ -38,7 +38,7 @@ def ablate(model, x, y):
 
 
 def table(without, intact):
-    result = Table(title=f"Accuracy on held-out digits without each filter; with all of them {intact:.2%}")
+    result = Table()
     for heading, justify in (("layer", "left"), ("filter", "right"), ("accuracy", "right"), ("change", "right")):
         result.add_column(heading, justify=justify)
     rows = [(value, name, i) for name, values in without.items() for i, value in enumerate(values)]
@@ -58,7 +58,7 @@ def plot(without, intact, path):
     for axis, (name, values) in zip(axes, without.items(), strict=True):
         axis.bar(range(len(values)), [100 * (value - intact) for value in values])
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title=f"{name}: accuracy lost without each filter", xlabel="filter", ylabel="percentage points")
+        axis.set(title=f"{name}: change of accuracy without each filter", xlabel="filter", ylabel="percentage points")
         axis.set_xticks(range(len(values)))
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -73,6 +73,7 @@ def main():
     _, (x, y) = split_digits()
     intact = accuracy(model, x, y)
     without = ablate(model, x, y)
+    print(f"Accuracy on {len(x)} held-out digits with all filters: {intact:.2%}; without each:")
     Console().print(table(without, intact))
     if accuracy(model, x, y) != intact:
         raise SystemExit("the model is not what it was before")

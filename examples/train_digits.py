@@ -2,7 +2,8 @@
 
     pip install '.[examples]' && KERAS_BACKEND=jax python examples/train_digits.py
 
-The file in the repository was made by this script. Any backend that can train will do (jax, torch, tensorflow).
+Any backend that can train will do (jax, torch, tensorflow). The file in the repository was made by this script with the
+oldest Keras that is supported, since an older Keras does not read what a newer one writes.
 """
 
 import argparse
@@ -31,8 +32,8 @@ def build_model():
     return keras.Sequential(
         [
             keras.Input((8, 8, 1), name="pixels"),
-            keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1"),
-            keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="conv2"),
+            keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="conv1"),
+            keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="conv2"),
             keras.layers.MaxPooling2D(2, name="pool"),
             keras.layers.Flatten(name="flat"),
             keras.layers.Dropout(0.3, seed=SEED, name="dropout"),

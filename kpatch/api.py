@@ -3,7 +3,6 @@
 from functools import lru_cache
 
 from kpatch import execute, planner
-from kpatch.dtypes import tensor
 from kpatch.errors import ResolutionError, UnsupportedError
 from kpatch.planner import Place
 from kpatch.syntax import Patch, parse

@@ -15,7 +15,8 @@ from kpatch.dtypes import RANGES, Value, is_floating, is_integer, is_signed
 from kpatch.dtypes import literal as literal  # so that callers find it beside the operators
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
-from kpatch.numerics import any_true, guarded, is_traced
+from kpatch.numerics import any_true, guarded
+from kpatch.numerics import is_traced as is_traced
 
 # -- operators ---------------------------------------------------------------------------------------------------------
 
@@ -171,11 +172,10 @@ def compute(dtype, shape, function, *operands, to=None):
         to: the dtype that the operands are brought to; `None` leaves each as it is.
     """
     dtypes.check_available(dtype)
-    if to:
-        operands = [prepared(value, to, place) for place, value in enumerate(operands)]
-    if any(value.data is None for value in operands):
+    fitted = [prepared(value, to, place) if to else value for place, value in enumerate(operands)]
+    if any(value.data is None for value in fitted):
         return Value(dtype, shape)
-    return Value(dtype, shape, guarded(function, *(value.data for value in operands)))
+    return Value(dtype, shape, guarded(function, *(value.data for value in fitted)))
 
 
 def prepared(value, dtype, place=None):

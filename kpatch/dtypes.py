@@ -101,9 +101,9 @@ def integers(values):
         return array
     array = np.asarray(values, dtype=object)
     low, high = (min(array.flat), max(array.flat)) if array.size else (0, 0)
-    if -(2**63) <= low and high < 2**63:
+    if low >= -(2**63) and high < 2**63:
         return array.astype("int64")
-    if 0 <= low and high < 2**64:
+    if low >= 0 and high < 2**64:
         return array.astype("uint64")
     if low < 0 <= high < 2**64 and low >= -(2**63):
         raise LimitError(f"no integer type holds both {low} and {high}")
@@ -120,10 +120,7 @@ def _list(items):
     kinds = {type(item) for item in flat}
     if bool in kinds and len(kinds) > 1:
         raise DTypeError("a list holds booleans or numbers, not both")
-    if kinds <= {int}:
-        array = integers(flat)
-    else:
-        array = np.array(flat, dtype=bool if bool in kinds else "float64")
+    array = integers(flat) if kinds <= {int} else np.array(flat, dtype=bool if bool in kinds else "float64")
     return constant(array.reshape(shape), is_list=True)
 
 
@@ -180,11 +177,11 @@ def promote(a, b):
         number = b if a == "bool" else a
         raise DTypeError(f'booleans and {number} do not go together; write cast(..., "{number}") or where(...)')
     if a in FLOATS and b in FLOATS:
-        return "float32" if FLOATS[a] == FLOATS[b] else max(a, b, key=FLOATS.get)
+        return "float32" if FLOATS[a] == FLOATS[b] else max(a, b, key=lambda name: FLOATS[name])
     if a in FLOATS or b in FLOATS:
         return a if a in FLOATS else b
     if is_signed(a) == is_signed(b):
-        return max(a, b, key=INTEGERS.get)
+        return max(a, b, key=lambda name: INTEGERS[name])
     signed, unsigned = (a, b) if is_signed(a) else (b, a)
     if unsigned == "uint64":
         raise DTypeError(f'no integer type holds both {signed} and uint64; write cast(..., "{signed}")')

@@ -13,12 +13,10 @@ import numpy as np
 
 from kpatch import arithmetic, functions, indexing, tensors
 from kpatch import evaluate as ev
-from kpatch.dtypes import Value, is_floating, is_integer
+from kpatch.batch import batches, sets_one_entry
+from kpatch.dtypes import Value, is_floating
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
 from kpatch.syntax import ast
-
-MIN_BATCH = 8  # single-entry statements in a row from which one batched write pays
-NUMBERS = (ast.Integer, ast.Float)
 
 
 @dataclass(eq=False, slots=True)
@@ -62,31 +60,6 @@ class EditStep:
     @property
     def statements(self):
         return (self.statement,)
-
-
-@dataclass(eq=False, slots=True)
-class BatchStep:
-    """Statements in a row that each set one entry of the same place to a number.
-
-    Attributes:
-        statements: the `ast.Edit`s, in order.
-        offsets: the flat offset that each writes to.
-        numbers: the number that each writes, in the place's dtype.
-        selection: the distinct entries.
-        constant: what each distinct entry ends with.
-    """
-
-    statements: tuple
-    place: Place
-    offsets: np.ndarray
-    numbers: np.ndarray
-    selection: indexing.Positions
-    constant: np.ndarray
-    prepared: Any = None
-
-    @property
-    def shape(self):
-        return self.selection.shape
 
 
 @dataclass(eq=False, slots=True)
@@ -165,13 +138,13 @@ def _edits(edits, find, scope, errors):
     """The steps of statements that write, those that can be batched in one."""
     steps, run = [], []
     for statement in (*edits, None):
-        if statement is not None and _sets_one_entry(statement):
+        if statement is not None and sets_one_entry(statement):
             run.append(statement)
             continue
-        batches = _batches(run, find) if len(run) >= MIN_BATCH else None
-        if batches is None:
-            batches = [step for s in run for step in _collect(errors, plan_edit, s, find, scope)]
-        steps += batches
+        batched = batches(run, find)
+        if batched is None:
+            batched = [step for s in run for step in _collect(errors, plan_edit, s, find, scope)]
+        steps += batched
         run = []
         if statement is not None:
             steps += _collect(errors, plan_edit, statement, find, scope)
@@ -317,7 +290,9 @@ def check_assertion(statement, scope):
     notes = []
     if held.ndim:
         first = np.unravel_index(np.flatnonzero(~held)[0], held.shape)
-        notes.append(f"{held.size - held.sum()} of {held.size} entries do not hold, the first at {list(map(int, first))}")
+        notes.append(
+            f"{held.size - held.sum()} of {held.size} entries do not hold, the first at {list(map(int, first))}"
+        )
     notes += _compared(statement.condition, scope)
     message = "assertion failed" + (f": {statement.message}" if statement.message else "")
     raise PatchAssertionError(message, notes=notes).locate(statement.condition.span)
@@ -329,7 +304,7 @@ def _compared(node, scope):
         return
     for operand in node.operands:
         value = ev.evaluate(operand, scope)
-        if isinstance(operand, NUMBERS) or value.data is None or int(np.prod(value.shape)) > 8:
+        if isinstance(operand, ast.Integer | ast.Float) or value.data is None or int(np.prod(value.shape)) > 8:
             continue
         data = value.data if value.weak else tensors.to_numpy(value.data)
         yield f"{operand} is {np.asarray(data).tolist()}"
@@ -342,77 +317,3 @@ def _plan_let(statement, scope):
 
 
 _OTHERS = {ast.Assert: _plan_assert, ast.Let: _plan_let}
-
-
-# Batches -------------------------------------------------------------------------------------------------------------
-
-
-def _sets_one_entry(statement):
-    """Whether the statement is `name[integers] = number`."""
-    index = statement.target.index
-    return (
-        statement.op == "="
-        and index is not None
-        and _number(statement.value) is not None
-        and all(type(item) is ast.Integer for item in index)
-    )
-
-
-def _number(node):
-    if type(node) is ast.Unary and node.op == "-" and type(node.operand) is ast.Float:
-        return -node.operand.value
-    return node.value if type(node) in NUMBERS else None
-
-
-def _batches(statements, find):
-    """A step for each place, or `None` where anything is out of the ordinary: then each is planned by itself."""
-    selectors, places, groups = {}, {}, {}
-    for statement in statements:
-        selector = statement.target.selector
-        place = selectors.get(selector)
-        if place is None:
-            try:
-                place = selectors[selector] = find(None if isinstance(selector, ast.Implied) else selector)
-            except PatchError:
-                return None
-        places[id(place)] = place
-        groups.setdefault(id(place), []).append(statement)
-    steps = [_batch(group, places[key]) for key, group in groups.items()]
-    return None if None in steps else steps
-
-
-def _batch(statements, place):
-    offsets = _offsets(statements, place.shape)
-    numbers = _numbers(statements, place.dtype)
-    if offsets is None or numbers is None:
-        return None
-    last = indexing.last_wins(offsets)
-    distinct = offsets[last]
-    selection = indexing.Positions(distinct, distinct.shape)
-    return BatchStep(tuple(statements), place, offsets, numbers, selection, numbers[last])
-
-
-def _offsets(statements, shape):
-    """The flat offsets that the statements write to, or `None` where an index does not fit."""
-    rank = len(shape)
-    if any(len(s.target.index) != rank for s in statements):
-        return None
-    index = np.array([[item.value for item in s.target.index] for s in statements])
-    if index.dtype != np.int64:
-        return None
-    index = index + np.where(index < 0, np.array(shape, "int64"), 0)
-    if ((index < 0) | (index >= shape)).any():
-        return None
-    return np.ravel_multi_index(tuple(index.T), shape).astype("int64")
-
-
-def _numbers(statements, dtype):
-    """The numbers in the place's dtype, or `None` where one would lose by it."""
-    numbers = [_number(s.value) for s in statements]
-    if not is_floating(dtype) and not (is_integer(dtype) and all(type(n) is int for n in numbers)):
-        return None
-    wide = np.array(numbers, "float64" if is_floating(dtype) else None)
-    try:
-        return arithmetic.convert(arithmetic.literal(wide), dtype).data
-    except PatchError:
-        return None

@@ -6,6 +6,7 @@ import numpy as np
 
 from kpatch import evaluate as ev
 from kpatch import execute, indexing, planner, tensors
+from kpatch.batch import BatchStep
 from kpatch.dtypes import tensor
 from kpatch.syntax import ast
 
@@ -82,7 +83,7 @@ def _entries(plan):
             if fresh:
                 scope.locals[step.statement.name] = ev.evaluate(step.statement.value, scope)
             continue
-        if isinstance(step, planner.BatchStep):
+        if isinstance(step, BatchStep):
             yield step, 1
         elif step.selection is not None:
             yield step, step.selection.size
@@ -111,7 +112,7 @@ def writes(records, patch):
     """A `Write` for each statement and variable, in the order of the statements."""
     found = []
     for record in records:
-        batch = isinstance(record.step, planner.BatchStep)
+        batch = isinstance(record.step, BatchStep)
         found += _batch_writes(record, patch) if batch else [(record.step.statement.span, _write(record, patch))]
     return tuple(write for _, write in sorted(found, key=lambda item: item[0]))
 
@@ -148,7 +149,10 @@ def _batch_writes(record, patch):
 
 def plan_table(plan):
     table = _table("statement", "variable", "shape", "dtype", "entries")
-    rows = [(r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}") for r in plan.rows]
+    rows = [
+        (r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}")
+        for r in plan.rows
+    ]
     return _filled(table, rows)
 
 

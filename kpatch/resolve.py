@@ -32,7 +32,7 @@ MAX_SUGGESTED = 20  # errors of one use that look for the nearest spelling: mill
 MAX_NESTED = 8  # lists in lists that hold layers
 MAX_WATCHED = 64  # items up to which a list without layers is watched item by item
 
-LAYER, GROUP, METRIC, SEED = "layer", "list of layers", "metric", "seed generator"
+LAYER, GROUP, METRIC, SEED = "layer", "list or dict", "metric", "seed generator"
 
 # Which of its names is an item's canonical one, best first. Keras numbers names anew in each process, so attributes
 # come before those; the names of variables are given by the layer's code.
@@ -95,7 +95,7 @@ class Node:
     """A layer with the names of what it holds; also a list or dict of layers, a metric, a seed generator.
 
     Attributes:
-        item: the layer, metric or seed generator, or the container.
+        item: the layer, metric or seed generator; `None` for a list or dict.
         kind: LAYER, GROUP, METRIC or SEED.
         children: the nodes of each name.
         variables: the entries of each name.
@@ -144,7 +144,7 @@ class ModelIndex:
     """
 
     def __init__(self, root):
-        vars(root)[_KEPT] = self  # before the attributes are counted
+        vars(root).setdefault(_KEPT, None)  # before the attributes are counted
         walk = _Walk(root)
         self.root = walk.root
         self.nodes = walk.nodes
@@ -191,9 +191,7 @@ class ModelIndex:
         fresh = ModelIndex(self.root.item)
         fresh._suggestions = self._suggestions
         if fresh._match(selector, keys):
-            self._successor = fresh
-            return fresh.find(selector)
-        vars(self.root.item)[_KEPT] = self
+            self._successor = vars(self.root.item)[_KEPT] = fresh
         self._walked = True
         return self.find(selector)
 
@@ -276,7 +274,9 @@ def index(root):
         return known
     if not isinstance(root, keras.Layer):
         raise PatchError(f"expected a Keras model or layer; Received: {reprlib.repr(root)} (of type {type(root)})")
-    return ModelIndex(root)
+    known = ModelIndex(root)
+    root.__dict__[_KEPT] = known
+    return known
 
 
 # Chains of names -----------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def index(root):
 
 def _keys(selector):
     """The selector's parts as strings, and integers for `layers[i]`; a Keras path is several."""
-    keys = []
+    keys: list[str | int] = []
     for part in selector.parts:
         if type(part) is Name:
             keys += part.value.split("/") if "/" in part.value else (part.value,)
@@ -362,7 +362,7 @@ class _Walk:
         self.entries = []
         self._by_id = {id(root): self.root}
         self._entry_by_id = {}
-        self._open = set()
+        self._seen = set()  # lists in the attributes of the present layer
         visits = {LAYER: self._visit_layer, METRIC: self._visit_metric, SEED: self._visit_seed}
         visited, stack = set(), [self.root]
         while stack:  # no recursion: a model may be nested deeper than Python's stack
@@ -373,6 +373,8 @@ class _Walk:
 
     def _visit_layer(self, node):
         state = vars(node.item)
+        if not {"name", "_layers"} <= state.keys():
+            raise PatchError(f"a {type(node.item).__name__} of the model was made without 'super().__init__()'")
         seeds, metrics = state["_seed_generators"], self._metrics_of_layer(state)
         variables = [*state["_trainable_variables"], *state["_non_trainable_variables"]]
         layers = state["_layers"]
@@ -423,7 +425,7 @@ class _Walk:
         loss, metrics, losses = map(state.get, _COMPILED)
         found = [metric for metric in (loss, metrics) if metric is not None]
         if losses is not None:
-            self.watch.sequence(losses.metrics)
+            self.watch.sequence(losses.metrics)  # one of each output
             found += losses.metrics
         return _distinct(found + state["_metrics"])
 
@@ -474,6 +476,7 @@ class _Walk:
         ours = type(node.item).__module__.startswith("keras.") and type(node.item) is not keras.Layer
         modules = state.get("_modules", {})  # where torch keeps the attributes that are layers
         base, tracker, held = _base_attributes(), state["_tracker"], []
+        self._seen.clear()
         names = [name for name in state if name not in base]
         for name, value in chain([(name, state[name]) for name in names], modules.items()):
             if id(value) in known:
@@ -495,10 +498,9 @@ class _Walk:
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
             if id(value) in known or (tracked and isinstance(value, (keras.Layer, keras.Variable))):
                 held.append(((*names, str(key)), value))
-            elif isinstance(value, _CONTAINERS) and len(names) < MAX_NESTED and id(value) not in self._open:
-                self._open.add(id(value))  # a list may hold itself
+            elif isinstance(value, _CONTAINERS) and len(names) < MAX_NESTED and id(value) not in self._seen:
+                self._seen.add(id(value))  # a list may hold itself
                 self._hold((*names, str(key)), value, known, tracker, ours, held)
-                self._open.discard(id(value))
         if len(held) > before or (not ours and len(container) <= MAX_WATCHED):
             self.watch.container(container)
 
@@ -571,6 +573,9 @@ class _Watch:
         self._named = []
         self._names = []
         self._attributes = []
+        self._values = []
+        self._growing = []
+        self._sizes = []
 
     def name(self, state):
         self._named.append(state)
@@ -598,7 +603,11 @@ class _Watch:
     def attributes(self, state, names, grows):
         """Watches values of a dict; with `grows`, also that none is added."""
         get = itemgetter(*names, names[-1])  # of two names or more, to get a tuple
-        self._attributes.append([state, len(state) if grows else None, get, get(state)])
+        self._attributes.append((get, state))
+        self._values.append(get(state))
+        if grows:
+            self._growing.append(state)
+            self._sizes.append(len(state))
 
     def holds(self):
         try:
@@ -609,6 +618,9 @@ class _Watch:
     def _lists_hold(self):
         if any(self._empty) or [*map(_name_of, self._named)] != self._names:
             return False
+        for items, same in self._longer:
+            if len(items) != len(same) or not all(map(is_, items, same)):
+                return False
         for items, first in self._ones:
             (now,) = items
             if now is not first:
@@ -617,21 +629,24 @@ class _Watch:
             now, then = items
             if now is not first or then is not second:
                 return False
-        return all(len(items) == len(same) and all(map(is_, items, same)) for items, same in self._longer)
+        return True
 
     def _attributes_hold(self):
-        for record in self._attributes:
-            state, size, get, same = record
-            now = get(state)
-            if size is not None and len(state) != size:
+        if [*map(len, self._growing)] != self._sizes:
+            return False
+        values = [get(state) for get, state in self._attributes]
+        return all(map(is_, _flat(values), _flat(self._values))) or self._only_plain(values)
+
+    def _only_plain(self, values):
+        """Whether no more than counters and flags have changed, which are noted."""
+        for now, then in zip(_flat(values), _flat(self._values), strict=True):
+            if now is not then and not (_is_plain(now) and _is_plain(then)):
                 return False
-            if not all(map(is_, now, same)):
-                if not all(a is b or (_is_plain(a) and _is_plain(b)) for a, b in zip(now, same, strict=True)):
-                    return False
-                record[3] = now  # a counter, a flag
+        self._values = values
         return True
 
 
+_flat = chain.from_iterable
 _name_of = itemgetter("name")
 
 

@@ -73,7 +73,6 @@ def _take_region(tensor, region):
     return ops.flip(taken, axis=tuple(backward)) if backward else taken
 
 
-
 def to_numpy(tensor):
     """The tensor as a NumPy array; TensorFlow gives one for 0-d bfloat16 only by way of an axis."""
     from keras import ops

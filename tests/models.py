@@ -15,7 +15,9 @@ def mixed():
     inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name="proj")], name="inner")
     tokens = keras.Input((5,), dtype="int32", name="tokens")
     x = keras.layers.Embedding(11, 8, name="embed")(tokens)
-    x = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True, recurrent_initializer="zeros"), name="bi")(x)
+    x = keras.layers.Bidirectional(
+        keras.layers.LSTM(4, return_sequences=True, recurrent_initializer="zeros"), name="bi"
+    )(x)
     x = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
     x = keras.layers.BatchNormalization(name="norm")(x)
     x = inner(keras.layers.GlobalAveragePooling1D(name="pool")(x))

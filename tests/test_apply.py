@@ -171,7 +171,9 @@ def test_failing_writer_leaves_everything_as_it_was(model, at, late, monkeypatch
 
 def test_all_static_errors_together(model):
     with pytest.raises(kpatch.PatchError) as caught:
-        kpatch.apply(model, "dense_1.kernal = 0\ndense_1.kernel[4] = 0\ndense_1.bias = [1, 2]\nlet a = sqr(2)\nlet b = a")
+        kpatch.apply(
+            model, "dense_1.kernal = 0\ndense_1.kernel[4] = 0\ndense_1.bias = [1, 2]\nlet a = sqr(2)\nlet b = a"
+        )
     kinds = [type(error).__name__ for error in caught.value.errors]
     assert kinds == ["ResolutionError", "SubscriptError", "ShapeError", "FunctionError"]
 

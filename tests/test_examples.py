@@ -73,5 +73,5 @@ def test_the_ablation_study(tmp_path):
     assert ran.returncode == 0, ran.stderr
     rows = [line.strip("│┃ ").split("│") for line in ran.stdout.splitlines() if "│ " in line]
     found = {(cells[0].strip(), int(cells[1])) for cells in rows}
-    assert found == {("conv1", i) for i in range(16)} | {("conv2", i) for i in range(32)}
+    assert found == {("conv1", i) for i in range(8)} | {("conv2", i) for i in range(16)}
     assert plot.read_bytes().startswith(b"\x89PNG")

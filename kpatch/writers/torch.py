@@ -94,7 +94,9 @@ def _places(tensor, positions):
 
 def _like(tensor, values):
     """The values as a tensor of that tensor's dtype and device, bit for bit."""
-    if isinstance(values, (torch.Tensor, np.ndarray, np.generic)):
+    if isinstance(values, torch.Tensor):
+        return values.detach().to(tensor.device, tensor.dtype)
+    if isinstance(values, (np.ndarray, np.generic)):
         return _here(tensor, values).to(tensor.dtype)
     return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
 

@@ -1,0 +1,290 @@
+"""The benchmarks: one function a target, run in a process of the backend in question. Each yields its `Row`s."""
+
+import ast
+import compileall
+import contextlib
+import gc
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+import keras
+import native
+import numpy as np
+from measure import Row, added_peak, figures, once, race
+
+import kpatch
+from kpatch import indexing, writers
+
+STATEMENT = "dense_1.kernel[0,0] = 1.0"
+REGION = "dense_1.kernel[:2048, ::2] *= 0.5"
+KEPT = 256  # edits that are kept, and so can still be undone, while others follow
+MEMORY_MB = {"tensorflow": 40}
+
+
+def dense(size, dtype="float32", name="dense_1"):
+    """A model of one square kernel, built by the backend itself."""
+    layer = keras.layers.Dense(size, use_bias=False, kernel_initializer="ones", dtype=dtype, name=name)
+    return keras.Sequential([keras.Input((size,)), layer])
+
+
+def kernel(model):
+    return model.layers[0]._kernel
+
+
+def editor(model, patch):
+    """Applies the patch again and again; each edit can be undone, and the last `KEPT` are kept."""
+    kept = deque(maxlen=KEPT)
+    return lambda: kept.append(kpatch.apply(model, patch))
+
+
+def rewriter(layer):
+    """The same by Keras: all weights out, one entry changed, all weights in."""
+
+    def rewrite():
+        weights = [array if array.flags.writeable else array.copy() for array in layer.get_weights()]
+        weights[0][0, 0] = 1.0
+        layer.set_weights(weights)
+
+    return rewrite
+
+
+def point(rounds):
+    """One entry of a 4096×4096 kernel, against get_weights/set_weights, and over the backend's own read and write."""
+    backend, model, patch = keras.backend.backend(), dense(4096), kpatch.parse(STATEMENT)
+    variable, writer = kernel(model), writers.current()
+    finish = lambda: native.wait(variable)()  # noqa: E731 (the value is another one after each edit)
+    apply = editor(model, patch)
+    seconds = race({"kpatch": apply, "keras": rewriter(model.layers[0])}, rounds, finish)
+    limit = 100 if backend == "tensorflow" else 1000
+    yield Row("get_weights/set_weights", *figures(seconds, "µs", "kpatch", "keras"), limit=limit, faster=True)
+
+    selection = indexing.select((4096, 4096), (0, 0))
+    prepared = writer.prepare(variable, selection, np.ones((), "float32"))
+
+    def direct():
+        writer.read(variable, selection)
+        writer.write(variable, selection, prepared)
+
+    contest = {"kpatch": apply, "writer": direct, "own": native.point(variable)[0], "parse": _parse_statement}
+    contest["undone"] = lambda: kpatch.apply(model, patch).undo()
+    seconds = race(contest, 3 * rounds, finish)
+    for name, whose in (("writer", "kpatch's writer"), ("own", "the backend's own")):
+        added = {"added": seconds["kpatch"] - seconds[name], "parse": seconds["parse"]}
+        note = f"apply {seconds['kpatch'] * 1e6:.1f}, {name} {seconds[name] * 1e6:.1f} µs"
+        yield Row(f"added to {whose} / ast.parse", *figures(added, "µs", "added", "parse"), limit=2, note=note)
+    yield Row("apply and undo() / the backend's own", *figures(seconds, "µs", "undone", "own"))
+
+
+def _parse_statement():
+    ast.parse(STATEMENT)
+
+
+def flat(rounds):
+    """The same edit of an 8192×8192 and of a 256×256 kernel; on jax also of one of bfloat16."""
+    patch = kpatch.parse(STATEMENT)
+    seconds = _race_of_models(patch, 3 * rounds, large=dense(8192), small=dense(256))
+    yield Row("8192² / 256²", *figures(seconds, "µs", "large", "small"), limit=1.2)
+    seconds = _race_of_models(patch, rounds, half=dense(4096, "bfloat16"))
+    limit = 100 if keras.backend.backend() == "jax" else None
+    yield Row("bfloat16, 4096²", *figures(seconds, "µs", "half"), limit=limit, absolute=True)
+
+
+def _race_of_models(patch, rounds, **models):
+    def finish():
+        for model in models.values():
+            native.wait(kernel(model))()
+
+    return race({name: editor(model, patch) for name, model in models.items()}, rounds, finish)
+
+
+def trace(rounds):
+    """Prediction and training steps of batch 1 after a thousand edits of several kinds, and before.
+
+    A twin that is never edited runs beside, and takes out what the machine does meanwhile.
+    """
+    edited, twin = _trainable(), _trainable()
+    before, twin_before = _steps(edited, twin, rounds)
+    patches = ["dense_1.kernel[0, 0] = 1e-4", "dense_1.kernel[5] = 1e-4", "dense_1.kernel[[1, 9], [2, 3]] = 0"]
+    patches = [kpatch.parse(text) for text in (*patches, "dense_1.kernel[7:9, ::64] *= 0.5")]
+    for turn in range(1000):
+        kpatch.apply(edited, patches[turn % len(patches)])
+    after, twin_after = _steps(edited, twin, rounds)
+    for name in before:
+        drift = twin_after[name] / twin_before[name]
+        note = f"measured before: {before[name] * 1e3:.2f} ms, the twin's drift {drift:.2f}"
+        yield Row(name, after[name] * 1e3, before[name] * drift * 1e3, "ms", limit=1.1, note=note)
+
+
+def _trainable():
+    layers = [keras.layers.Dense(4096, name="dense_1"), keras.layers.Dense(10, name="dense_2")]
+    model = keras.Sequential([keras.Input((4096,)), *layers])
+    model.compile("sgd", "mse")
+    return model
+
+
+def _steps(edited, twin, rounds):
+    x, y = np.ones((1, 4096), "float32"), np.zeros((1, 10), "float32")
+    tensor = keras.ops.convert_to_tensor(x)
+    steps = {}
+    for name, model in (("edited", edited), ("twin", twin)):
+        steps[name, "predict_on_batch"] = lambda model=model: model.predict_on_batch(x)
+        steps[name, "direct call"] = lambda model=model: keras.ops.convert_to_numpy(model(tensor))
+        if keras.backend.backend() != "numpy":
+            steps[name, "train_on_batch"] = lambda model=model: model.train_on_batch(x, y)
+    seconds = race(steps, 3 * rounds)
+    return tuple({n: s for (who, n), s in seconds.items() if who == owner} for owner in ("edited", "twin"))
+
+
+def bulk(rounds):
+    """Many single-entry statements in one patch: parsed, planned and applied, against `ast.parse` of the same text."""
+    per_statement = {}
+    for statements in (100, 1_000, 10_000, 100_000):
+        model = dense(4096)
+        kpatch.apply(model, _many(statements, seed=-1))
+        repeats = 1 if statements == 100_000 else min(30, rounds * 3) if statements < 10_000 else rounds
+        stages = [_stages(model, _many(statements, seed)) for seed in range(max(3, repeats))]
+        seconds = {name: median(stage[name] for stage in stages) for name in stages[0]}
+        total = sum(seconds[name] for name in ("parse", "plan", "apply"))
+        per_statement[statements] = total / statements
+        shares = ", ".join(f"{name} {seconds[name] * 1e3:.1f}" for name in ("parse", "plan", "apply"))
+        limit = 3 if statements == 10_000 else None
+        yield Row(f"{statements:,} statements", total * 1e3, seconds["ast"] * 1e3, "ms", limit, note=f"{shares} ms")
+        if limit:
+            yield _bulk_without_gc(model, rounds)
+    costs = [per_statement[statements] * 1e6 for statements in (100_000, 100)]
+    yield Row("a statement of 100,000 / of 100", *costs, limit=1.2)
+
+
+def _many(statements, seed):
+    """Text of statements on entries of a 4096×4096 kernel; another one for each seed, so that no cache knows it."""
+    draw = random.Random(seed)
+    lines = (f"dense_1.kernel[{draw.randrange(4096)},{draw.randrange(4096)}] = {draw.random():.4f}\n" for _ in count())
+    return "".join(line for line, _ in zip(lines, range(statements), strict=False))
+
+
+def _stages(model, text):
+    stages = {"ast": once(ast.parse, text)[0]}
+    stages["parse"], patch = once(kpatch.parse, text)
+    stages["plan"], _ = once(kpatch.plan, model, patch)
+
+    def apply():
+        applied = kpatch.apply(model, patch)
+        native.wait(kernel(model))()
+        return applied
+
+    stages["apply"], _ = once(apply)
+    return stages
+
+
+def _bulk_without_gc(model, rounds):
+    """kpatch's parser does without garbage collection where a text is long; so here does the one of Python."""
+    gc.disable()
+    try:
+        stages = [_stages(model, _many(10_000, 1000 + seed)) for seed in range(max(3, rounds))]
+    finally:
+        gc.enable()
+    own = median(sum(stage[name] for name in ("parse", "plan", "apply")) for stage in stages)
+    return Row("10,000, no garbage collection", own * 1e3, median(s["ast"] for s in stages) * 1e3, "ms", limit=3)
+
+
+def region(rounds):
+    """Half of the columns of half of the rows of a 4096×4096 kernel, against the backend's own, old values kept."""
+    model, patch = dense(4096), kpatch.parse(REGION)
+    edit, restore = native.region(kernel(model))
+    finish = lambda: native.wait(kernel(model))()  # noqa: E731
+    limit = 1.5 if keras.backend.backend() in ("numpy", "torch") else 1.0
+    contest = {
+        "kpatch": lambda: kpatch.apply(model, patch),
+        "own": edit,
+        "kpatch undone": lambda: kpatch.apply(model, patch).undo(),
+        "own undone": lambda: restore(edit()),
+    }
+    seconds = race(contest, 3 * rounds, finish)
+    yield Row("edit, the old values kept", *figures(seconds, "ms", "kpatch", "own"), "ms", limit)
+    yield Row("edit, and back again", *figures(seconds, "ms", "kpatch undone", "own undone"), "ms", limit)
+
+
+def memory(rounds):
+    """One entry of a 1 GiB variable, edited and undone: what the process's peak grows by. Its own process."""
+    model, patch = dense(16384), kpatch.parse(STATEMENT)
+    native.wait(kernel(model))()
+    limit, first_counts = MEMORY_MB.get(keras.backend.backend(), 20), keras.backend.backend() != "jax"
+
+    def edit():
+        kpatch.apply(model, patch).undo()
+        native.wait(kernel(model))()
+
+    for name, counts in (("first edit", first_counts), ("second edit", True)):
+        added = added_peak(edit)
+        if added is None:
+            yield Row(name, None, unit="MB", limit=limit, absolute=True, note="the peak cannot be reset here")
+        else:
+            yield Row(name, added, unit="MB", limit=limit if counts else None, absolute=True)
+
+
+def parse(rounds):
+    """A statement that no cache knows, against `ast.parse`; and one that it knows."""
+    texts = [f"dense_1.kernel[{i},{j}] = 1.0" for i in range(1, 40) for j in range(25)]  # more than the cache holds
+    ours, theirs = deque(texts), deque(texts)
+
+    def next_of(queue, function):
+        queue.rotate()
+        function(queue[0])
+
+    contest = {"ours": lambda: next_of(ours, kpatch.parse), "theirs": lambda: next_of(theirs, ast.parse)}
+    contest["known"] = lambda: kpatch.parse(STATEMENT)
+    contest["empty"] = lambda: next_of(theirs, id)
+    seconds = race(contest, 5 * rounds)
+    added = {name: seconds[name] - seconds["empty"] for name in ("ours", "theirs")}
+    yield Row("uncached / ast.parse", *figures(added, "µs", "ours", "theirs"), limit=2.5)
+    yield Row("cached", *figures(seconds, "µs", "known"), limit=1, absolute=True)
+
+
+def imports(rounds):
+    """`import kpatch` in fresh processes that have imported keras, from a copy with byte code, as pip installs it."""
+    code = "import time, keras; start = time.perf_counter(); import kpatch; print(time.perf_counter() - start)"
+    with tempfile.TemporaryDirectory() as folder:
+        installed = Path(folder, "kpatch")
+        shutil.copytree(Path(kpatch.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(installed, quiet=2)
+        process = {"args": [sys.executable, "-c", code], "env": {**os.environ, "PYTHONPATH": folder}, "check": True}
+        output = [subprocess.run(**process, capture_output=True, text=True).stdout for _ in range(max(3, rounds // 2))]
+    yield Row("import kpatch, keras there", median(map(float, output)) * 1e3, unit="ms", limit=100, absolute=True)
+
+
+def sharded(rounds):
+    """One entry of a variable sharded over 8 virtual CPU devices, against one that is not. Its own process."""
+    from keras import distribution
+
+    plain = dense(4096)
+    mesh = distribution.DeviceMesh((8,), ("model",), distribution.list_devices())
+    layouts = distribution.LayoutMap(mesh)
+    layouts["dense_1.*kernel"] = distribution.TensorLayout((None, "model"))
+    with _distributed(distribution.ModelParallel(layout_map=layouts)):
+        parted = dense(4096)
+    variable, patch = kernel(parted), kpatch.parse(STATEMENT)
+    before = variable.value.sharding
+
+    seconds = _race_of_models(patch, 3 * rounds, sharded=parted, plain=plain)
+    ours, unsharded = figures(seconds, "µs", "sharded", "plain")
+    kept = variable.value.sharding == before and len(before.device_set) == 8
+    limit = 2 + 100 / unsharded
+    yield Row("sharded / unsharded", ours, unsharded, limit=limit, note="the target: 2 times and 100 µs")
+    yield Row("sharding lost (0: kept)", float(not kept), unit="", limit=0, absolute=True)
+
+
+@contextlib.contextmanager
+def _distributed(strategy):
+    keras.distribution.set_distribution(strategy)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(None)

@@ -1,0 +1,116 @@
+"""Statements in a row that each set one entry to a number, planned together: one write for each variable.
+
+Ten thousand of them then cost what one write of ten thousand entries costs. Whatever is out of the ordinary (an index
+out of range, a number that does not fit) is left to the planner, which words the error.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kpatch import arithmetic, indexing
+from kpatch.dtypes import is_floating, is_integer, literal
+from kpatch.errors import PatchError
+from kpatch.syntax import ast
+
+MIN_BATCH = 8  # statements in a row from which one batched write pays
+NUMBERS = (ast.Integer, ast.Float)
+
+
+@dataclass(eq=False, slots=True)
+class BatchStep:
+    """Statements in a row that each set one entry of the same place to a number.
+
+    Attributes:
+        statements: the `ast.Edit`s, in order.
+        offsets: the flat offset that each writes to.
+        numbers: the number that each writes, in the place's dtype.
+        selection: the distinct entries.
+        constant: what each distinct entry ends with.
+    """
+
+    statements: tuple
+    place: Any
+    offsets: np.ndarray
+    numbers: np.ndarray
+    selection: indexing.Positions
+    constant: np.ndarray
+    prepared: Any = None
+
+    @property
+    def shape(self):
+        return self.selection.shape
+
+
+def sets_one_entry(statement):
+    """Whether the statement is `name[integers] = number`."""
+    index = statement.target.index
+    return (
+        statement.op == "="
+        and index is not None
+        and _number(statement.value) is not None
+        and all(type(item) is ast.Integer for item in index)
+    )
+
+
+def _number(node):
+    if type(node) is ast.Unary and node.op == "-" and type(node.operand) is ast.Float:
+        return -node.operand.value
+    return node.value if type(node) in NUMBERS else None
+
+
+def batches(statements, find):
+    """A `BatchStep` for each place; `None` for too few statements, and for anything out of the ordinary."""
+    if len(statements) < MIN_BATCH:
+        return None
+    selectors, places, groups = {}, {}, {}
+    for statement in statements:
+        selector = statement.target.selector
+        place = selectors.get(selector)
+        if place is None:
+            try:
+                place = selectors[selector] = find(None if isinstance(selector, ast.Implied) else selector)
+            except PatchError:
+                return None
+        places[id(place)] = place
+        groups.setdefault(id(place), []).append(statement)
+    steps = [_batch(group, places[key]) for key, group in groups.items()]
+    return None if None in steps else steps
+
+
+def _batch(statements, place):
+    offsets = _offsets(statements, place.shape)
+    numbers = _numbers(statements, place.dtype)
+    if offsets is None or numbers is None:
+        return None
+    last = indexing.last_wins(offsets)
+    distinct = offsets[last]
+    selection = indexing.Positions(distinct, distinct.shape)
+    return BatchStep(tuple(statements), place, offsets, numbers, selection, numbers[last])
+
+
+def _offsets(statements, shape):
+    """The flat offsets that the statements write to, or `None` where an index does not fit."""
+    rank = len(shape)
+    if any(len(s.target.index) != rank for s in statements):
+        return None
+    index = np.array([[item.value for item in s.target.index] for s in statements])
+    if index.dtype != np.int64:
+        return None
+    index = index + np.where(index < 0, np.array(shape, "int64"), 0)
+    if ((index < 0) | (index >= shape)).any():
+        return None
+    return np.ravel_multi_index(tuple(index.T), shape).astype("int64")
+
+
+def _numbers(statements, dtype):
+    """The numbers in the place's dtype, or `None` where one would lose by it."""
+    numbers = [_number(s.value) for s in statements]
+    if not is_floating(dtype) and not (is_integer(dtype) and all(type(n) is int for n in numbers)):
+        return None
+    wide = np.array(numbers, "float64" if is_floating(dtype) else None)
+    try:
+        return arithmetic.convert(literal(wide), dtype).data
+    except PatchError:
+        return None

@@ -1,0 +1,519 @@
+"""Entries of variables on the jax backend.
+
+An array of jax never changes; what makes an edit cheap is donation: a compiled call takes the variable's buffer over,
+and its result is that buffer with the new entries in it. That deletes every other array over the same buffer, so it is
+done only where nobody else has one (`_private`); where somebody may, the variable gets a copy, once. Views by NumPy or
+DLPack need no care: jax itself copies a donated buffer that they hold. Another thread that reads the variable at that
+moment is seen by nobody: hence `donate=False`.
+
+Nothing is computed on a whole array that is sharded, so nothing is ever gathered: each device's shard is an array of
+its own, read and written like any other.
+"""
+
+import functools
+import sys
+import weakref
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+from jax import lax
+from jax import numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from kpatch.errors import UnsupportedError
+from kpatch.indexing import Mask, Point, Positions, Region, whole
+
+OPERATORS = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
+SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
+FEW = 256  # entries that are written one by one faster than a whole array is converted
+LARGEST = 2**31 - 1  # of an index: without x64, jax has no wider ones
+
+
+def read(variable, selection):
+    """The selected entries in memory of their own; for a `Mask` the whole tensor."""
+    array = _array(variable)
+    if not selection.size:
+        return jnp.zeros(selection.shape, array.dtype)
+    return _take(array, selection) if _on_one_device(array) else _take_sharded(array, selection)
+
+
+def write(variable, selection, values, donate=True):
+    """Writes values of the variable's dtype, in place where nobody else holds the array.
+
+    With `donate=False` the variable gets a new array each time, and the old one stays as it is.
+    """
+    if not selection.size:
+        return
+    array = _writable(variable, donate)
+    _set(variable, (_put if _on_one_device(array) else _put_sharded)(array, selection, values))
+
+
+def prepare(variable, selection, array):
+    """The array as `write` takes it fastest: on the variable's device; for shards and positions on the host."""
+    current = _array(variable)
+    array = np.asarray(array, current.dtype)
+    if type(selection) is Positions or not _on_one_device(current):
+        return array
+    return jax.device_put(array.copy(), current.sharding if current._committed else None)
+
+
+def update(variable, region, op, old, operand, donate=True):
+    """The region becomes `old <op> operand`, computed in the pass that writes it."""
+    if not region.size:
+        return
+    array = _writable(variable, donate)
+    if _on_one_device(array):
+        _set(variable, _put_region(array, region, old, operand, op=op))
+    else:
+        operand = operand if isinstance(operand, jax.Array) else np.asarray(operand, array.dtype)
+        _set(variable, _put_sharded(array, region, OPERATORS[op](old, operand)))
+
+
+def sync(model):
+    """Gives the variables of a model that is in `fit`, `evaluate` or `predict` their present values.
+
+    There Keras holds them in its trainer, and `variable.value` is none. It takes them from the variables again before
+    the next step, so that an edit made in a callback takes effect. Anything but a trainer is left alone.
+    """
+    bring = getattr(model, "jax_state_sync", None)
+    if bring is not None:
+        bring()
+
+
+def _array(variable):
+    array = variable._value
+    if array is None:
+        raise UnsupportedError(
+            f"variable '{variable.path}' has no value at present",
+            notes=[
+                "inside fit, evaluate and predict the model that runs holds the values: apply the patch to that one,",
+                "as in kpatch.apply(callback.model, ...)",
+            ],
+        )
+    return array
+
+
+def _writable(variable, donate):
+    """The array for a function that donates it: the variable's own, or a copy where others may see that."""
+    if in_stateless_scope():
+        raise _untouchable(variable)
+    private = donate and _private(variable)
+    array = _array(variable)
+    if private:
+        return array
+    return _copy(array) if _on_one_device(array) else _rebuilt(array, [_copy(part) for part in _parts(array)])
+
+
+def _set(variable, array):
+    """Sets the value without `assign`, whose checks and conversions it does not need: only entries have changed."""
+    if isinstance(array, jax.core.Tracer):
+        raise _untouchable(variable)
+    variable._value = array
+    _made[id(array)] = array
+
+
+def _untouchable(variable):
+    return UnsupportedError(
+        f"variable '{variable.path}' cannot be edited inside a function that jax traces, or a StatelessScope",
+        notes=["kpatch.edit makes a new tensor, and works there"],
+    )
+
+
+def _on_one_device(array):
+    return type(array.sharding) is SingleDeviceSharding
+
+
+# Who else sees a buffer.
+
+_made: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by id: arrays that had their buffer to themselves
+
+
+def _private(variable):
+    """Whether the variable alone sees its buffer, so that donating it takes nothing from anybody."""
+    if _references(variable) != ALONE:
+        return False
+    array = variable._value
+    if _on_one_device(array):
+        return not _aliased(array, [array])
+    shards = array.addressable_shards
+    if _shard_references(array) != _shards_alone(tuple(shard.device for shard in shards)):
+        return False
+    return not _aliased(array, [shard.data for shard in shards])
+
+
+def _aliased(array, parts):
+    """Whether another array may lie over the buffer of one of the parts: `device_put` and `addressable_data` make such.
+
+    One that we made had its buffer to itself then, so only younger arrays are in question, and jax lists those first.
+    """
+    ours = _made.get(id(array)) is array
+    if not ours and (parts[0].nbytes <= SMALL or parts[0] is not array):
+        return True
+    shape = parts[0].shape
+    own = {id(part) for part in parts}
+    for other in _live(parts[0]):
+        if other is array:
+            if ours:
+                return False
+        elif id(other) in own or other.is_deleted() or (other.shape != shape and _on_one_device(other)):
+            continue
+        elif _buffers([other]) & _buffers(parts):
+            return True
+    return False
+
+
+def _live(array):
+    """All arrays of the array's platform."""
+    return next(iter(array.devices())).client.live_arrays()
+
+
+def _buffers(arrays):
+    return {shard.data.unsafe_buffer_pointer() for array in arrays for shard in array.addressable_shards}
+
+
+def _references(variable):
+    return sys.getrefcount(variable._value)
+
+
+def _shard_references(array):
+    """The most references to the list of the shards, to one of them, and to the array of one."""
+    shards = array.addressable_shards
+    return (
+        sys.getrefcount(shards),
+        max(sys.getrefcount(shard) for shard in shards),
+        max(sys.getrefcount(shard.data) for shard in shards),
+    )
+
+
+@functools.cache
+def _shards_alone(devices):
+    """What `_shard_references` counts for an array over these devices whose shards nobody holds."""
+    sharding = NamedSharding(Mesh(np.array(devices), "device"), PartitionSpec("device"))
+    return _shard_references(jax.device_put(np.zeros(len(devices), "int8"), sharding))
+
+
+# What `_references` counts in this Python for a value that the variable alone holds.
+ALONE = _references(SimpleNamespace(_value=object()))
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    ALONE = -1  # without the lock a count tells nothing: always copy
+
+
+# One array on one device. Starts and indices are arguments of the compiled functions, so that all share one; counts and
+# steps are part of them. What writes donates its first argument.
+#
+# On CPUs XLA moves bfloat16 and float8 by converting, the whole array where it moves within it, and NaNs lose bits.
+# As integers they are moved as they are; but then only an element-wise function, and an update of one entry, are in
+# place.
+
+_donating = functools.partial(jax.jit, donate_argnums=0)
+
+
+def _take(array, selection):
+    kind = type(selection)
+    if kind is Point:
+        return _take_point(array, _device_index(selection.index))
+    if kind is Region:
+        starts, steps, backward = _ascending(selection)
+        return _region_taker(selection.counts, steps, backward, selection.dropped)(array, np.array(starts, np.int32))
+    if kind is Mask:
+        return _copy(array)
+    taken = np.asarray(_take_positions(array, _padded_places(array, selection)))[: selection.size]
+    return jax.device_put(taken.reshape(selection.shape), array.sharding if array._committed else None)
+
+
+def _put(array, selection, values):
+    kind = type(selection)
+    if kind is Point:
+        return _put_point(array, _device_index(selection.index), _placed(values, array))
+    if kind is Region:
+        return _put_region(array, selection, values)
+    if kind is Mask:
+        return _put_mask(array, _placed(selection.mask, array, bool), _placed(values, array))
+    places = _padded_places(array, selection)
+    values = np.asarray(values, array.dtype)
+    if values.ndim:
+        padded = np.zeros(places.shape[1], array.dtype)
+        padded[: selection.size] = np.broadcast_to(values, selection.shape).reshape(-1)
+        values = padded
+    return _put_positions(array, places, values)
+
+
+def _put_region(array, region, *values, op=None):
+    starts, steps, backward = _ascending(region)
+    counts = None if _is_converted(array.dtype) else region.counts
+    put = _region_putter(counts, steps, backward, region.dropped, op)
+    return put(array, np.array((starts, region.counts), np.int32), *(_placed(part, array) for part in values))
+
+
+def _placed(values, array, dtype=None):
+    """The values as an argument beside the array that leaves the result where the array is."""
+    if isinstance(values, jax.Array):
+        if not values._committed or (array._committed and values.sharding == array.sharding):
+            return values
+        values = np.asarray(values)
+    return np.asarray(values, dtype or array.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _device_index(index):
+    with jax.ensure_compile_time_eval():
+        return jnp.array(np.array(index, np.int32))
+
+
+def _ascending(region):
+    """The region's lowest entries, its steps without their sign, and the axes on which the sign was negative."""
+    if min(region.steps, default=1) > 0:
+        return region.starts, region.steps, ()
+    axes = zip(region.starts, region.counts, region.steps, strict=True)
+    starts = tuple(start if step > 0 else start + (count - 1) * step for start, count, step in axes)
+    return starts, tuple(map(abs, region.steps)), tuple(a for a, step in enumerate(region.steps) if step < 0)
+
+
+def _padded_places(array, positions):
+    """Flat offsets, or coordinates where those are too large, padded by places outside so that few lengths occur."""
+    size, count = array.size, positions.size
+    length = max(16, 1 << (count - 1).bit_length())
+    if size + length <= LARGEST:
+        axes, outside = (positions.flat,), size
+    elif max(array.shape) + length <= LARGEST:
+        axes, outside = positions.coordinates(array.shape), array.shape[0]
+    else:
+        raise UnsupportedError(f"jax has no index for an axis as long as in shape {array.shape}")
+    places = np.zeros((len(axes), length), np.int32)
+    for row, axis in zip(places, axes, strict=True):
+        row[:count] = axis
+    places[0, count:] = np.arange(outside, outside + length - count)
+    return places
+
+
+def _is_converted(dtype):
+    return dtype.name.startswith(("bfloat16", "float8"))
+
+
+def _bits(array):
+    if not _is_converted(array.dtype):
+        return array
+    return lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+
+
+def _from_bits(bits, dtype):
+    return lax.bitcast_convert_type(bits, dtype) if _is_converted(dtype) else bits
+
+
+_copy = jax.jit(jnp.copy)
+
+
+@jax.jit
+def _take_point(array, index):
+    entry = lax.dynamic_slice(_bits(array), [index[axis] for axis in range(array.ndim)], (1,) * array.ndim)
+    return _from_bits(entry.reshape(()), array.dtype)
+
+
+@_donating
+def _put_point(array, index, value):
+    return _update_entry(array, index, _bits(value))
+
+
+def _update_entry(array, index, bits):
+    index = [index[axis] for axis in range(array.ndim)]
+    return _from_bits(lax.dynamic_update_slice(_bits(array), bits.reshape((1,) * array.ndim), index), array.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _region_taker(counts, steps, backward, dropped):
+    @jax.jit
+    def take(array, starts):
+        bits = lax.dynamic_slice(_bits(array), list(starts), _spans(counts, steps))
+        bits = lax.rev(lax.slice(bits, (0,) * array.ndim, bits.shape, steps), backward)
+        return _from_bits(lax.squeeze(bits, dropped), array.dtype)
+
+    return take
+
+
+@functools.lru_cache(maxsize=256)
+def _region_putter(counts, steps, backward, dropped, op):
+    @_donating
+    def put(array, place, *values):
+        values = OPERATORS[op](*values) if op else values[0]
+        values = values.reshape((1,) * (array.ndim - len(dropped) - values.ndim) + values.shape)
+        values = jnp.expand_dims(_bits(values), dropped)
+        values = lax.rev(values, [axis for axis in backward if values.shape[axis] > 1])
+        if counts is None:
+            return _from_bits(_where_region(_bits(array), *place, steps, values), array.dtype)
+        return _update_region(array, list(place[0]), steps, jnp.broadcast_to(values, counts))
+
+    return put
+
+
+def _spans(counts, steps):
+    """How long a stretch of each axis a region covers."""
+    return tuple((count - 1) * step + 1 for count, step in zip(counts, steps, strict=True))
+
+
+def _update_region(array, starts, steps, values):
+    """Updates a slice; with steps, the slice that the region covers, filled up with what is there."""
+    if max(steps, default=1) > 1:
+        spans = _spans(values.shape, steps)
+        spread = lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, step - 1) for step in steps])
+        grids = [lax.broadcasted_iota("int32", spans, axis) % step == 0 for axis, step in enumerate(steps)]
+        held = functools.reduce(jnp.logical_and, grids)
+        values = lax.select(held, spread, lax.dynamic_slice(array, starts, spans))
+    return lax.dynamic_update_slice(array, values, starts)
+
+
+def _where_region(array, starts, counts, steps, values):
+    """Decides entry by entry whether the region holds it: a pass over the whole array, and in place."""
+    held, places = True, []
+    for axis, step in enumerate(steps):
+        offset = lax.broadcasted_iota("int32", array.shape, axis) - starts[axis]
+        place = offset // step
+        inside = (offset >= 0) & (place < counts[axis]) & (place * step == offset)
+        held = held & inside
+        places.append(jnp.where(inside, place, 0) if values.shape[axis] > 1 else 0)
+    entries = values.reshape(()) if values.size == 1 else values.at[tuple(places)].get(mode="promise_in_bounds")
+    return jnp.where(held, entries, array)
+
+
+@_donating
+def _put_mask(array, mask, values):
+    return _from_bits(jnp.where(mask, _bits(values), _bits(array)), array.dtype)
+
+
+@jax.jit
+def _take_positions(array, places):
+    entries, places = _entries(_bits(array), places)
+    return _from_bits(entries.at[places].get(mode="clip"), array.dtype)
+
+
+@_donating
+def _put_positions(array, places, values):
+    count = places.shape[1]
+    values = jnp.broadcast_to(_bits(values), (count,))
+    if _is_converted(array.dtype) and count <= FEW:
+        return _put_each(array, places, values)
+    entries, places = _entries(_bits(array), places)
+    entries = entries.at[places].set(values, mode="drop", unique_indices=True)
+    return _from_bits(entries.reshape(array.shape), array.dtype)
+
+
+def _put_each(array, places, bits):
+    entries, _ = _entries(array, places)
+    inside = jnp.sum(places[0] < entries.shape[0])
+    written = lax.fori_loop(0, inside, lambda k, kept: _update_entry(kept, places[:, k], bits[k]), entries)
+    return written.reshape(array.shape)
+
+
+def _entries(array, places):
+    """The array, flat where the places are offsets, and the index into it."""
+    return (array.reshape(-1) if len(places) != array.ndim else array), tuple(places)
+
+
+# Sharded arrays. What is selected of each shard is an ordinary selection of its part; the values meet on the host.
+
+
+def _parts(array):
+    if not array.is_fully_addressable:
+        raise UnsupportedError("a variable whose shards are spread over several processes cannot be edited")
+    return [shard.data for shard in array.addressable_shards]
+
+
+def _rebuilt(array, parts):
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+
+def _take_sharded(array, selection):
+    parts = _parts(array)
+    if _covers(selection):
+        return _rebuilt(array, [_copy(part) for part in parts])
+    taken = np.empty(_lengths(selection), array.dtype)
+    for number, replica, local, places in _split(selection, array.sharding, array.shape):
+        if not replica:
+            taken[places] = np.asarray(_take(parts[number], local))
+    return jnp.asarray(taken.reshape(selection.shape))
+
+
+def _put_sharded(array, selection, values):
+    parts = _parts(array)
+    if _covers(selection):
+        values = _pieces(values, array)
+        masks = _pieces(selection.mask, array) if type(selection) is Mask else None
+        for number, part in enumerate(parts):
+            local = Mask(masks[number], part.shape) if masks else whole(part.shape)
+            parts[number] = _put(part, local, values[number])
+        return _rebuilt(array, parts)
+    values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
+    for number, _, local, places in _split(selection, array.sharding, array.shape):
+        parts[number] = _put(parts[number], local, values[places])
+    return _rebuilt(array, parts)
+
+
+def _covers(selection):
+    return type(selection) is Mask or (type(selection) is Region and selection.full)
+
+
+def _lengths(selection):
+    """The shape in which the values of a selection are divided among the shards."""
+    return (selection.size,) if type(selection) is Positions else selection.shape
+
+
+def _pieces(values, array):
+    """For each shard its own of the values, which broadcast to the array."""
+    count = len(array.addressable_shards)
+    if np.ndim(values) == 0:
+        return [np.asarray(values)] * count
+    if values.shape != array.shape:
+        values = np.broadcast_to(np.asarray(values), array.shape)
+    return _parts(jax.device_put(values, array.sharding))
+
+
+def _split(selection, sharding, shape):
+    """For each shard that a selection meets: its number, whether it repeats an earlier one, what is selected of it,
+    and the index that takes the values for it."""
+    coordinates = selection.coordinates(shape) if type(selection) is Positions else None
+    for number, (bounds, replica) in enumerate(_bounds(sharding, shape)):
+        if coordinates is not None:
+            met = _positions_within(coordinates, bounds)
+        else:
+            met = (_point_within if type(selection) is Point else _region_within)(selection, bounds)
+        if met is not None:
+            yield number, replica, *met
+
+
+@functools.lru_cache(maxsize=256)
+def _bounds(sharding, shape):
+    """Where each shard begins and ends on each axis, and whether it repeats an earlier one."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    bounds = [tuple(slice_.indices(length)[:2] for slice_, length in zip(i, shape, strict=True)) for i in indices]
+    return tuple((own, own in bounds[:number]) for number, own in enumerate(bounds))
+
+
+def _point_within(point, bounds):
+    local = tuple(i - low for i, (low, high) in zip(point.index, bounds, strict=True) if low <= i < high)
+    return (Point(local), ()) if len(local) == len(bounds) else None
+
+
+def _region_within(region, bounds):
+    starts, counts, places = [], [], []
+    for axis, (low, high) in enumerate(bounds):
+        start, count, step = region.starts[axis], region.counts[axis], region.steps[axis]
+        first, last = (low, high - 1) if step > 0 else (high - 1, low)
+        begin, end = max(0, -((start - first) // step)), min(count, (last - start) // step + 1)
+        if begin >= end:
+            return None
+        starts.append(start + begin * step - low)
+        counts.append(end - begin)
+        if axis not in region.dropped:
+            places.append(slice(begin, end))
+    return Region(tuple(starts), tuple(counts), region.steps, region.dropped), tuple(places)
+
+
+def _positions_within(coordinates, bounds):
+    within = [(low <= axis) & (axis < high) for axis, (low, high) in zip(coordinates, bounds, strict=True)]
+    places = np.flatnonzero(np.logical_and.reduce(within))
+    if not len(places):
+        return None
+    local = tuple(axis[places] - low for axis, (low, _) in zip(coordinates, bounds, strict=True))
+    flat = np.ravel_multi_index(local, tuple(high - low for low, high in bounds))
+    return Positions(flat, places.shape), places

@@ -1,0 +1,268 @@
+"""The documents: every example in them runs, on the backend of this process, and what they say of the code holds.
+
+* `python`: runs, one namespace a page; a `text` block right after it is what it prints, a `PatchError` included.
+* `kpatch`: after a first line `# _ is [1, 2, 3], int8` each statement alone edits that tensor, and the comment beside it
+  is the result, or the error. Other blocks are applied to the page's `model` as one patch, those whose lines have
+  errors beside them line by line.
+* `console`: the commands of kpatch run, in a directory that holds `examples/`, and print what follows them.
+
+`python tests/test_docs.py` writes the list of functions into `docs/language.md` anew.
+"""
+
+import ast
+import contextlib
+import io
+import json
+import re
+import shlex
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import kpatch
+from kpatch.functions import TABLE
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGE, ARCHITECTURE, ERRORS = (ROOT / "docs" / f"{name}.md" for name in ("language", "architecture", "errors"))
+PACKAGE = ROOT / "kpatch"
+
+
+class Block(NamedTuple):
+    """A fenced block of a page. `output` is the `text` block right after it, or `None`."""
+
+    language: str
+    body: str
+    line: int
+    output: str | None
+
+
+def blocks(text):
+    found = list(re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        close = following is not None and following[1] == "text" and not text[block.end() : following.start()].strip()
+        line = text.count("\n", 0, block.start(2)) + 1
+        yield Block(block[1], block[2], line, following[2] if close else None)
+
+
+def section(text, title):
+    """What stands under a heading, up to the next of its level."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+
+
+def trimmed(text):
+    """The text without the spaces at the ends of its lines, and without empty lines before and after."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+# Examples ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_examples(path, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    monkeypatch.chdir(tmp_path)
+    namespace, failures = {}, []
+    for block in blocks(path.read_text(encoding="utf-8")):
+        run = RUNNERS.get(block.language, lambda *_: ())
+        for got, expected in run(block, namespace):
+            if got != expected:
+                failures.append(f"{path.name}, line {block.line}\ngot:\n{got}\nexpected:\n{expected}")
+    assert not failures, "\n\n".join(failures)
+
+
+def run_python(block, namespace):
+    code = compile("\n" * (block.line - 1) + block.body, "the page", "exec")  # so that a traceback names the line
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            exec(code, namespace)  # noqa: S102
+        except kpatch.PatchError as error:
+            out.write(f"kpatch.{type(error).__name__}: {error}\n")
+    yield trimmed(out.getvalue()), trimmed(block.output or "")
+
+
+def run_patch(block, namespace):
+    first, *others = block.body.strip().splitlines()
+    given = re.fullmatch(r"# _ is (.*?)(?:, (\w+))?", first)
+    if given:
+        for line in filter(None, others):
+            yield edited(given[1], given[2] or "float32", line)
+        return
+    refused = [line.rpartition("  # ") for line in block.body.splitlines() if re.search(r"  # \w+Error: ", line)]
+    for statement, _, expected in refused:
+        yield outcome(lambda text=statement: kpatch.plan(namespace["model"], text)), expected
+    if not refused:
+        yield outcome(lambda: kpatch.apply(namespace["model"], block.body).undo()), None
+
+
+def edited(given, dtype, line):
+    """What a line of a block does to the tensor that the block gives, and what it says that it does."""
+    from keras import ops
+
+    from kpatch.tensors import to_numpy
+
+    statement, _, expected = line.rpartition("  # ")
+    got = outcome(lambda: kpatch.edit(ops.convert_to_tensor(values(given), dtype), statement))
+    if not isinstance(got, str):
+        assert ops.dtype(got) == dtype
+        same = np.array_equal(to_numpy(got), np.array(values(expected)), equal_nan=True)
+        got = expected if same else to_numpy(got).tolist()
+    return f"{statement.strip()}: {got}", f"{statement.strip()}: {expected}"
+
+
+def run_commands(block, namespace):
+    from click.testing import CliRunner
+
+    from kpatch import cli
+
+    for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        words = shlex.split(command.rpartition("&& ")[2])
+        if words[0] == "kpatch":
+            yield trimmed(CliRunner().invoke(cli.main, words[1:]).output), trimmed(output)
+
+
+RUNNERS = {"python": run_python, "kpatch": run_patch, "console": run_commands}
+
+
+def values(text):
+    return json.loads(re.sub(r"\bnan\b", "NaN", re.sub(r"\binf\b", "Infinity", text)))
+
+
+def outcome(function):
+    try:
+        return function()
+    except kpatch.PatchError as error:
+        return f"{type(error).__name__}: {error.message}"
+
+
+def run_commands(block, where):
+    from click.testing import CliRunner
+
+    from kpatch import cli
+
+    for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        words = shlex.split(command.rpartition("&& ")[2], comments=True)
+        if words[0] == "kpatch":
+            result = CliRunner().invoke(cli.main, words[1:])
+            assert lines(result.output) == lines(output), f"{where}: {command}"
+
+
+# The language --------------------------------------------------------------------------------------------------------
+
+
+def functions_page():
+    """The functions that are executed, as the page lists them."""
+    groups = {}
+    for function in TABLE.values():
+        line = f"- `{function.name}({function.signature})`: {function.description}"
+        groups.setdefault(function.group, []).append(line)
+    groups.pop("Not executed yet", None)
+    return "\n\n".join(f"**{group}**\n\n" + "\n".join(listed) for group, listed in groups.items())
+
+
+def test_the_page_lists_the_functions_that_are_executed():
+    listed = section(LANGUAGE.read_text(encoding="utf-8"), "Functions").partition("\n**")
+    assert trimmed(listed[1] + listed[2]) == trimmed(functions_page()), "python tests/test_docs.py writes the list anew"
+
+
+def test_limits_are_those_of_the_code():
+    rows = re.findall(r"^\| ([\d,]+) \|.*\| `([\w.]+)` \|$", section(LANGUAGE.read_text(encoding="utf-8"), "Limits"), re.M)
+    assert len(rows) > 5
+    for number, name in rows:
+        module, _, constant = name.rpartition(".")
+        assert getattr(import_module(module), constant) == int(number.replace(",", "")), name
+
+
+def test_each_error_has_its_section():
+    headings = re.findall(r"^## (\w+)$", ERRORS.read_text(encoding="utf-8"), re.MULTILINE)
+    public = [name for name in kpatch.__all__ if name.endswith("Error")]
+    assert sorted(headings) == sorted(public)
+
+
+# The architecture ----------------------------------------------------------------------------------------------------
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imported(name):
+    """The modules that a module imports: pairs of a name, and whether that is inside a function."""
+
+    def visit(node, lazy):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                full = (f"{child.module}.{alias.name}" for alias in child.names)
+                yield from ((each if each in MODULES else child.module, lazy) for each in full)
+            else:
+                yield from visit(child, lazy or isinstance(child, ast.FunctionDef))
+
+    yield from visit(ast.parse(MODULES[name].read_text(encoding="utf-8")), False)
+
+
+def drawn_order():
+    """The modules in the order in which the page draws them."""
+    drawing = next(blocks(section(ARCHITECTURE.read_text(encoding="utf-8"), "The modules"))).body
+    paths = re.findall(r"^ *([\w/]+\.py)\b", drawing, re.MULTILINE)
+    return [("kpatch/" + path)[:-3].replace("/", ".").removesuffix(".__init__") for path in paths]
+
+
+def test_every_module_is_drawn_once():
+    assert sorted(drawn_order()) == sorted(MODULES)
+
+
+def test_imports_run_down_the_drawing():
+    place = {name: number for number, name in enumerate(drawn_order())}
+    upward = {
+        (name, other)
+        for name in MODULES
+        for other, lazy in imported(name)
+        if other in place and place[other] < place[name] and not lazy
+    }
+    assert not upward
+
+
+def test_imports_up_the_drawing_are_stated_and_lazy():
+    place = {name: number for number, name in enumerate(drawn_order())}
+    lazy = {
+        f"{name} → {other}".replace("kpatch.", "")
+        for name in MODULES
+        for other, _ in imported(name)
+        if other in place and place[other] < place[name]
+    }
+    stated = re.findall(r"`(\w+(?:\.\w+)* → \w+(?:\.\w+)*)`", ARCHITECTURE.read_text(encoding="utf-8"))
+    assert sorted(stated) == sorted(lazy)
+
+
+def test_what_knows_nothing_of_keras():
+    for name in MODULES:
+        if name in ("kpatch.errors", "kpatch.indexing") or name.startswith("kpatch.syntax"):
+            found = {other.partition(".")[0] for other, _ in imported(name)}
+            assert not found & {"keras", "jax", "torch", "tensorflow"}, name
+
+
+def test_no_module_loads_a_backend_before_it_is_needed():
+    for name in MODULES:
+        eager = {other.partition(".")[0] for other, lazy in imported(name) if not lazy}
+        if not name.startswith("kpatch.writers.") and name not in ("kpatch.dynamo", "kpatch.resolve"):
+            assert not eager & {"keras", "jax", "torch", "tensorflow"}, name
+
+
+def rewrite_functions():
+    text = LANGUAGE.read_text(encoding="utf-8")
+    old = section(text, "Functions")
+    LANGUAGE.write_text(text.replace(old, f"{old.partition('**')[0]}{functions_page()}\n\n"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    rewrite_functions()
