@@ -134,13 +134,11 @@ def _compare_lists(op, a, b):
 def _check_integers(op, b, traced):
     """Integers are not divided by zero, nor raised to a negative power."""
     if op in ("/", "//", "%"):
-        message, test = f"'{op}' of integers by zero", ("==", 0)
+        message, found = f"'{op}' of integers by zero", ("==", 0)
         note = "with a float on either side the result would be infinite or nan"
-    elif op == "**":
-        message, test = "an integer to a negative power", ("<", 0)
+    elif op == "**" and is_signed(b.dtype):
+        message, found = "an integer to a negative power", ("<", 0)
         note = 'cast(..., "float32") to a negative power is a float'
-        if b.dtype in RANGES and not is_signed(b.dtype):
-            return
     else:
         return
     if not b.weak and (traced or (b.data is not None and is_traced(b.data))):
@@ -149,7 +147,9 @@ def _check_integers(op, b, traced):
         )
     if b.data is None:
         return
-    if any_true(compare(test[0], b, literal(test[1])).data):
+    test = numerics.COMPARISONS[found[0]]
+    wrong = test(b.data, found[1]) if b.weak else guarded(test, b.data, numerics.scalar(found[1], b.dtype))
+    if any_true(wrong):
         raise DTypeError(f"{message} is an error", argument=1, notes=[note])
 
 

@@ -8,6 +8,7 @@ and a caret.
 import unicodedata
 
 MAX_LINE = 100  # columns of source shown around a caret
+MAX_TEXT = 400  # characters of a message or a note; a name can be as long as a patch
 MAX_SHOWN = 10  # errors shown in full when a patch has many
 
 
@@ -78,13 +79,13 @@ class PatchError(Exception):
         return before.count("\n") + 1, len(head) + 1, head + rest
 
     def _show(self):
-        lines = [self.message]
+        lines = [_shorten(self.message)]
         if not self._unplaced:
             line, column, text = self._place()
             width = min(self.span[1] - self.span[0], len(text) - column + 1)
             lines.append(f"  line {line}, column {column}")
             lines += ["    " + part for part in _underline(text, column - 1, max(1, width))]
-        lines += ["  " + note for note in self.notes]
+        lines += ["  " + _shorten(note) for note in self.notes]
         return "\n".join(lines)
 
     def __str__(self):
@@ -101,6 +102,10 @@ def _rebuild(cls, message, state):
     error = cls(message)
     error.__dict__.update(state)
     return error
+
+
+def _shorten(text):
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
 def _underline(text, start, width):

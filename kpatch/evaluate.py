@@ -168,7 +168,7 @@ def _call(node, scope):
         return functions.call(node.function, args, kwargs)
     except PatchError as error:
         faulty = at.get(error.argument)
-        raise error.locate(faulty and faulty.value.span) from None
+        raise error.locate(faulty and faulty.span) from None
 
 
 def _argument(node, scope):

@@ -18,6 +18,8 @@ from kpatch.dtypes import Value, is_floating
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
 from kpatch.syntax import ast
 
+MAX_SHOWN = 8  # entries of an operand that a failed assertion shows
+
 
 @dataclass(eq=False, slots=True)
 class Place:
@@ -163,7 +165,7 @@ def _collect(errors, function, statement, *args):
 
 
 def plan_edit(statement, find, scope):
-    place = find(None if isinstance(statement.target.selector, ast.Implied) else statement.target.selector)
+    place = _place(statement.target, find)
     selection, shape, masked = _selected(statement, place, scope)
     implied = Value(place.dtype, shape, None)
     if masked and scope.traced:
@@ -179,6 +181,13 @@ def plan_edit(statement, find, scope):
         step.operand = _converted(statement, value, place.dtype)
     assigned_value(statement, value, implied, place, shape, scope.traced)
     return step
+
+
+def _place(target, find):
+    try:
+        return find(None if isinstance(target.selector, ast.Implied) else target.selector)
+    except PatchError as error:
+        raise error.locate(target.selector.span) from None
 
 
 def _selected(statement, place, scope):
@@ -303,8 +312,9 @@ def _compared(node, scope):
     if not isinstance(node, ast.Compare):
         return
     for operand in node.operands:
-        value = ev.evaluate(operand, scope)
-        if isinstance(operand, ast.Integer | ast.Float) or value.data is None or int(np.prod(value.shape)) > 8:
+        names = any(isinstance(part, ast.Reference | ast.Implied | ast.Local) for part in ast.walk(operand))
+        value = ev.evaluate(operand, scope) if names else None
+        if value is None or value.data is None or int(np.prod(value.shape)) > MAX_SHOWN:
             continue
         data = value.data if value.weak else tensors.to_numpy(value.data)
         yield f"{operand} is {np.asarray(data).tolist()}"

@@ -227,6 +227,15 @@ def test_update(writer, dtype, op):
             assert_same_bits(old, taken(before, region))
 
 
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_update_rounds_the_operand_to_the_dtype_first(writer, dtype):
+    before = np.arange(1, 1000, dtype="float32").astype(numpy_dtype(dtype))
+    variable = variable_of(before)
+    writer.update(variable, whole((999,)), "*", writer.read(variable, whole((999,))), 0.1)
+    assert_same_bits(variable, before * numpy_dtype(dtype).type(0.1))
+
+
 def test_update_to_infinity_says_nothing(recwarn):
     variable = variable_of(np.array([1e30, 0, -1], "float32"))
     writer = writers.current()
@@ -443,6 +452,23 @@ class TestTorch:
             assert parameter.requires_grad
             assert parameter.grad_fn is None
             assert parameter._version > version or not np.shares_memory(host(variable), host(parameter))
+
+    @parametrize_selection
+    def test_array_behind_a_tensor_that_is_gone(self, selection):
+        import torch
+
+        array = np.zeros((4, 6), "float32")
+        variable = keras.Variable(torch.from_numpy(array))
+        writers.current().write(variable, selection, 2.0)
+        assert not array.any()
+
+    @parametrize_selection
+    def test_entries_that_lie_on_each_other(self, selection):
+        import torch
+
+        variable = keras.Variable(torch.zeros(6).expand(4, 6))
+        writers.current().write(variable, selection, 2.0)
+        assert_same_bits(variable, replaced(np.zeros((4, 6), "float32"), selection, 2.0))
 
     @parametrize_selection
     def test_values_that_require_grad(self, selection):

@@ -10,7 +10,6 @@ What TensorFlow has no kernel for (most of float8, more than seven axes) goes th
 """
 
 import functools
-import math
 
 import numpy as np
 import tensorflow as tf
@@ -72,9 +71,8 @@ def _take(component, selection):
         return raw.DeepCopy(x=tensor)
     rows = _rows(selection, shape)
     if rows is None:
-        taken = raw.StridedSlice(input=tensor, **_bounds(selection))
-        return raw.DeepCopy(x=taken) if math.prod(shape[1:]) == 1 else taken  # a slice of whole rows shares the buffer
-    taken = raw.GatherV2(params=tensor, indices=rows, axis=0)
+        return raw.StridedSlice(input=tensor, **_bounds(selection))
+    taken = raw.GatherV2(params=tensor, indices=rows, axis=0)  # a strided slice of whole rows would share the buffer
     return raw.Reshape(tensor=taken, shape=_vector(selection.shape))
 
 

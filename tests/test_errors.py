@@ -1,0 +1,254 @@
+"""Errors are part of the interface: their whole texts; and any text at all ends in a result or in a `PatchError`."""
+
+import pickle
+import time
+
+import keras
+import models
+import numpy as np
+import pytest
+import strategies
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kpatch
+
+TEXTS = {
+    "dense_1.kernel[0, 0] = 1\ndense_1.bias = 0\ndense_1.kernal[0, 0] = 1.0": """
+no variable 'dense_1.kernal'; did you mean 'dense_1.kernel'?
+  line 3, column 9
+    dense_1.kernal[0, 0] = 1.0
+            ^^^^^^
+  dense_1 has: kernel (4, 3) float32, bias (3,) float32
+""",
+    "kernel[0] = 1": """
+'kernel' is ambiguous: 2 variables have that name
+  line 1, column 1
+    kernel[0] = 1
+    ^^^^^^
+  dense_1.kernel (4, 3) float32
+  dense_2.kernel (3, 2) float32
+""",
+    "dense_1.kernel[4] = 0": """
+index 4 is out of range for axis 0 with 4 entries
+  line 1, column 16
+    dense_1.kernel[4] = 0
+                   ^
+  axis 0 takes indices from -4 to 3
+""",
+    "dense_1.kernel[:, [0, 5]] = 0": """
+index 5 is out of range for axis 1 with 3 entries
+  line 1, column 19
+    dense_1.kernel[:, [0, 5]] = 0
+                      ^^^^^^
+  it is the entry [1] of the index array
+  axis 1 takes indices from -3 to 2
+""",
+    "dense_1.bias = [1, 2]": """
+value of shape (2,) does not fit the selection of shape (3,)
+  line 1, column 16
+    dense_1.bias = [1, 2]
+                   ^^^^^^
+  axis 0 of the selection has length 3: the value's must be 3 or 1, not 2
+""",
+    "dense_1.bias = sqr(_)": """
+no function 'sqr'; did you mean 'sqrt'?
+  line 1, column 16
+    dense_1.bias = sqr(_)
+                   ^^^^^^
+""",
+    "dense_1.bias = sum(_, axes=0)": """
+sum() has no argument 'axes'; did you mean 'axis'?
+  line 1, column 23
+    dense_1.bias = sum(_, axes=0)
+                          ^^^^^^
+  sum(x, axis=None, keepdims=False)
+""",
+    "dense_1.bias = 1e39": """
+1e+39 does not fit float32 (at most 3.40282e+38)
+  line 1, column 16
+    dense_1.bias = 1e39
+                   ^^^^
+  cast(..., "float32") makes it infinite
+""",
+    "dense_1.bias = (_ > 0) + 1": """
+'+' is not defined on booleans; write cast(..., "float32") or where(..., 1, 0)
+  line 1, column 17
+    dense_1.bias = (_ > 0) + 1
+                    ^^^^^
+""",
+    "dense_1.kernel[0.5] = 1": """
+an index is made of integers or booleans, not of float
+  line 1, column 16
+    dense_1.kernel[0.5] = 1
+                   ^^^
+  cast(x, "int32") makes integers of it
+""",
+    "assert all(dense_1.bias > 100), 'too small'": """
+assertion failed: too small
+  line 1, column 8
+    assert all(dense_1.bias > 100), 'too small'
+           ^^^^^^^^^^^^^^^^^^^^^^^
+""",
+    "assert shape(dense_1.kernel) == [4, 4], 'wrong head'": """
+assertion failed: wrong head
+  line 1, column 8
+    assert shape(dense_1.kernel) == [4, 4], 'wrong head'
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  shape(dense_1.kernel) is [4, 3]
+""",
+    "_ = 0": """
+'_' is no variable of a model
+  line 1, column 1
+    _ = 0
+    ^
+  name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit
+""",
+    "let a = _": """
+'_' means nothing here: there is no implied tensor
+  line 1, column 9
+    let a = _
+            ^
+  in an edit of a model '_' stands for the entries being assigned; name a variable instead
+""",
+    "dense_1.bias = 1 / 0": """
+'/' of integers by zero is an error
+  line 1, column 20
+    dense_1.bias = 1 / 0
+                       ^
+  with a float on either side the result would be infinite or nan
+""",
+    "dense_1.bias = sum(zeros([1000000000000]))": """
+a result has at most 268435456 entries, this one would have 1000000000000
+  line 1, column 20
+    dense_1.bias = sum(zeros([1000000000000]))
+                       ^^^^^^^^^^^^^^^^^^^^^^
+""",
+    "dense_1.bias = 9**9**9**9": """
+9 ** 387420489 does not fit 64 bits
+  line 1, column 19
+    dense_1.bias = 9**9**9**9
+                      ^^^^^^^
+""",
+}
+
+NEXT_ISSUE = ["**.kernel = 0", "dense_?.bias = 0", "dense_1.bias = $x", "dense_1.bias = normal(3, seed=1)"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_whole_text(text):
+    model = models.dense()
+    before = models.snapshot(model)
+    with pytest.raises(kpatch.PatchError) as caught:
+        kpatch.apply(model, text)
+    assert str(caught.value) == TEXTS[text].strip("\n")
+    assert models.snapshot(model) == before
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("text", NEXT_ISSUE)
+def test_what_comes_next_says_so(text):
+    with pytest.raises(kpatch.UnsupportedError, match=r"not executed yet.*next version"):
+        kpatch.apply(models.dense(), text)
+
+
+def test_attributes():
+    with pytest.raises(kpatch.ResolutionError) as caught:
+        kpatch.apply(models.dense(), "dense_1.bias = 0\n  dense_1.kernal = 1")
+    error = caught.value
+    assert (error.line, error.column, error.span) == (2, 11, (27, 33))
+    assert error.statement == "  dense_1.kernal = 1"
+    assert error.errors == (error,)
+
+
+def test_first_fractional_value_into_an_integer_is_shown():
+    layer = keras.layers.Layer(name="holder")
+    steps = layer.add_weight(shape=(4,), dtype="int32", name="steps", initializer="zeros", trainable=False)
+    scale = layer.add_weight(shape=(4,), name="scale", initializer="ones")
+    layer.built = True
+    scale.assign([1.0, 2.0, 2.5, float("nan")])
+    with pytest.raises(kpatch.DTypeError) as caught:
+        kpatch.apply(layer, "steps = scale")
+    assert str(caught.value) == (
+        "2.5 at [2] has a fraction, which int32 cannot hold\n"
+        "  line 1, column 9\n"
+        "    steps = scale\n"
+        "            ^^^^^\n"
+        '  cast(..., "int32") truncates it'
+    )
+    kpatch.apply(layer, 'steps = cast(scale, "int32")')
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(steps), [1, 2, 2, 0])
+
+
+# Any text at all ------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "\0",
+    "﻿",
+    "(" * 10_000,
+    "dense_1.bias = " + "[" * 10_000,
+    "dense_1.bias = " + "+".join(["1"] * 100_000),
+    "dense_1.bias = " + "-" * 10_000 + "1",
+    "dense_1.bias = zeros([10**12])",
+    "dense_1.bias = sum(outer(ones(100000), ones(100000)))",
+    "dense_1.bias = sum(tile(dense_1.kernel, [100000, 100000]))",
+    "dense_1.bias = 1e400",
+    "dense_1.kernel[99999999999999999999999] = 1",
+    "dense_1.kernel[::0] = 1",
+    "dense_1.kernel[[[0], [1, 2]]] = 1",
+    "dense_1.bias = mean(zeros([0]))",
+    "dense_1.bias = max(zeros([0]))",
+    "dense_1.bias = reshape(_, [2, -1])",
+    "dense_1.bias = __import__('os')",
+    "dense_1.bias = dense_1.kernel @ dense_1.kernel",
+    'dense_1.bias = cast(_, "complex64")',
+    "dense_1.bias[dense_1.kernel > 0] = 1",
+    "let a = zeros([268435456]); " * 3,
+    "a" * 1_000_000,
+    "dense_1." * 100_000,
+    '"' + "x/" * 100_000 + '" = 1',
+    "; " * 1_000_000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30].encode("unicode_escape").decode())
+def test_hostile_text_ends_soon_in_a_patch_error_or_a_result(text):
+    model = models.dense()
+    start = time.monotonic()
+    try:
+        kpatch.apply(model, text)
+    except kpatch.PatchError as error:
+        assert len(str(error)) < 20_000
+    assert time.monotonic() - start < 60  # a hang, not a slow machine
+
+
+@pytest.fixture(scope="module")
+def shared_model():
+    return models.dense()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=strategies.texts() | st.text(max_size=60))
+def test_any_text(shared_model, text):
+    before = models.snapshot(shared_model)
+    try:
+        kpatch.plan(shared_model, text)
+        kpatch.apply(shared_model, text).undo()
+    except kpatch.PatchError as error:
+        str(error)
+    assert models.snapshot(shared_model) == before
+
+
+WORDS = ["dense_1", "kernel", "bias", ".", "[", "]", "0", "1", ":", "...", "_", "=", "*=", "+", "-", "*", "/", "**", ">"]
+WORDS += ["(", ")", ",", "abs", "sum", "where", "zeros", "let", "assert", "a", "\n", "1.5", "true", "2", "[0, 1]", "@"]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(words=st.lists(st.sampled_from(WORDS), max_size=14), head=st.sampled_from(["dense_1.kernel", "dense_1.bias", ""]))
+def test_any_words_of_the_language(shared_model, words, head):
+    before = models.snapshot(shared_model)
+    try:
+        kpatch.apply(shared_model, head + "".join(words)).undo()
+    except kpatch.PatchError as error:
+        str(error)
+    assert models.snapshot(shared_model) == before
