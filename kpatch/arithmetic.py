@@ -85,6 +85,8 @@ def compare(op, a, b):
     dtypes.check_size(shape, a, b)
     if a.weak and b.weak:
         return fold(shape, numerics.COMPARISONS[op], a, b, dtype="bool")
+    if a.dtype == "bool" and op not in ("==", "!="):
+        return apply("bool", shape, numerics.COMPARISONS[op], a, b, to="uint8")
     if a.weak:
         op, a, b = numerics.MIRRORED.get(op, op), b, a
     if b.weak:

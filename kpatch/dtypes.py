@@ -285,7 +285,7 @@ def could_lose(source, dtype):
         return RANGES[source][0] < RANGES[dtype][0] or RANGES[source][1] > RANGES[dtype][1]
     if source in INTEGERS:
         with np.errstate(over="ignore"):
-            return bool(np.isinf(np.float64(NUMPY[dtype].type(RANGES[source][1]))))
+            return bool(np.isinf(np.array(RANGES[source][1]).astype(NUMPY[dtype]).astype("float64")))
     return LARGEST[source] > LARGEST[dtype]
 
 

@@ -163,18 +163,19 @@ def _call(node, scope):
     named = {a.name: a for a in node.arguments if a.name is not None}
     at = {**dict(enumerate(positional)), **named}
     try:
-        args = [_argument(a.value, scope) for a in positional]
-        kwargs = {name: _argument(a.value, scope) for name, a in named.items()}
+        given = {key: _argument(node.function, key, argument.value, scope) for key, argument in at.items()}
+        args = [given[place] for place in range(len(positional))]
+        kwargs = {name: given[name] for name in named}
         return functions.call(node.function, args, kwargs)
     except PatchError as error:
         faulty = at.get(error.argument)
         raise error.locate(faulty and faulty.span) from None
 
 
-def _argument(node, scope):
+def _argument(function, key, node, scope):
     """A string, a value, or for a list that holds tensors the list of its values (`concatenate([a, b])`)."""
     if isinstance(node, ast.String):
-        return node.value
+        return node.value if functions.takes_string(function, key) else evaluate(node.reference, scope)
     if isinstance(node, ast.List) and node.items:
         items = [evaluate(item, scope) for item in node.items]
         if not all(item.weak for item in items):

@@ -214,10 +214,15 @@ def _enter(variable, link):
     key = id(variable)
     history = _latest.get(key)
     if history is None:
-        _latest[key] = [weakref.ref(variable, lambda _, known=_latest: known.pop(key, None)), link]
+        _latest[key] = [weakref.ref(variable, _forgetter(key, _latest)), link]
     else:
         history[1].next = link
         history[1] = link
+
+
+def _forgetter(key, latest):
+    """Drops the history of a variable that is gone; holds the dictionary, as the module may be gone by then too."""
+    return lambda _: latest.pop(key, None)
 
 
 class AppliedPatch:

@@ -253,6 +253,20 @@ def is_elementwise(name):
     return name in TABLE and TABLE[name].group.startswith(_ELEMENTWISE)
 
 
+def takes_string(name, argument):
+    """Whether the argument, by its position or keyword, is a string; elsewhere a quoted name is a variable's.
+
+    Example:
+        >>> takes_string("cast", 1), takes_string("cast", 0), takes_string("zeros", "dtype")
+        (True, False, True)
+    """
+    if name not in TABLE:
+        return True  # the error will be about the name
+    parameters = list(_parameters(name))
+    parameter = argument if isinstance(argument, str) else parameters[argument] if argument < len(parameters) else None
+    return _kind(TABLE[name], parameter) in (_string, _dtype, _method)
+
+
 def call(name, args=(), kwargs=None, traced=False):
     """Calls a function of the table.
 

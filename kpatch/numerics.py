@@ -59,11 +59,17 @@ def is_traced(data):
 
         return tf.is_symbolic_tensor(data)
     if name == "torch":
-        import torch
-        from torch._subclasses.fake_tensor import FakeTensor
-
-        return torch.compiler.is_compiling() or isinstance(data, FakeTensor)
+        return _is_traced_by_torch(data)
     return False
+
+
+def _is_traced_by_torch(data):
+    """Fake tensors while compiling, and those of `torch.func`'s transforms, whose tests are not public."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
+    return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or bool(wrapped and wrapped(data))
 
 
 def engine(name, dtype):
@@ -190,10 +196,15 @@ def _remainder_floats(x, y, dtype):
 
 def _floor_divide_floats(x, y, dtype):
     """NumPy's definition: from the remainder, which is exact, so that `1 // 0.1` is 9."""
-    quotient = (x - x % y) / y
+    zero, one = scalar(0, dtype), scalar(1, dtype)
+    rest = abs(x) % abs(y)
+    rest = where(x < zero, -rest, rest, dtype)
+    quotient = (x - rest) / y
+    below = where(y < zero, rest > zero, rest < zero, "bool")
+    quotient = where(below, quotient - one, quotient, dtype)
     floored = engine("floor", dtype)(quotient)
-    floored = where(quotient - floored > scalar(0.5, dtype), floored + scalar(1, dtype), floored, dtype)
-    return where(y == scalar(0, dtype), x / y, floored, dtype)
+    floored = where(quotient - floored > scalar(0.5, dtype), floored + one, floored, dtype)
+    return where(y == zero, x / y, floored, dtype)
 
 
 def power(x, y, dtype):

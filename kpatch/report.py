@@ -208,6 +208,6 @@ def as_text(renderable, width=WIDTH):
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(renderable)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -215,10 +215,12 @@ HOSTILE = [
 def test_hostile_text_ends_soon_in_a_patch_error_or_a_result(text):
     model = models.dense()
     start = time.monotonic()
+    message = ""
     try:
         kpatch.apply(model, text)
     except kpatch.PatchError as error:
-        assert len(str(error)) < 20_000
+        message = str(error)
+    assert len(message) < 20_000
     assert time.monotonic() - start < 60  # a hang, not a slow machine
 
 
@@ -239,12 +241,12 @@ def test_any_text(shared_model, text):
     assert models.snapshot(shared_model) == before
 
 
-WORDS = ["dense_1", "kernel", "bias", ".", "[", "]", "0", "1", ":", "...", "_", "=", "*=", "+", "-", "*", "/", "**", ">"]
+WORDS = ["dense_1", "kernel", "bias", ".", "[", "]", "0", "1", ":", "...", "_", "=", "*=", "+", "-", "*", "/", ">"]
 WORDS += ["(", ")", ",", "abs", "sum", "where", "zeros", "let", "assert", "a", "\n", "1.5", "true", "2", "[0, 1]", "@"]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(words=st.lists(st.sampled_from(WORDS), max_size=14), head=st.sampled_from(["dense_1.kernel", "dense_1.bias", ""]))
+@given(st.lists(st.sampled_from(WORDS), max_size=14), st.sampled_from(["dense_1.kernel", "dense_1.bias", ""]))
 def test_any_words_of_the_language(shared_model, words, head):
     before = models.snapshot(shared_model)
     try:

@@ -330,7 +330,7 @@ def test_cycles_end():
 
     one, other = Cycle(name="one"), Cycle(name="other")
     one.next, other.next = other, one
-    one.loop.append(one.loop)
+    list.extend(one.loop, [one.loop] * 10)
     assert [entry.path for entry in index(one).entries] == ["w", "next.w"]
     assert find(one, "next.next.next.w") is other.w
     assert find(one, "one.other.one.w") is one.w
@@ -432,6 +432,16 @@ def test_metrics_after_compile_and_fit(backend):
     assert index(model) is again
 
 
+def test_a_state_that_is_a_weight_too_is_not_hidden():
+    layer = Named(["w"])
+    layer.seed_generator = keras.random.SeedGenerator(1)
+    layer.count = layer.seed_generator.state
+    check(layer)
+    outer = keras.Sequential([layer])
+    assert find(outer, "count") is layer.count
+    assert not index(outer).find(selector("count")).hidden
+
+
 def test_a_metric_in_an_attribute():
     layer = Named(["w"])
     layer.score = keras.metrics.Mean(name="average")
@@ -449,121 +459,155 @@ def model():
     return made
 
 
-def changed(model, text, variable):
+def changed(model, before, text, variable):
+    """The index saw the change by itself, without being asked for a name that it lacks."""
+    assert index(model) is not before
     assert find(model, text) is variable
     check(model)
 
 
 def test_added_layers():
     model = sequential()
-    check(model)
+    before = index(model)
     added = layers.Dense(1, name="added")
     model.add(added)
-    changed(model, "added.kernel", added.kernel)
+    changed(model, before, "added.kernel", added.kernel)
+    before = index(model)
     model.pop()
+    changed(model, before, "dense_1.bias", model.layers[0].bias)
     with pytest.raises(ResolutionError):
         find(model, "added.kernel")
 
 
 def test_replaced_layer():
     model = Block()
-    check(model)
+    before = index(model)
     model.encoder = layers.Dense(5)
+    assert index(model) is not before
+    before = index(model)
     model.encoder.build((None, 5))
-    assert find(model, "encoder.kernel") is model.encoder.kernel
+    changed(model, before, "encoder.kernel", model.encoder.kernel)
 
 
-def test_appended_and_replaced_in_a_list(model):
+def test_appended_and_replaced_in_a_list():
     model = Block()
-    with pytest.raises(ResolutionError):
-        find(model, 'blocks."2".kernel')
-    added = layers.Dense(5)
-    model.blocks.append(added)
+    added, other = layers.Dense(5), layers.Dense(5)
     added.build((None, 5))
-    changed(model, 'blocks."2".kernel', added.kernel)
-    other = layers.Dense(5)
     other.build((None, 5))
-    model.blocks[2] = other
+    before = index(model)
+    model.blocks.append(added)
+    changed(model, before, 'blocks."2".kernel', added.kernel)
+    before = index(model)
+    model.blocks[2] = other  # which Keras overlooks
+    assert index(model) is not before
     assert find(model, 'blocks."2".kernel') is other.kernel
+    before = index(model)
     model.towers["left"] = added
+    assert index(model) is not before
     assert find(model, "towers.left.kernel") is added.kernel
+    before = index(model)
     del model.blocks[2]
+    assert index(model) is not before
     with pytest.raises(ResolutionError):
         find(model, 'blocks."2".kernel')
 
 
 def test_swapped_attributes(model):
+    before = index(model)
     model.encoder, model.backbone = model.backbone, model.encoder
-    assert find(model, "encoder.first.bias") is model.encoder.get_layer("first").bias
+    changed(model, before, "encoder.first.bias", model.encoder.get_layer("first").bias)
     assert find(model, "backbone.bias") is model.backbone.bias
 
 
 def test_a_new_attribute_hides_a_deeper_name(model):
     assert find(model, "head.last.kernel") is model.backbone.get_layer("head").layers[1].kernel
+    before = index(model)
     model.head = model.backbone
-    assert find(model, "head.first.kernel") is model.backbone.get_layer("first").kernel
+    changed(model, before, "head.first.kernel", model.backbone.get_layer("first").kernel)
 
 
 def test_an_attribute_bound_to_what_is_known(model):
     model.alias = None
-    check(model)
+    before = index(model)
     model.alias = model.encoder
-    assert find(model, "alias.kernel") is model.encoder.kernel
+    changed(model, before, "alias.kernel", model.encoder.kernel)
+    before = index(model)
     model.alias = model.backbone
-    assert find(model, "alias.first.kernel") is model.backbone.get_layer("first").kernel
+    changed(model, before, "alias.first.kernel", model.backbone.get_layer("first").kernel)
+    before = index(model)
     del model.alias
+    assert index(model) is not before
     with pytest.raises(ResolutionError):
         find(model, "alias.first.kernel")
 
 
-def test_renamed_layer(model):
-    model.encoder.name = "renamed"
-    assert find(model, "renamed.kernel") is model.encoder.kernel
-    model.encoder.name = "again"
-    assert find(model, "again.kernel") is model.encoder.kernel
-    with pytest.raises(ResolutionError):
-        find(model, "renamed.kernel")
+def test_an_attribute_that_is_not_watched():
+    model = sequential()
+    check(model)
+    layer = model.layers[0]
+    layer.lora_alpha = layer.bias  # an attribute that every `Dense` has
+    found = find(model, "lora_alpha")
+    assert found is find(model, "dense_1.lora_alpha") is layer.bias
+    check(model)
+
+
+def test_renamed_layers():
+    model = sequential()
+    first, second = model.layers
+    before = index(model)
+    first.name, second.name = second.name, first.name
+    changed(model, before, "dense_1.kernel", second.kernel)
 
 
 def test_built():
     model = keras.Sequential([layers.Dense(3, name="d")], name="m")
     with pytest.raises(ResolutionError):
         find(model, "d.kernel")
+    before = index(model)
     model.build((None, 2))
-    changed(model, "d.kernel", model.layers[0].kernel)
+    changed(model, before, "d.kernel", model.layers[0].kernel)
 
 
 def test_variables_added_and_replaced(model):
-    layer = model.encoder
+    layer, before = model.encoder, index(model)
     layer.enable_lora(1)
-    changed(model, "encoder.lora_kernel_a", layer.lora_kernel_a)
+    changed(model, before, "encoder.lora_kernel_a", layer.lora_kernel_a)
     assert find(model, "encoder.kernel") is layer._kernel
     assert find(model, "encoder._kernel") is layer._kernel
-    own = Named(["a"])
-    check(own)
-    added = own.add_weight(name="b", shape=(1,))
-    changed(own, "b", added)
 
 
-def test_a_replaced_variable_that_compares_equal():
-    layer = layers.Dense(1)
-    layer.build((None, 1))
-    check(layer)
-    old = layer.bias
-    new = keras.Variable(keras.ops.zeros((1,)), name="bias")
-    layer._trainable_variables[1] = new
-    layer.__dict__["bias"] = new
-    assert find(layer, "bias") is new is not old
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_a_variable_added_to_any_number(count):
+    layer = Named([f"v{i}" for i in range(count)])
+    before = index(layer)
+    added = layer.add_weight(name="added", shape=(1,), initializer="zeros")
+    changed(layer, before, "added", added)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_replaced_variable_that_compares_equal(count):
+    layer = Named([f"v{i}" for i in range(count)])
+    before = index(layer)
+    new = keras.Variable(keras.ops.zeros((1,)), name="v0")
+    layer._trainable_variables[0] = new
+    changed(layer, before, "v0", new)
+
+
+def test_a_variable_moved_between_lists():
+    layer = Named(["a", "b"])
+    before = index(layer)
+    layer._non_trainable_variables.append(layer._trainable_variables.pop())
+    changed(layer, before, "b", layer._non_trainable_variables[0])
 
 
 def test_quantized(model):
-    before = model.blocks[0]._kernel
-    model.blocks[0].quantize("int8")
-    after = model.blocks[0]._kernel
-    assert after is not before
-    changed(model, 'blocks."0".kernel', after)
+    before, layer = index(model), model.blocks[0]
+    old = layer._kernel
+    layer.quantize("int8")
+    assert layer._kernel is not old
+    changed(model, before, 'blocks."0".kernel', layer._kernel)
     assert index(model).find(selector('blocks."0".kernel')).dtype == "int8"
-    assert find(model, 'blocks."0".kernel_scale') is model.blocks[0].kernel_scale
+    assert find(model, 'blocks."0".kernel_scale') is layer.kernel_scale
 
 
 def test_counters_and_flags_do_not_spoil_the_index(model):

@@ -36,7 +36,7 @@ def update(variable, region, op, old, operand):
     """The region becomes `old <op> operand`, computed where it is to be."""
     array = _writable(variable, donate=True)
     with np.errstate(all="ignore"):  # infinity and NaN are results, as on the other backends
-        OPERATORS[op](old, np.asarray(operand, array.dtype), out=array[(*region.slices, ...)])
+        OPERATORS[op](old, np.asarray(operand, array.dtype), out=_view(array, region))
     variable._value = array
 
 
@@ -46,7 +46,7 @@ def take(array, selection):
     if kind is Point:
         return array[selection.index]  # a NumPy scalar: nobody can change it, and it takes 40 ns
     if kind is Region:
-        return array[(*selection.slices, ...)].copy()
+        return _view(array, selection).copy()
     if kind is Mask:
         return array.copy()
     entries, places = _places(array, selection)
@@ -65,6 +65,11 @@ def put(array, selection, values):
     else:
         entries, places = _places(array, selection)
         entries[places] = np.broadcast_to(values, selection.shape).reshape(-1)
+
+
+def _view(array, region):
+    index = (*region.slices, ...)  # with `...`, integers alone too give an array
+    return array[index]
 
 
 def _places(array, positions):
