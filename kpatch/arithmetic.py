@@ -283,11 +283,7 @@ def convert(value, dtype, traced=False):
             )
         if value.data is not None:
             guarded(_check_loss, value, dtype)
-    if value.data is None:
-        return Value(dtype, value.shape, None)
-    from keras import ops
-
-    return Value(dtype, value.shape, guarded(ops.cast, value.data, dtype))
+    return compute(dtype, value.shape, lambda x: numerics.cast(x, value.dtype, dtype), value)
 
 
 def _check_loss(value, dtype):

@@ -27,7 +27,7 @@ from kpatch.indexing import Mask, Point, Positions, Region, whole
 
 OPERATORS = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
 SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
-FEW = 256  # entries that are written one by one faster than a whole array is converted
+FEW = 1024  # entries that are written one by one faster than a whole array is converted
 LARGEST = 2**31 - 1  # of an index: without x64, jax has no wider ones
 
 
@@ -137,10 +137,9 @@ def _private(variable):
     array = variable._value
     if _on_one_device(array):
         return not _aliased(array, [array])
-    shards = array.addressable_shards
-    if _shard_references(array) != _shards_alone(tuple(shard.device for shard in shards)):
+    if _shard_references(array) != _shards_alone(array.sharding.device_set):
         return False
-    return not _aliased(array, [shard.data for shard in shards])
+    return not _aliased(array, [shard.data for shard in array.addressable_shards])
 
 
 def _aliased(array, parts):
@@ -180,6 +179,8 @@ def _references(variable):
 def _shard_references(array):
     """The most references to the list of the shards, to one of them, and to the array of one."""
     shards = array.addressable_shards
+    if len(shards) == 1:  # the array itself, already counted
+        return ()
     return (
         sys.getrefcount(shards),
         max(sys.getrefcount(shard) for shard in shards),
@@ -190,7 +191,7 @@ def _shard_references(array):
 @functools.cache
 def _shards_alone(devices):
     """What `_shard_references` counts for an array over these devices whose shards nobody holds."""
-    sharding = NamedSharding(Mesh(np.array(devices), "device"), PartitionSpec("device"))
+    sharding = NamedSharding(Mesh(np.array(list(devices)), "device"), PartitionSpec("device"))
     return _shard_references(jax.device_put(np.zeros(len(devices), "int8"), sharding))
 
 
@@ -307,7 +308,7 @@ _copy = jax.jit(jnp.copy)
 
 @jax.jit
 def _take_point(array, index):
-    entry = lax.dynamic_slice(_bits(array), [index[axis] for axis in range(array.ndim)], (1,) * array.ndim)
+    entry = lax.dynamic_slice(_bits(array), list(index), (1,) * array.ndim)
     return _from_bits(entry.reshape(()), array.dtype)
 
 
@@ -317,8 +318,8 @@ def _put_point(array, index, value):
 
 
 def _update_entry(array, index, bits):
-    index = [index[axis] for axis in range(array.ndim)]
-    return _from_bits(lax.dynamic_update_slice(_bits(array), bits.reshape((1,) * array.ndim), index), array.dtype)
+    bits = lax.dynamic_update_slice(_bits(array), bits.reshape((1,) * array.ndim), list(index))
+    return _from_bits(bits, array.dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -399,10 +400,11 @@ def _put_positions(array, places, values):
 
 
 def _put_each(array, places, bits):
-    entries, _ = _entries(array, places)
-    inside = jnp.sum(places[0] < entries.shape[0])
-    written = lax.fori_loop(0, inside, lambda k, kept: _update_entry(kept, places[:, k], bits[k]), entries)
-    return written.reshape(array.shape)
+    """One by one; the array must keep its shape for that to be in place."""
+    flat = len(places) != array.ndim
+    inside = jnp.sum(places[0] < (array.size if flat else array.shape[0]))
+    axes = jnp.unravel_index(places[0], array.shape) if flat else places
+    return lax.fori_loop(0, inside, lambda k, kept: _update_entry(kept, [a[k] for a in axes], bits[k]), array)
 
 
 def _entries(array, places):
