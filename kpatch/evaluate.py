@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kpatch import arithmetic, functions, indexing, tensors
-from kpatch.dtypes import Value, literal, tensor
-from kpatch.errors import DTypeError, PatchError, ResolutionError, UnsupportedError
+from kpatch.dtypes import MAX_SIZE, Value, literal, tensor
+from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, UnsupportedError
 from kpatch.syntax import ast
 
 CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
@@ -24,6 +24,7 @@ class Scope:
         implied: what `_` is, or `None` where it is nothing.
         locals: what earlier `let` statements bound.
         traced: inside jit, where values cannot be looked at.
+        grown: by how many entries results were larger than their inputs: in this statement, and in the `let`s before.
     """
 
     look_up: Callable[[ast.Selector], Value]
@@ -31,9 +32,32 @@ class Scope:
     implied: Value | None = None
     locals: dict[str, Value] = field(default_factory=dict)
     traced: bool = False
+    grown: list[int] = field(default_factory=lambda: [0, 0])
+
+    def begin(self):
+        """A new statement: what the one before made is gone, but for what a `let` holds."""
+        self.grown[0] = self.grown[1]
+
+    def bind(self, name, value):
+        self.locals[name] = value
+        self.grown[1] = self.grown[0]
+
+    def account(self, result, inputs):
+        """The result; `LimitError` where one small statement asks for more and more memory."""
+        if not result.weak:
+            self.grown[0] += max(0, _size(result) - max(map(_size, inputs), default=0))
+            if self.grown[0] > MAX_SIZE:
+                raise LimitError(
+                    f"the results of a statement, and of the 'let's before it, grow by over {MAX_SIZE} entries"
+                )
+        return result
 
     def with_implied(self, value):
         return replace(self, implied=value)
+
+
+def _size(value):
+    return math.prod(1 if length is None else length for length in value.shape)
 
 
 class PoisonedError(Exception):
@@ -145,7 +169,8 @@ def _unary(node, scope):
 
 def _binary(node, scope):
     left, right = evaluate(node.left, scope), evaluate(node.right, scope)
-    return _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right)
+    result = _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right)
+    return scope.account(result, (left, right))
 
 
 def _compare(node, scope):
@@ -166,7 +191,8 @@ def _call(node, scope):
         given = {key: _argument(node.function, key, argument.value, scope) for key, argument in at.items()}
         args = [given[place] for place in range(len(positional))]
         kwargs = {name: given[name] for name in named}
-        return functions.call(node.function, args, kwargs)
+        inputs = [value for value in given.values() if isinstance(value, Value)]
+        return scope.account(functions.call(node.function, args, kwargs, scope.traced), inputs)
     except PatchError as error:
         faulty = at.get(error.argument)
         raise error.locate(faulty and faulty.span) from None

@@ -16,9 +16,10 @@ def run(planned, store, traced=False):
     scope = ev.Scope(store.look_up, store.read, traced=traced)
     try:
         for step in planned.steps:
+            scope.begin()
             scope.implied = store.implied
             if type(step) is LetStep:
-                scope.locals[step.statement.name] = _held(ev.evaluate(step.statement.value, scope))
+                scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
             elif type(step) is AssertStep:
                 planner.check_assertion(step.statement, scope)
             else:

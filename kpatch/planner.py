@@ -155,6 +155,7 @@ def _edits(edits, find, scope, errors):
 
 def _collect(errors, function, statement, *args):
     """The step of one statement, or its error kept for later."""
+    args[-1].begin()
     try:
         return [function(statement, *args)]
     except ev.PoisonedError:
@@ -322,7 +323,7 @@ def _compared(node, scope):
 
 def _plan_let(statement, scope):
     scope.locals[statement.name] = None  # poisoned while it fails
-    scope.locals[statement.name] = ev.evaluate(statement.value, scope)
+    scope.bind(statement.name, ev.evaluate(statement.value, scope))
     return LetStep(statement)
 
 

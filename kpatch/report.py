@@ -81,7 +81,7 @@ def _entries(plan):
         if isinstance(step, planner.LetStep):
             fresh = fresh and not _reads(step.statement.value, plan, None) & written
             if fresh:
-                scope.locals[step.statement.name] = ev.evaluate(step.statement.value, scope)
+                scope.bind(step.statement.name, ev.evaluate(step.statement.value, scope))
             continue
         if isinstance(step, BatchStep):
             yield step, 1

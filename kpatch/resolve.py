@@ -292,7 +292,7 @@ def _keys(selector):
             keys.append(part.index)
         else:
             assert type(part) is Glob
-            raise UnsupportedError("globs are not executed yet: name one variable").locate(part.span)
+            raise UnsupportedError("globs are not executed yet: they come with the next version").locate(part.span)
     return keys
 
 

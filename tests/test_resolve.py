@@ -733,7 +733,7 @@ TEXTS = {
             dense_1.output = 0
                     ^^^^^^""",
     "dense_*.kernel": """
-        globs are not executed yet: name one variable
+        globs are not executed yet: they come with the next version
           line 1, column 1
             dense_*.kernel = 0
             ^^^^^^^""",

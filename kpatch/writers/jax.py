@@ -11,6 +11,7 @@ its own, read and written like any other.
 """
 
 import functools
+import math
 import sys
 import weakref
 from types import SimpleNamespace
@@ -27,7 +28,6 @@ from kpatch.indexing import Mask, Point, Positions, Region, whole
 
 OPERATORS = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
 SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
-FEW = 1024  # entries that are written one by one faster than a whole array is converted
 LARGEST = 2**31 - 1  # of an index: without x64, jax has no wider ones
 
 
@@ -137,7 +137,7 @@ def _private(variable):
     array = variable._value
     if _on_one_device(array):
         return not _aliased(array, [array])
-    if _shard_references(array) != _shards_alone(array.sharding.device_set):
+    if _shard_references(array) != _shards_alone(frozenset(array.sharding.device_set)):
         return False
     return not _aliased(array, [shard.data for shard in array.addressable_shards])
 
@@ -314,12 +314,9 @@ def _take_point(array, index):
 
 @_donating
 def _put_point(array, index, value):
-    return _update_entry(array, index, _bits(value))
-
-
-def _update_entry(array, index, bits):
-    bits = lax.dynamic_update_slice(_bits(array), bits.reshape((1,) * array.ndim), list(index))
-    return _from_bits(bits, array.dtype)
+    if _is_converted(array.dtype):
+        return _put_each(array, index[:, None], _bits(value).reshape(1))
+    return lax.dynamic_update_slice(array, value.reshape((1,) * array.ndim), list(index))
 
 
 @functools.lru_cache(maxsize=256)
@@ -392,7 +389,7 @@ def _take_positions(array, places):
 def _put_positions(array, places, values):
     count = places.shape[1]
     values = jnp.broadcast_to(_bits(values), (count,))
-    if _is_converted(array.dtype) and count <= FEW:
+    if _is_converted(array.dtype) and count <= math.isqrt(array.size) // 8:
         return _put_each(array, places, values)
     entries, places = _entries(_bits(array), places)
     entries = entries.at[places].set(values, mode="drop", unique_indices=True)
@@ -400,11 +397,27 @@ def _put_positions(array, places, values):
 
 
 def _put_each(array, places, bits):
-    """One by one; the array must keep its shape for that to be in place."""
-    flat = len(places) != array.ndim
-    inside = jnp.sum(places[0] < (array.size if flat else array.shape[0]))
-    axes = jnp.unravel_index(places[0], array.shape) if flat else places
-    return lax.fori_loop(0, inside, lambda k, kept: _update_entry(kept, [a[k] for a in axes], bits[k]), array)
+    """One by one. In a loop each is a pass in place that skips the rows not concerned: hence about as many rows as
+    columns."""
+    grid = array
+    inside = places[0] < (array.shape[0] if len(places) == array.ndim else array.size)
+    if array.size <= LARGEST:
+        flat = places[0]
+        for axis, length in zip(places[1:], array.shape[1:], strict=False):
+            flat = flat * length + axis
+        grid = array.reshape(-1, _columns(array.size))
+        places = jnp.unravel_index(flat, grid.shape)
+
+    def put(k, grid):
+        entry = bits[k].reshape((1,) * grid.ndim)
+        return _from_bits(lax.dynamic_update_slice(_bits(grid), entry, [axis[k] for axis in places]), grid.dtype)
+
+    return lax.fori_loop(0, jnp.sum(inside), put, grid).reshape(array.shape)
+
+
+def _columns(size):
+    """The divisor of the size next below its square root."""
+    return next(columns for columns in range(math.isqrt(size), 0, -1) if size % columns == 0)
 
 
 def _entries(array, places):
