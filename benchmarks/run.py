@@ -48,12 +48,13 @@ def main():
     if arguments.worker:
         _work(arguments.only, arguments.rounds)
         return 0
-    console, found = Console(width=max(Console().width, 150)), {name: [] for name in arguments.only}
+    console, progress = Console(width=max(Console().width, 150)), Console(stderr=True)
+    found = {name: [] for name in arguments.only}
     for backend in arguments.backend:
         for names, environment in _processes(arguments.only, backend):
-            with console.status(f"{backend}: {', '.join(names)}"):
-                for name, row in _run(backend, names, environment, 3 if arguments.quick else 9):
-                    found[name].append((backend, row))
+            progress.print(f"{backend}: {', '.join(names)}", style="dim")
+            for name, row in _run(backend, names, environment, 3 if arguments.quick else 9):
+                found[name].append((backend, row))
     for name, rows in found.items():
         if rows:
             console.print(_table(TITLES[name], rows))

@@ -38,9 +38,9 @@ def apply(model, patch, *, donate=True):
     Args:
         model: a built Keras model or layer.
         patch: a `Patch`, or its text.
-        donate: write into the variable's own memory where it alone holds it. With `False` a new array is made for
-            each write, so that another thread may go on reading the old one (numpy and jax; on torch a variable is
-            its memory, and is always written in place).
+        donate: write into the variable's own memory where it alone holds it. With `False` each write makes a new
+            array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by
+            itself, for tensors that were read before).
 
     Returns:
         An `AppliedPatch`, with `.writes` and `.undo()`. As a context manager it undoes the edit on leaving.

@@ -581,7 +581,8 @@ def sequence(start, step, length, dtype, last=None):
 def cast_array(array, dtype):
     """A NumPy array of literals as `cast` would have it."""
     if dtype not in RANGES or array.dtype.kind == "b":
-        return (array != 0) if dtype == "bool" else array.astype(NUMPY[dtype])
+        with np.errstate(all="ignore"):
+            return (array != 0) if dtype == "bool" else array.astype(NUMPY[dtype])
     flat = [int(number) if math.isfinite(number) else 0 for number in array.ravel().tolist()]
     period = 2 ** INTEGERS[dtype]
     wrapped = [(number - RANGES[dtype][0]) % period + RANGES[dtype][0] for number in flat]

@@ -6,6 +6,7 @@ fault, the error's `argument` is the parameter's name, or its place among the te
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -305,7 +306,6 @@ def _check_order(order, axes):
 
 
 def _folded_reduction(name, x, shape, axis, keepdims):
-    name = name
     if x.dtype == "bool" and name in ("sum", "mean"):
         x = Value("int", x.shape, None if x.data is None else x.data.astype("int64"), True)
     if name in _TO_FLOAT:
@@ -313,7 +313,9 @@ def _folded_reduction(name, x, shape, axis, keepdims):
     options = {"axis": axis, **({} if name == "count_nonzero" else {"keepdims": keepdims})}
     dtype = "bool" if name in ("any", "all") else "int" if name.startswith(("arg", "count")) else x.dtype
     whole = (lambda a: a != 0) if name in ("any", "all", "count_nonzero") else (lambda a: a)
-    return fold(shape, lambda a: getattr(np, name)(whole(a), **options), x, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mean of nothing is NaN, and no warning beside it
+        return fold(shape, lambda a: getattr(np, name)(whole(a), **options), x, dtype=dtype)
 
 
 def _quantile(name, x, q=0.5, axis=None, method="linear", keepdims=False):

@@ -214,7 +214,7 @@ _donating = functools.partial(jax.jit, donate_argnums=0)
 def _take(array, selection):
     kind = type(selection)
     if kind is Point:
-        return _take_point(array, _device_index(selection.index))
+        return _take_point(array, _index(array, selection.index))
     if kind is Region:
         starts, steps, backward = _ascending(selection)
         return _region_taker(selection.counts, steps, backward, selection.dropped)(array, np.array(starts, np.int32))
@@ -227,7 +227,7 @@ def _take(array, selection):
 def _put(array, selection, values):
     kind = type(selection)
     if kind is Point:
-        return _put_point(array, _device_index(selection.index), _placed(values, array))
+        return _put_point(array, _index(array, selection.index), _placed(values, array))
     if kind is Region:
         return _put_region(array, selection, values)
     if kind is Mask:
@@ -255,6 +255,11 @@ def _placed(values, array, dtype=None):
             return values
         values = np.asarray(values)
     return np.asarray(values, dtype or array.dtype)
+
+
+def _index(array, index):
+    """The index as an argument: on the default device, if the array is free to be there too, else from the host."""
+    return np.array(index, np.int32) if array._committed else _device_index(index)
 
 
 @functools.lru_cache(maxsize=64)
@@ -334,7 +339,7 @@ def _region_taker(counts, steps, backward, dropped):
 def _region_putter(counts, steps, backward, dropped, op):
     @_donating
     def put(array, place, *values):
-        values = OPERATORS[op](*values) if op else values[0]
+        values = _computed(op, *values) if op else values[0]
         values = values.reshape((1,) * (array.ndim - len(dropped) - values.ndim) + values.shape)
         values = jnp.expand_dims(_bits(values), dropped)
         values = lax.rev(values, [axis for axis in backward if values.shape[axis] > 1])
@@ -343,6 +348,11 @@ def _region_putter(counts, steps, backward, dropped, op):
         return _update_region(array, list(place[0]), steps, jnp.broadcast_to(values, counts))
 
     return put
+
+
+def _computed(op, old, operand):
+    values = OPERATORS[op](old, operand)
+    return lax.optimization_barrier(values) if _is_converted(values.dtype) else values  # not once for every row
 
 
 def _spans(counts, steps):
@@ -425,7 +435,42 @@ def _entries(array, places):
     return (array.reshape(-1) if len(places) != array.ndim else array), tuple(places)
 
 
-# Sharded arrays. What is selected of each shard is an ordinary selection of its part; the values meet on the host.
+# Sharded arrays. What is selected of a shard is an ordinary selection of its own array; the values meet on the host.
+
+
+def _take_sharded(array, selection):
+    parts = _parts(array)
+    kind = type(selection)
+    if kind is Point:
+        number, index = _owners(selection.index, array.sharding, array.shape)[0]
+        return jnp.asarray(np.asarray(_take_point(parts[number], index)))
+    if kind is Mask or (kind is Region and selection.full):
+        return _rebuilt(array, [_copy(part) for part in parts])
+    taken = np.empty(_lengths(selection), array.dtype)
+    for number, local, places in _split(selection, array.sharding, array.shape, replicas=False):
+        taken[places] = np.asarray(_take(parts[number], local))
+    return jnp.asarray(taken.reshape(selection.shape))
+
+
+def _put_sharded(array, selection, values):
+    parts = _parts(array)
+    kind = type(selection)
+    if kind is Point:
+        values = np.asarray(values, array.dtype)
+        for number, index in _owners(selection.index, array.sharding, array.shape):
+            parts[number] = _put_point(parts[number], index, values)
+    elif kind is Mask:
+        masks, values = _pieces(selection.mask, array), _pieces(values, array)
+        parts = [_put(*each) for each in zip(parts, (Mask(mask, mask.shape) for mask in masks), values, strict=True)]
+    elif kind is Region and selection.full:
+        parts = [
+            _put(part, whole(part.shape), piece) for part, piece in zip(parts, _pieces(values, array), strict=True)
+        ]
+    else:
+        values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
+        for number, local, places in _split(selection, array.sharding, array.shape):
+            parts[number] = _put(parts[number], local, values[places])
+    return _rebuilt(array, parts)
 
 
 def _parts(array):
@@ -438,34 +483,13 @@ def _rebuilt(array, parts):
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
 
-def _take_sharded(array, selection):
-    parts = _parts(array)
-    if _covers(selection):
-        return _rebuilt(array, [_copy(part) for part in parts])
-    taken = np.empty(_lengths(selection), array.dtype)
-    for number, replica, local, places in _split(selection, array.sharding, array.shape):
-        if not replica:
-            taken[places] = np.asarray(_take(parts[number], local))
-    return jnp.asarray(taken.reshape(selection.shape))
-
-
-def _put_sharded(array, selection, values):
-    parts = _parts(array)
-    if _covers(selection):
-        values = _pieces(values, array)
-        masks = _pieces(selection.mask, array) if type(selection) is Mask else None
-        for number, part in enumerate(parts):
-            local = Mask(masks[number], part.shape) if masks else whole(part.shape)
-            parts[number] = _put(part, local, values[number])
-        return _rebuilt(array, parts)
-    values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
-    for number, _, local, places in _split(selection, array.sharding, array.shape):
-        parts[number] = _put(parts[number], local, values[places])
-    return _rebuilt(array, parts)
-
-
-def _covers(selection):
-    return type(selection) is Mask or (type(selection) is Region and selection.full)
+def _pieces(values, array):
+    """For each shard its own of the values, which broadcast to the array."""
+    if np.ndim(values) == 0:
+        return [np.asarray(values)] * len(array.addressable_shards)
+    if values.shape != array.shape:
+        values = np.broadcast_to(np.asarray(values), array.shape)
+    return _parts(jax.device_put(values, array.sharding))
 
 
 def _lengths(selection):
@@ -473,40 +497,34 @@ def _lengths(selection):
     return (selection.size,) if type(selection) is Positions else selection.shape
 
 
-def _pieces(values, array):
-    """For each shard its own of the values, which broadcast to the array."""
-    count = len(array.addressable_shards)
-    if np.ndim(values) == 0:
-        return [np.asarray(values)] * count
-    if values.shape != array.shape:
-        values = np.broadcast_to(np.asarray(values), array.shape)
-    return _parts(jax.device_put(values, array.sharding))
+@functools.lru_cache(maxsize=64)
+def _owners(index, sharding, shape):
+    """The shards that hold an entry: their numbers, and its index in each."""
+    return [
+        (number, np.array([i - low for i, (low, _) in zip(index, bounds, strict=True)], np.int32))
+        for number, bounds in enumerate(_bounds(sharding, shape))
+        if all(low <= i < high for i, (low, high) in zip(index, bounds, strict=True))
+    ]
 
 
-def _split(selection, sharding, shape):
-    """For each shard that a selection meets: its number, whether it repeats an earlier one, what is selected of it,
-    and the index that takes the values for it."""
+def _split(selection, sharding, shape, replicas=True):
+    """For each shard that a selection meets: its number, what is selected of it, and the index of the values for it."""
     coordinates = selection.coordinates(shape) if type(selection) is Positions else None
-    for number, (bounds, replica) in enumerate(_bounds(sharding, shape)):
-        if coordinates is not None:
-            met = _positions_within(coordinates, bounds)
-        else:
-            met = (_point_within if type(selection) is Point else _region_within)(selection, bounds)
-        if met is not None:
-            yield number, replica, *met
+    every = _bounds(sharding, shape)
+    for number, bounds in enumerate(every):
+        if replicas or every.index(bounds) == number:
+            within = (
+                _region_within(selection, bounds) if coordinates is None else _positions_within(coordinates, bounds)
+            )
+            if within:
+                yield number, *within
 
 
 @functools.lru_cache(maxsize=256)
 def _bounds(sharding, shape):
-    """Where each shard begins and ends on each axis, and whether it repeats an earlier one."""
+    """Where each shard begins and ends on each axis."""
     indices = sharding.addressable_devices_indices_map(shape).values()
-    bounds = [tuple(slice_.indices(length)[:2] for slice_, length in zip(i, shape, strict=True)) for i in indices]
-    return tuple((own, own in bounds[:number]) for number, own in enumerate(bounds))
-
-
-def _point_within(point, bounds):
-    local = tuple(i - low for i, (low, high) in zip(point.index, bounds, strict=True) if low <= i < high)
-    return (Point(local), ()) if len(local) == len(bounds) else None
+    return [tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True)) for index in indices]
 
 
 def _region_within(region, bounds):
