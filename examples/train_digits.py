@@ -2,8 +2,8 @@
 
     pip install '.[examples]' && KERAS_BACKEND=jax python examples/train_digits.py
 
-Any backend that can train will do (jax, torch, tensorflow). The file in the repository was made by this script with the
-oldest Keras that is supported, since an older Keras does not read what a newer one writes.
+Any backend that can train will do (jax, torch, tensorflow). The file in the repository was made by this script with
+Keras 3.8, since an older Keras does not read what a newer one writes.
 """
 
 import argparse

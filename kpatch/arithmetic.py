@@ -6,6 +6,8 @@ Python's operators, which every backend defines for its tensors: `keras.ops` wou
 Literals alone are folded by Python's own integers and NumPy's doubles, and stay literals.
 """
 
+import contextlib
+import contextvars
 import operator
 
 import numpy as np
@@ -167,6 +169,19 @@ def apply(dtype, shape, function, *operands, to=None):
     return compute(dtype, shape, spread, *operands, to=to)
 
 
+_planning = contextvars.ContextVar("planning", default=False)
+
+
+@contextlib.contextmanager
+def planning():
+    """While it lasts nothing is computed, not even `zeros([1000000])`, which needs no tensor."""
+    token = _planning.set(True)
+    try:
+        yield
+    finally:
+        _planning.reset(token)
+
+
 def compute(dtype, shape, function, *operands, to=None):
     """The `Value` of that dtype and shape that `function` makes of the operands' data; unknown if one of them is.
 
@@ -175,7 +190,7 @@ def compute(dtype, shape, function, *operands, to=None):
     """
     dtypes.check_available(dtype)
     fitted = [prepared(value, to, place) if to else value for place, value in enumerate(operands)]
-    if any(value.data is None for value in fitted):
+    if _planning.get() or any(value.data is None for value in fitted):
         return Value(dtype, shape)
     return Value(dtype, shape, guarded(function, *(value.data for value in fitted)))
 

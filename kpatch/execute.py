@@ -41,7 +41,8 @@ def _write(step, store, scope):
     target = selection if last is None else indexing.Positions(selection.flat[last], last.shape)
     old = store.open(step, selection, target, last)
     if step.constant is not None:
-        store.write_constant(step, target, _picked(step.constant, selection.shape, last))
+        constant = step.constant if step.selection is not None else planner.fitted_constant(step, selection.shape)
+        store.write_constant(step, target, _picked(constant, selection.shape, last))
     elif step.operand is None or not store.update(step, target, old):
         values = _computed(step, selection, old, store, scope)
         store.write(step, target, values if last is None else _picked(values, selection.shape, last))

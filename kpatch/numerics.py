@@ -98,12 +98,6 @@ def _sigmoid(x):
     return np.exp(-np.logaddexp(0, -x))
 
 
-def _gelu(x, approximate=True):
-    if approximate:
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
-
-
 def _erf(x):
     return np.vectorize(math.erf, otypes=["float64"])(x)
 
@@ -115,9 +109,6 @@ _FORMULAS: dict[str, Callable[..., Any]] = {
     "silu": lambda x: x * _sigmoid(x),
     "softplus": lambda x: np.logaddexp(x, 0),
     "softsign": lambda x: x / (1 + np.abs(x)),
-    "gelu": _gelu,
-    "elu": lambda x, alpha=1.0: np.where(x > 0, x, alpha * np.expm1(x)),
-    "leaky_relu": lambda x, negative_slope=0.2: np.where(x > 0, x, negative_slope * x),
 }
 
 
@@ -487,12 +478,35 @@ def rounded(how, x, dtype, decimals=0):
 
 
 def _round_to(x, decimals, dtype):
-    """To a number of decimals; where the scaled number would overflow, there is nothing to round."""
+    """To a number of decimals; a number with no more digits than its dtype holds stays as it is."""
     scale = scalar(min(10.0 ** abs(decimals), LARGEST[dtype]), dtype)
     scaled = x * scale if decimals > 0 else x / scale
     near = engine("round", dtype)(scaled)
     near = near / scale if decimals > 0 else near * scale
-    return where(abs(scaled) < scalar(np.inf, dtype), near, x, dtype)
+    return where(abs(scaled) < scalar(2.0 ** DIGITS[dtype], dtype), near, x, dtype)
+
+
+def gelu(x, dtype, approximate):
+    if approximate:
+        cubic = x + scalar(0.044715, dtype) * x * x * x
+        share = engine("tanh", dtype)(scalar(math.sqrt(2 / math.pi), dtype) * cubic)
+    else:
+        share = engine("erf", dtype)(x * scalar(math.sqrt(0.5), dtype))
+    return scalar(0.5, dtype) * x * (scalar(1, dtype) + share)
+
+
+def elu(x, dtype, alpha):
+    zero = scalar(0, dtype)
+    below = scalar(alpha, dtype) * engine("expm1", dtype)(minimum(x, zero, dtype))
+    return where(x > zero, x, below, dtype)
+
+
+def leaky_relu(x, dtype, negative_slope):
+    return where(x > scalar(0, dtype), x, scalar(negative_slope, dtype) * x, dtype)
+
+
+# Functions whose options Keras rounds to float32 on some backends.
+ACTIVATIONS: dict[str, Callable[..., Any]] = {"gelu": gelu, "elu": elu, "leaky_relu": leaky_relu}
 
 
 def nan_to_num(x, dtype, nan=0.0, posinf=None, neginf=None):
@@ -570,7 +584,8 @@ def eye(rows, columns, k, dtype):
 
 def sequence(start, step, length, dtype, last=None):
     """`start + i * step`, integers exactly, floats in double precision; `last`, if given, ends it exactly."""
-    array = np.arange(length, dtype="int64" if isinstance(step, int) else "float64")
+    whole = isinstance(start, int) and isinstance(step, int)
+    array = np.arange(length, dtype="int64" if whole else "float64")
     array *= step
     array += start
     if last is not None and length > 1:

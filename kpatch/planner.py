@@ -123,14 +123,15 @@ def make(patch, find, implied=None, traced=False):
     """
     scope = ev.Scope(lambda selector: find(selector).unknown(), implied=implied, traced=traced)
     steps, errors, edits = [], [], []
-    for statement in (*patch.statements, None):
-        if isinstance(statement, ast.Edit):
-            edits.append(statement)
-            continue
-        steps += _edits(edits, find, scope, errors)
-        edits = []
-        if statement is not None:
-            steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
+    with arithmetic.planning():
+        for statement in (*patch.statements, None):
+            if isinstance(statement, ast.Edit):
+                edits.append(statement)
+                continue
+            steps += _edits(edits, find, scope, errors)
+            edits = []
+            if statement is not None:
+                steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
     return Plan(patch, tuple(steps), find)
@@ -176,7 +177,7 @@ def plan_edit(statement, find, scope):
     step = EditStep(statement, place, selection, shape)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
     if statement.op == "=" and value.weak:
-        step.constant = _fitted_constant(statement, value, place, shape)
+        step.constant = assigned_value(statement, value, implied, place, shape).data
         return step
     if value.weak and value.shape == () and is_floating(place.dtype):
         step.operand = _converted(statement, value, place.dtype)
@@ -256,9 +257,9 @@ def _reshaped(data, shape):
     return ops.reshape(data, shape)
 
 
-def _fitted_constant(statement, value, place, shape):
-    value = _fitted(statement, _converted(statement, value, place.dtype), shape)
-    return value.data
+def fitted_constant(step, shape):
+    """The constant in a shape that fits entries which depended on values."""
+    return _fitted(step.statement, Value(step.place.dtype, step.constant.shape, step.constant, True), shape).data
 
 
 def _mentions_entries(node):

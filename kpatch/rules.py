@@ -17,7 +17,7 @@ from kpatch.arithmetic import apply, compute, fold
 from kpatch.dtypes import RANGES, Value, is_floating, is_integer, literal
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
-from kpatch.shapes import differ, normal_axes, one_axis, reduced
+from kpatch.shapes import differ, normal_axes, one_axis, reduced, widens
 
 
 def _need_numbers(name, *values):
@@ -67,20 +67,22 @@ def _arithmetic(name, x1=None, x2=None, x=None, traced=False):
 
 
 def _mathematics(name, x=None, x1=None, x2=None, **options):
-    """Of integers float32, of 16-bit floats computed in float32 and rounded once."""
+    """Of integers in float32; of 16-bit floats computed in float32 and rounded once."""
     operands = [value for value in (x, x1, x2) if value is not None]
     _need_numbers(name, *operands)
     shape = broadcast([value.shape for value in operands])
     dtypes.check_size(shape, *operands)
     dtype = dtypes.common(operands)
-    if dtype in ("int", "float"):
-        formula = numerics.formula(name)
-        return fold(shape, lambda *a: formula(*a, **options), *map(_as_floats, operands))
+    formula = numerics.formula(name)
+    if dtype in ("int", "float") and formula:
+        return fold(shape, formula, *map(_as_floats, operands))
     dtype = dtype if dtype in dtypes.FLOATS else "float32"
 
     def kernel(*arguments):
         *tensors, inner = arguments
-        return numerics.engine(name, inner)(*tensors, **options)
+        if name in numerics.ACTIVATIONS:
+            return numerics.ACTIVATIONS[name](*tensors, inner, **options)
+        return numerics.engine(name, inner)(*tensors)
 
     return apply(dtype, shape, lambda *x: numerics.in_float32(kernel, dtype, *x), *operands, to=dtype)
 
@@ -136,7 +138,7 @@ def _same_dtype(name, decimals=None, nan=None, posinf=None, neginf=None, **tenso
     if name == "round":
         if decimals < 0 and is_integer(dtype):
             raise FunctionError("integers are not rounded to tens; divide first", argument="decimals")
-        options = {"decimals": max(-400, min(decimals, 400))}
+        options = {"decimals": max(-300, min(decimals, 300))}
     if name == "nan_to_num":
         options = {"nan": nan, "posinf": posinf, "neginf": neginf}
         if dtype in dtypes.FLOATS:
@@ -404,7 +406,7 @@ def _filled_with(shape, fill_value, dtype=None):
 
 
 def _check_fill(shape, value):
-    if broadcast([shape, value.shape]) != shape:
+    if not widens(value.shape, shape):
         raise ShapeError(f"a value of shape {value.shape} does not broadcast to {shape}", argument="fill_value")
 
 

@@ -22,8 +22,16 @@ def normal_axes(axis, count, name="axis"):
         return tuple(range(count))
     axes = tuple(normal_axis(a, count, name) for a in (axis if isinstance(axis, tuple) else (axis,)))
     if len(set(axes)) < len(axes):
-        raise ShapeError(f"axis {axes} names one axis twice", argument=name)
+        raise ShapeError(f"{list(axis)} names one axis twice", argument=name)
     return axes
+
+
+def widens(shape, target):
+    """Whether a shape broadcasts to another one."""
+    try:
+        return broadcast([target, shape]) == target
+    except ShapeError:
+        return False
 
 
 def one_axis(axis, count):
@@ -122,8 +130,8 @@ def _expand_rule(shape, axis):
 
 
 def _broadcast_rule(old, shape):
-    if broadcast([shape, old]) != shape:
-        raise ShapeError(f"shape {old} does not broadcast to {shape}", argument="shape")
+    if not widens(old, shape):
+        raise ShapeError(f"the shape {old} does not broadcast to {shape}", argument="shape")
     return shape, (shape,)
 
 
@@ -166,8 +174,10 @@ def _roll_rule(shape, shift, axis):
             raise ShapeError("several shifts need as many axes", argument="shift")
         return shape, (_within(shifts[0], _size(shape)), None)
     axes = normal_axes(axis, len(shape))
-    if len(shifts) not in (1, len(axes)):
+    if len(shifts) not in (1, len(axes)) or not shifts:
         raise ShapeError(f"{len(shifts)} shifts for {len(axes)} axes", argument="shift")
+    if not axes:
+        return shape, (0, None)
     shifts = shifts * (len(axes) // len(shifts))
     pairs = zip(shifts, axes, strict=True)
     return shape, (tuple(_within(amount, shape[place]) for amount, place in pairs), axes)

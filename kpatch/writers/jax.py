@@ -56,7 +56,7 @@ def prepare(variable, selection, array):
     array = np.asarray(array, current.dtype)
     if type(selection) is Positions or not _on_one_device(current):
         return array
-    return jax.device_put(array.copy(), current.sharding if current._committed else None)
+    return _concrete(array.copy(), current.sharding if current._committed else None)
 
 
 def update(variable, region, op, old, operand, donate=True):
@@ -97,21 +97,27 @@ def _array(variable):
 
 def _writable(variable, donate):
     """The array for a function that donates it: the variable's own, or a copy where others may see that."""
-    if in_stateless_scope():
-        raise _untouchable(variable)
     private = donate and _private(variable)
     array = _array(variable)
+    if in_stateless_scope():
+        raise _untouchable(variable)
     if private:
         return array
-    return _copy(array) if _on_one_device(array) else _rebuilt(array, [_copy(part) for part in _parts(array)])
+    if _on_one_device(array):
+        return _untraced(variable, _copy(array))
+    return _rebuilt(array, [_untraced(variable, _copy(part)) for part in _parts(array)])
 
 
 def _set(variable, array):
     """Sets the value without `assign`, whose checks and conversions it does not need: only entries have changed."""
+    variable._value = _untraced(variable, array)
+    _made[id(array)] = array
+
+
+def _untraced(variable, array):
     if isinstance(array, jax.core.Tracer):
         raise _untouchable(variable)
-    variable._value = array
-    _made[id(array)] = array
+    return array
 
 
 def _untouchable(variable):
@@ -135,32 +141,35 @@ def _private(variable):
     if _references(variable) != ALONE:
         return False
     array = variable._value
-    if _on_one_device(array):
-        return not _aliased(array, [array])
-    if _shard_references(array) != _shards_alone(frozenset(array.sharding.device_set)):
-        return False
-    return not _aliased(array, [shard.data for shard in array.addressable_shards])
-
-
-def _aliased(array, parts):
-    """Whether another array may lie over the buffer of one of the parts: `device_put` and `addressable_data` make such.
-
-    One that we made had its buffer to itself then, so only younger arrays are in question, and jax lists those first.
-    """
     ours = _made.get(id(array)) is array
-    if not ours and (parts[0].nbytes <= SMALL or parts[0] is not array):
-        return True
+    if _on_one_device(array):
+        if not ours and array.nbytes <= SMALL:
+            return False
+        aliases = _aliases(array, [array], ours)
+        return not aliases or (
+            aliases == {id(array.addressable_data(0))} and _handle_references(array) == _handle_alone()
+        )
+    if not ours or _shard_references(array) != _shards_alone(frozenset(array.sharding.device_set)):
+        return False
+    return not _aliases(array, [shard.data for shard in array.addressable_shards], ours)
+
+
+def _aliases(array, parts, ours):
+    """The ids of other arrays over the buffer of one of the parts, such as `device_put` and `addressable_data` make.
+
+    One of our own had its buffer to itself when it was new, so there only younger arrays are looked at.
+    """
+    found = set()
     shape = parts[0].shape
     own = {id(part) for part in parts}
     for other in _live(parts[0]):
-        if other is array:
-            if ours:
-                return False
-        elif id(other) in own or other.is_deleted() or (other.shape != shape and _on_one_device(other)):
+        if ours and other is array and _youngest_first():
+            break
+        if id(other) in own or other.is_deleted() or (other.shape != shape and _on_one_device(other)):
             continue
-        elif _buffers([other]) & _buffers(parts):
-            return True
-    return False
+        if other is not array and _buffers([other]) & _buffers(parts):
+            found.add(id(other))
+    return found
 
 
 def _live(array):
@@ -168,12 +177,39 @@ def _live(array):
     return next(iter(array.devices())).client.live_arrays()
 
 
+@functools.cache
+def _youngest_first():
+    """Whether this jax lists younger arrays before older ones."""
+    older, younger = _concrete(np.zeros(1)), _concrete(np.zeros(1))
+    listed = [id(array) for array in _live(older)]
+    return listed.index(id(younger)) < listed.index(id(older))
+
+
+def _concrete(array, sharding=None):
+    """The array on a device, also while jax traces a function, which would otherwise trace this as well."""
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(array, sharding)
+
+
 def _buffers(arrays):
     return {shard.data.unsafe_buffer_pointer() for array in arrays for shard in array.addressable_shards}
 
 
 def _references(variable):
-    return sys.getrefcount(variable._value)
+    """The references to the variable's value; the second one that Keras's variables for NNX keep is not counted."""
+    count = sys.getrefcount(variable._value)
+    metadata = getattr(variable, "_var_metadata", None)
+    return count - 1 if metadata and metadata.get("_value") is variable._value else count
+
+
+def _handle_references(array):
+    """The references to the second array that jax may keep within one, over the same buffer, for its only shard."""
+    return sys.getrefcount(array.addressable_data(0))
+
+
+@functools.cache
+def _handle_alone():
+    return _handle_references(_concrete(np.zeros(1)))
 
 
 def _shard_references(array):
@@ -192,7 +228,7 @@ def _shard_references(array):
 def _shards_alone(devices):
     """What `_shard_references` counts for an array over these devices whose shards nobody holds."""
     sharding = NamedSharding(Mesh(np.array(list(devices)), "device"), PartitionSpec("device"))
-    return _shard_references(jax.device_put(np.zeros(len(devices), "int8"), sharding))
+    return _shard_references(_concrete(np.zeros(len(devices), "int8"), sharding))
 
 
 # What `_references` counts in this Python for a value that the variable alone holds.
@@ -264,8 +300,7 @@ def _index(array, index):
 
 @functools.lru_cache(maxsize=64)
 def _device_index(index):
-    with jax.ensure_compile_time_eval():
-        return jnp.array(np.array(index, np.int32))
+    return _concrete(np.array(index, np.int32))
 
 
 def _ascending(region):
@@ -319,9 +354,11 @@ def _take_point(array, index):
 
 @_donating
 def _put_point(array, index, value):
-    if _is_converted(array.dtype):
-        return _put_each(array, index[:, None], _bits(value).reshape(1))
-    return lax.dynamic_update_slice(array, value.reshape((1,) * array.ndim), list(index))
+    entry = _bits(value)
+    if _one_by_one(array, 1):
+        return _put_each(array, index[:, None], entry.reshape(1))
+    bits = lax.dynamic_update_slice(_bits(array), entry.reshape((1,) * array.ndim), list(index))
+    return _from_bits(bits, array.dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -399,16 +436,22 @@ def _take_positions(array, places):
 def _put_positions(array, places, values):
     count = places.shape[1]
     values = jnp.broadcast_to(_bits(values), (count,))
-    if _is_converted(array.dtype) and count <= math.isqrt(array.size) // 8:
+    if _one_by_one(array, count):
         return _put_each(array, places, values)
     entries, places = _entries(_bits(array), places)
     entries = entries.at[places].set(values, mode="drop", unique_indices=True)
     return _from_bits(entries.reshape(array.shape), array.dtype)
 
 
+def _one_by_one(array, count):
+    """Whether so few entries are cheaper than turning the whole array into integers and back."""
+    few = count <= max(1, math.isqrt(array.size) // 8)
+    return few and _is_converted(array.dtype) and jax.default_backend() == "cpu"
+
+
 def _put_each(array, places, bits):
-    """One by one. In a loop each is a pass in place that skips the rows not concerned: hence about as many rows as
-    columns."""
+    """A loop of updates in place. Each passes over the array, but skips rows that it has nothing to do with: hence the
+    array gets about as many rows as columns."""
     grid = array
     inside = places[0] < (array.shape[0] if len(places) == array.ndim else array.size)
     if array.size <= LARGEST:
