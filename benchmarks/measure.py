@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from os import cpu_count, sched_getaffinity
 from pathlib import Path
-from statistics import median
 
 BLOCK = 0.02  # seconds that one contestant runs before the next has its turn
 PACKAGES = {"numpy": "numpy", "jax": "jax", "torch": "torch", "tensorflow": ("tensorflow", "tensorflow_cpu")}
@@ -58,7 +57,7 @@ class Row:
 
 
 def race(contestants: dict[str, Callable], rounds: int, finish: Callable = lambda: None):
-    """Seconds a call of each contestant: the median over rounds in which all of them take a turn.
+    """Seconds a call of each contestant: its best turn, of as many as there are rounds, in which all take their turns.
 
     Each contestant is called twice before the clock first starts, and once before each of its turns, so that neither
     a compiler nor what the contestant before it left behind is counted. A turn is as many calls as fit into `BLOCK`.
@@ -71,7 +70,7 @@ def race(contestants: dict[str, Callable], rounds: int, finish: Callable = lambd
             function()
             finish()
             seconds[name].append(_turn(function, calls[name], finish) / calls[name])
-    return {name: median(times) for name, times in seconds.items()}
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def _calls(function, finish):
@@ -102,7 +101,7 @@ def once(function, *args):
 
 
 def added_peak(function):
-    """MB by which a call raises the peak of the process's resident memory over what it holds before.
+    """MB that the process holds, and by how many a call raises the peak of it.
 
     Linux resets the peak on request; elsewhere the peak is the highest ever, which an earlier, higher one would hide:
     then there is no answer.
@@ -112,7 +111,7 @@ def added_peak(function):
     if before is None:
         return None
     function()
-    return (_peak() - before) / 1e6
+    return before / 1e6, (_peak() - before) / 1e6
 
 
 def _reset_peak():

@@ -52,7 +52,7 @@ def apply(model, patch, *, donate=True):
         >>> import keras, kpatch
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
         >>> applied = kpatch.apply(model, "dense_1.kernel[0, 0] = 1.0")
-        >>> float(model.layers[0].kernel[0, 0])
+        >>> model.get_weights()[0][0, 0].item()
         1.0
         >>> applied.undo()
     """

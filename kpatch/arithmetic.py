@@ -192,6 +192,8 @@ def compute(dtype, shape, function, *operands, to=None):
     fitted = [prepared(value, to, place) if to else value for place, value in enumerate(operands)]
     if _planning.get() or any(value.data is None for value in fitted):
         return Value(dtype, shape)
+    if 0 in shape:  # the backends differ in what they do where there are no entries
+        return Value(dtype, shape, guarded(lambda: numerics.full(shape, numerics.scalar(0, dtype), dtype)))
     return Value(dtype, shape, guarded(function, *(value.data for value in fitted)))
 
 

@@ -242,7 +242,7 @@ class AppliedPatch:
         >>> with kpatch.apply(model, "dense_1.bias[1] = 5") as applied:
         ...     print(applied.writes[0].path, applied.writes[0].before, applied.writes[0].after)
         dense_1.bias [0.] [5.]
-        >>> float(model.layers[0].bias[1])
+        >>> model.get_weights()[1][1].item()
         0.0
     """
 

@@ -278,6 +278,7 @@ def call(name, args=(), kwargs=None, traced=False):
         PatchError: with the position or the keyword of the argument at fault as `argument`.
 
     Example:
+        >>> from kpatch.dtypes import literal
         >>> call("sum", [literal([1, 2, 3])]).data
         array(6)
         >>> call("sqr", [literal(2)])

@@ -534,8 +534,21 @@ def move(name, x, options, dtype):
     """A function of `keras.ops` that moves entries and keeps their bits."""
     from keras import ops
 
-    name, options = ("reshape", ((-1,),)) if name == "ravel" else (name, options)
+    if name in ("squeeze", "expand_dims", "flip") and not options[0]:
+        return x  # TensorFlow takes no axes for all axes
+    if name == "ravel":
+        name, options = "reshape", ((-1,),)
+    if name == "repeat" and isinstance(options[0], tuple):
+        return carried(lambda part: _repeat_each(part, *options), dtype, x)
     return carried(lambda part: getattr(ops, name)(part, *options), dtype, x)
+
+
+def _repeat_each(x, counts, axis):
+    """torch takes no list of counts."""
+    from keras import ops
+
+    places = np.repeat(np.arange(len(counts), dtype="int32"), counts)
+    return ops.take(ops.reshape(x, (-1,)) if axis is None else x, places, axis=axis or 0)
 
 
 def recast(x, dtype):

@@ -194,7 +194,8 @@ def _size(shape):
 def _triangle_rule(shape, k):
     if len(shape) < 2:
         raise ShapeError(f"a matrix has at least 2 axes, found the shape {shape}", argument="x")
-    return shape, (_clamped(k),)
+    rows, columns = (2**30 if length is None else length for length in shape[-2:])
+    return shape, (max(-rows, min(k, columns)),)
 
 
 def _clamped(k):

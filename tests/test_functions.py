@@ -560,7 +560,7 @@ def jax_or(fast, slow):
     return slow if JAX else fast
 
 
-@settings(max_examples=jax_or(400, 25))
+@settings(max_examples=jax_or(4000, 25))
 @given(st.sampled_from(sorted(GIVEN)).flatmap(lambda name: st.tuples(st.just(name), GIVEN[name])), lengths)
 def test_shape_functions_agree_with_numpy(case, shape):
     name, args = case
@@ -764,7 +764,7 @@ def realised(argument, planning):
     return argument
 
 
-@settings(max_examples=jax_or(500, 40))
+@settings(max_examples=jax_or(4000, 40))
 @given(calls())
 def test_any_call_gives_a_value_or_a_patch_error(case):
     name, args = case
