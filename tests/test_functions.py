@@ -114,7 +114,7 @@ def test_entries_are_complete(function):
     assert parse(f"_ = {function.example}")
 
 
-CASES = ("bfloat16", "int8") if JAX else ("bool", *INTEGERS, *FLOATS)
+CASES = ("bfloat16",) if JAX else ("bool", *INTEGERS, *FLOATS)
 SAMPLE = np.array([[0.25, 1, 2], [1, 0.5, 3], [0.75, 2, 0]])
 
 
@@ -221,7 +221,7 @@ def test_values_within_a_tolerance(name):
     oracle, *args = ORACLES[name]
     expected = oracle(*(a.astype("float64") for a in args))
     np.testing.assert_allclose(run(name, *args), expected, rtol=2e-6, atol=2e-6)
-    for dtype in ("float16", "bfloat16") if not JAX else ("bfloat16",):
+    for dtype in () if JAX else ("float16", "bfloat16"):
         rounded = [a.astype(NUMPY[dtype]) for a in args]
         expected = oracle(*(a.astype("float64") for a in rounded)).astype(NUMPY[dtype]).astype("float32")
         found = run(name, *rounded)
@@ -560,7 +560,7 @@ def jax_or(fast, slow):
     return slow if JAX else fast
 
 
-@settings(max_examples=jax_or(4000, 25))
+@settings(max_examples=jax_or(300, 25))
 @given(st.sampled_from(sorted(GIVEN)).flatmap(lambda name: st.tuples(st.just(name), GIVEN[name])), lengths)
 def test_shape_functions_agree_with_numpy(case, shape):
     name, args = case
@@ -764,7 +764,7 @@ def realised(argument, planning):
     return argument
 
 
-@settings(max_examples=jax_or(4000, 40))
+@settings(max_examples=jax_or(300, 25))
 @given(calls())
 def test_any_call_gives_a_value_or_a_patch_error(case):
     name, args = case

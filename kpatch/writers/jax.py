@@ -14,6 +14,7 @@ import functools
 import math
 import sys
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import jax
@@ -26,7 +27,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region, whole
 
-OPERATORS = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
+OPERATORS: dict[str, Callable] = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
 SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
 LARGEST = 2**31 - 1  # of an index: without x64, jax has no wider ones
 
@@ -375,13 +376,13 @@ def _region_taker(counts, steps, backward, dropped):
 @functools.lru_cache(maxsize=256)
 def _region_putter(counts, steps, backward, dropped, op):
     @_donating
-    def put(array, place, *values):
-        values = _computed(op, *values) if op else values[0]
+    def put(array, place, *operands):
+        values = _computed(op, *operands) if op else operands[0]
         values = values.reshape((1,) * (array.ndim - len(dropped) - values.ndim) + values.shape)
         values = jnp.expand_dims(_bits(values), dropped)
         values = lax.rev(values, [axis for axis in backward if values.shape[axis] > 1])
         if counts is None:
-            return _from_bits(_where_region(_bits(array), *place, steps, values), array.dtype)
+            return _from_bits(_where_region(_bits(array), place[0], place[1], steps, values), array.dtype)
         return _update_region(array, list(place[0]), steps, jnp.broadcast_to(values, counts))
 
     return put
