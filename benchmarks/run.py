@@ -5,11 +5,12 @@
 
 How the ratios are formed. Absolute times say little on another machine, so each figure is held against a baseline of
 the same process: kpatch and its baselines take turns of 20 ms, each turn gives the mean time of one call, and the
-figure is that of the best turn, which other processes disturbed least. The ratio is the quotient of the two figures of
-the row, from this one run. The first calls, which compile, are apart. Garbage collection stays on, as for a user. Every
-edit keeps its old values, the last 256 edits can be undone at any moment. A backend runs in a process of its own; so do the benchmarks that need a fresh
-one (memory, shards). Where a target says "before and after", an unedited twin runs beside, and takes out the drift.
-A row without a target is there for the reader. "met" is what was measured, in this run, without any allowance.
+figure is that of the best turn, which other processes disturbed least. The ratio is the quotient of the two figures
+of the row, from this one run. The first calls, which compile, are apart. Garbage collection stays on, as for a user.
+Every edit keeps its old values, the last 256 edits can be undone at any moment. A backend runs in a process of its
+own; so do the benchmarks that need a fresh one (memory, shards). Where a target says "before and after", an unedited
+twin runs beside, and takes out the drift. A row without a target is there for the reader. "met" is what was measured,
+in this run, without any allowance.
 """
 
 import argparse
