@@ -65,6 +65,8 @@ def binary(op, a, b, traced=False):
         return fold(shape, _FOLDED[op], a, b, dtype=dtype)
     if op == "**" and b.weak and b.data is not None and b.shape == () and b.data == 2:
         return apply(dtype, shape, lambda x: x * x, a, to=dtype)
+    if op in ("//", "%") and is_integer(dtype) and b.weak and b.data is not None and (b.data > 0).all():
+        return apply(dtype, shape, operator.floordiv if op == "//" else operator.mod, a, b, to=dtype)
     return apply(dtype, shape, lambda x, y: numerics.OPERATORS[op](x, y, dtype), a, b, to=dtype)
 
 
@@ -189,28 +191,27 @@ def compute(dtype, shape, function, *operands, to=None):
         to: the dtype that the operands are brought to; `None` leaves each as it is.
     """
     dtypes.check_available(dtype)
-    fitted = [prepared(value, to, place) if to else value for place, value in enumerate(operands)]
-    if _planning.get() or any(value.data is None for value in fitted):
+    unknown = _planning.get() or any(value.data is None for value in operands)
+    fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
+    if unknown:
         return Value(dtype, shape)
     if 0 in shape:  # the backends differ in what they do where there are no entries
         return Value(dtype, shape, guarded(lambda: numerics.full(shape, numerics.scalar(0, dtype), dtype)))
     return Value(dtype, shape, guarded(function, *(value.data for value in fitted)))
 
 
-def prepared(value, dtype, place=None):
-    """The operand with its data in `dtype`: a literal is fitted, a tensor cast."""
+def prepared(value, dtype, place=None, check_only=False):
+    """The operand with its data in `dtype`: a literal is fitted, a tensor cast; with `check_only` without the data."""
     from keras import ops
 
-    if value.weak:
-        if value.data is None:
-            return value
+    if value.weak and value.data is not None:
         try:
             array = dtypes.fit(value, dtype)
         except DTypeError as error:
             error.argument = place
             raise
-        return Value(dtype, value.shape, ops.convert_to_tensor(array, dtype=dtype))
-    if value.dtype == dtype or value.data is None:
+        return Value(dtype, value.shape, None if check_only else numerics.as_tensor(array, dtype))
+    if value.dtype == dtype or value.data is None or check_only:
         return value
     return Value(dtype, value.shape, ops.cast(value.data, dtype))
 
@@ -292,21 +293,23 @@ def convert(value, dtype, traced=False):
     if value.weak:
         array = None if value.data is None else dtypes.fit(value, dtype)
         return Value(dtype, value.shape, array, True)
-    if dtypes.could_lose(value.dtype, dtype):
-        if traced or (value.data is not None and is_traced(value.data)):
-            raise DTypeError(
-                f"{value.dtype} into {dtype} could lose values, which a compiled function cannot check",
-                notes=[f'cast(..., "{dtype}") says that it is meant'],
-            )
-        if value.data is not None:
-            guarded(_check_loss, value, dtype)
-    return compute(dtype, value.shape, lambda x: numerics.cast(x, value.dtype, dtype), value)
+    lossy = dtypes.could_lose(value.dtype, dtype)
+    if lossy and (traced or (value.data is not None and is_traced(value.data))):
+        raise DTypeError(
+            f"{value.dtype} into {dtype} could lose values, which a compiled function cannot check",
+            notes=[f'cast(..., "{dtype}") says that it is meant'],
+        )
+    result = compute(dtype, value.shape, lambda x: numerics.cast(x, value.dtype, dtype), value)
+    if lossy and result.data is not None:
+        guarded(_check_loss, value, result)
+    return result
 
 
-def _check_loss(value, dtype):
+def _check_loss(value, result):
+    """Raises for the first entry that is not what it was, rounding among floats apart."""
     from keras import ops
 
-    x = value.data
+    x, dtype = value.data, result.dtype
     if dtype in RANGES:
         low, high = RANGES[dtype]
         bad = ops.logical_or(
@@ -316,8 +319,8 @@ def _check_loss(value, dtype):
         if is_floating(value.dtype):
             bad = ops.logical_or(bad, _not_whole(x, value.dtype))
     else:
-        bad = ops.isinf(ops.cast(x, dtype))
-        if is_floating(value.dtype):
+        bad = ops.isinf(result.data)
+        if is_floating(value.dtype) and any_true(bad):
             bad = ops.logical_and(bad, ops.isfinite(x))
     if any_true(bad):
         mask = np.asarray(ops.convert_to_numpy(bad))

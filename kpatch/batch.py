@@ -95,8 +95,10 @@ def _offsets(statements, shape):
     rank = len(shape)
     if any(len(s.target.index) != rank for s in statements):
         return None
-    index = np.array([[item.value for item in s.target.index] for s in statements])
-    if index.dtype != np.int64:
+    items = (item.value for s in statements for item in s.target.index)  # no lists: the collector would go over them
+    try:
+        index = np.fromiter(items, "int64", rank * len(statements)).reshape(-1, rank)
+    except OverflowError:
         return None
     index = index + np.where(index < 0, np.array(shape, "int64"), 0)
     if ((index < 0) | (index >= shape)).any():

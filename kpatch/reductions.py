@@ -151,9 +151,16 @@ def first_smallest(x, axes, dtype):
 
 def _first_best(how, x, axes, dtype):
     """The backends disagree on NaN, on ties, and (by design of Keras) on the order of −0 and 0."""
+    import keras
     from keras import ops
 
+    backend = keras.backend.backend()
+
     def of_three_axes(part):
+        if backend == "numpy":
+            return np.asarray(getattr(np, "arg" + how)(part, axis=1)).astype("int32")
+        if backend == "torch":
+            return getattr(ops, "arg" + how)(part, axis=1)
         best = getattr(ops, how)(part, axis=1, keepdims=True)
         found = part == best
         if is_floating(dtype):
@@ -210,12 +217,20 @@ def order(x, axis, dtype):
 
 def sort(x, axis, dtype):
     """Ascending, NaN last; equal entries keep their order, so that the bits are the same everywhere."""
+    return in_rows(lambda rows: _sorted(rows, dtype), x, axis)
+
+
+def _sorted(x, dtype):
+    """Along the middle of three axes."""
+    import keras
     from keras import ops
 
-    def rows_sorted(rows):
-        return carried(lambda part: ops.take_along_axis(part, _order(rows, dtype), axis=1), dtype, rows)
-
-    return in_rows(rows_sorted, x, axis)
+    backend = keras.backend.backend()
+    if backend == "numpy":
+        return np.sort(x, axis=1, kind="stable")
+    if backend == "jax" and dtype != "bool":
+        return ops.sort(x, axis=1)
+    return carried(lambda part: ops.take_along_axis(part, _order(x, dtype), axis=1), dtype, x)
 
 
 def in_rows(function, x, axis):
@@ -256,16 +271,26 @@ def _sortable(x, dtype):
     return where(x == x, bits, scalar(high, whole), whole)
 
 
+def _from_sortable(bits, dtype):
+    """The floats that `_sortable` made integers of."""
+    from keras import ops
+
+    whole = "int64" if dtype == "float64" else "int32"
+    bits = where(bits < scalar(0, whole), scalar(RANGES[whole][0], whole) - bits, bits, whole)
+    return ops.view(bits, dtype)
+
+
 def quantile(x, share, axes, method, dtype):
     """By NumPy's definition; NaN where one entry is."""
     from keras import ops
 
     axis = axes[0] if len(axes) == 1 else 0
     x = x if len(axes) == 1 else ops.reshape(x, (-1,))
-    x = ops.moveaxis(sort(x, axis, dtype), axis, -1)
+    x = ops.moveaxis(x, axis, -1)
     last = x.shape[-1] - 1
     place = share * last
     below = min(math.floor(place), last)
+    x = _placed(x, sorted({below, min(below + 1, last), last}), dtype)
     part = {"lower": 0, "higher": 1, "midpoint": 0.5, "nearest": round(place) - below}.get(method, place - below)
     low, result = x[..., below], x[..., below]
     if place != below and part:
@@ -274,3 +299,19 @@ def quantile(x, share, axes, method, dtype):
         between = low + near_low if part < 0.5 else high - near_high
         result = where(low == high, low, between, dtype) if part < 1 else high
     return where(x[..., last] == x[..., last], result, x[..., last], dtype)
+
+
+def _placed(x, places, dtype):
+    """The tensor with the entries at some places along the last axis where sorting would put them, NaN last.
+
+    The order of −0 and 0 is left open, which allows for faster algorithms than `sort` has.
+    """
+    import keras
+    from keras import ops
+
+    backend = keras.backend.backend()
+    if backend == "numpy":
+        return np.partition(x, places, axis=-1)
+    if backend in ("jax", "torch"):
+        return ops.sort(x, axis=-1)
+    return _from_sortable(ops.sort(_sortable(x, dtype), axis=-1), dtype)

@@ -210,6 +210,15 @@ def test_a_variable_made_of_memory_that_numpy_owns():
         assert not memory.any()
 
 
+def test_a_variable_whose_array_is_the_younger_alias():
+    held = jnp.zeros(LARGE)
+    variable = keras.Variable(jax.device_put(held, jax.devices()[0]))
+    assert address(variable) == held.unsafe_buffer_pointer()
+    for value in (5.0, 6.0):
+        writer.write(variable, Point((1, 2)), value)
+        assert not np.array(held).any()
+
+
 @pytest.mark.parametrize("how", ["assign", "initial value", "variable"])
 def test_two_variables_of_one_array(how):
     if how == "assign":
