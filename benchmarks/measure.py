@@ -1,16 +1,19 @@
 """How things are measured: interleaved races, single shots, and the peak of the process's memory."""
 
 import gc
+import math
 import platform
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from os import cpu_count, sched_getaffinity
 from pathlib import Path
 
-BLOCK = 0.02  # seconds that one contestant runs before the next has its turn
+TURN = 0.002  # seconds that one contestant runs before the next has its turn: short, as then some are undisturbed
+LEAST = 5  # rounds in any case
 PACKAGES = {"numpy": "numpy", "jax": "jax", "torch": "torch", "tensorflow": ("tensorflow", "tensorflow_cpu")}
 SCALES = {"µs": 1e6, "ms": 1e3}
 
@@ -56,28 +59,31 @@ class Row:
         return f"{bound} {self.unit}" if self.absolute else f"{bound}×"
 
 
-def race(contestants: dict[str, Callable], rounds: int, finish: Callable = lambda: None):
-    """Seconds a call of each contestant: its best turn, of as many as there are rounds, in which all take their turns.
+def race(contestants: dict[str, Callable], seconds: float, finish: Callable = lambda: None):
+    """Seconds a call of each contestant: its best turn, of all the rounds that fit into the time.
 
     Each contestant is called twice before the clock first starts, and once before each of its turns, so that neither
-    a compiler nor what the contestant before it left behind is counted. A turn is as many calls as fit into `BLOCK`.
-    `finish` waits for what was only dispatched (jax), inside the clock, once a turn.
+    a compiler nor what the contestant before it left behind is counted. A turn is as many calls as fit into `TURN`, at
+    least one. Another one begins each round. `finish` waits for what was only dispatched (jax), inside the clock.
     """
     calls = {name: _calls(function, finish) for name, function in contestants.items()}
-    seconds = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, function in contestants.items():
-            function()
+    best = dict.fromkeys(contestants, math.inf)
+    order, rounds, end = deque(contestants), 0, time.perf_counter() + seconds
+    while rounds < LEAST or time.perf_counter() < end:
+        for name in order:
+            contestants[name]()
             finish()
-            seconds[name].append(_turn(function, calls[name], finish) / calls[name])
-    return {name: min(times) for name, times in seconds.items()}
+            best[name] = min(best[name], _turn(contestants[name], calls[name], finish) / calls[name])
+        order.rotate()
+        rounds += 1
+    return best
 
 
 def _calls(function, finish):
     function()
     function()
     finish()
-    return max(1, min(10_000, int(BLOCK / _turn(function, 1, finish))))
+    return max(1, min(10_000, int(TURN / _turn(function, 1, finish))))
 
 
 def _turn(function, calls, finish):

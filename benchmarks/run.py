@@ -4,13 +4,12 @@
     python benchmarks/run.py --quick --json figures.json
 
 How the ratios are formed. Absolute times say little on another machine, so each figure is held against a baseline of
-the same process: kpatch and its baselines take turns of 20 ms, each turn gives the mean time of one call, and the
-figure is that of the best turn, which other processes disturbed least. The ratio is the quotient of the two figures
-of the row, from this one run. The first calls, which compile, are apart. Garbage collection stays on, as for a user.
-Every edit keeps its old values, the last 256 edits can be undone at any moment. A backend runs in a process of its
-own; so do the benchmarks that need a fresh one (memory, shards). Where a target says "before and after", an unedited
-twin runs beside, and takes out the drift. A row without a target is there for the reader. "met" is what was measured,
-in this run, without any allowance.
+the same process: kpatch and its baselines take turns of 2 ms or one call, each turn gives the mean time of a call, the
+figure is that of the best turn, which other processes disturbed least. The ratio is the quotient of the two figures of
+the row, from this one run. The first calls, which compile, are apart. Garbage collection stays on, as for a user, where
+the row does not say otherwise. Every edit keeps its old values. A backend runs in a process of its own; so do the benchmarks that need a fresh one (memory, shards). Where a target says "before and
+after", an unedited twin runs beside, and takes out the drift. A row without a target is there for the reader. "met" is
+what was measured, in this run, without any allowance.
 """
 
 import argparse
@@ -47,14 +46,14 @@ ONLY_ON = {"sharded": ("jax",)}
 def main():
     arguments = _arguments()
     if arguments.worker:
-        _work(arguments.only, arguments.rounds)
+        _work(arguments.only, arguments.seconds)
         return 0
     console, progress = Console(width=max(Console().width, 150)), Console(stderr=True)
     found = {name: [] for name in arguments.only}
     for backend in arguments.backend:
         for names, environment in _processes(arguments.only, backend):
             progress.print(f"{backend}: {', '.join(names)}", style="dim")
-            for name, row in _run(backend, names, environment, 3 if arguments.quick else 9):
+            for name, row in _run(backend, names, environment, 1.5 if arguments.quick else 5):
                 found[name].append((backend, row))
     for name, rows in found.items():
         if rows:
@@ -71,9 +70,9 @@ def _arguments():
     names = ", ".join(TITLES)
     parser.add_argument("--only", nargs="+", choices=TITLES, default=tuple(TITLES), metavar="NAME", help=names)
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
-    parser.add_argument("--quick", action="store_true", help="fewer turns: noisier")
+    parser.add_argument("--quick", action="store_true", help="less time for each: noisier")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=9, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=5, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -84,12 +83,12 @@ def _processes(names, backend):
     return [(together, {})] * bool(together) + [([name], ALONE[name]) for name in names if name in ALONE]
 
 
-def _run(backend, names, environment, rounds):
+def _run(backend, names, environment, seconds):
     """The rows of the benchmarks, from a process of the backend; a benchmark that fails is a row that says so."""
     root = Path(__file__).parent.parent
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     variables = {**os.environ, **QUIET, "KERAS_BACKEND": backend, "PYTHONPATH": path, **environment}
-    command = [sys.executable, __file__, "--worker", "--rounds", str(rounds), "--only", *names]
+    command = [sys.executable, __file__, "--worker", "--seconds", str(seconds), "--only", *names]
     process = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
     rows = [(line.pop("benchmark"), Row(**line)) for line in lines]
@@ -102,13 +101,13 @@ def _failed(error):
     return Row("", None, unit="", limit=0, absolute=True, note=f"failed: {error}")
 
 
-def _work(names, rounds):
+def _work(names, seconds):
     """In the backend's process: a line of JSON for each row."""
     import targets
 
     for name in names:
         try:
-            for row in getattr(targets, name)(rounds):
+            for row in getattr(targets, name)(seconds):
                 print(json.dumps({"benchmark": name, **dataclasses.asdict(row)}), flush=True)
         except Exception as error:  # noqa: BLE001 (the others are still measured, and the row says what happened)
             traceback.print_exc()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +25,7 @@ from kpatch import indexing, writers
 
 STATEMENT = "dense_1.kernel[0,0] = 1.0"
 REGION = "dense_1.kernel[:2048, ::2] *= 0.5"
+SEEDS = count()  # each text is another one, so that no cache knows it or its plan
 KEPT = 256  # edits that are kept, and so can still be undone, while others follow
 MEMORY_MB = {"tensorflow": 40}
 
@@ -56,13 +57,13 @@ def rewriter(layer):
     return rewrite
 
 
-def point(rounds):
+def point(budget):
     """One entry of a 4096×4096 kernel, against get_weights/set_weights, and over the backend's own read and write."""
     backend, model, patch = keras.backend.backend(), dense(4096), kpatch.parse(STATEMENT)
     variable, writer = kernel(model), writers.current()
     finish = lambda: native.wait(variable)()  # noqa: E731 (the value is another one after each edit)
     apply = editor(model, patch)
-    seconds = race({"kpatch": apply, "keras": rewriter(model.layers[0])}, rounds, finish)
+    seconds = race({"kpatch": apply, "keras": rewriter(model.layers[0])}, budget, finish)
     limit = 100 if backend == "tensorflow" else 1000
     yield Row("get_weights/set_weights", *figures(seconds, "µs", "kpatch", "keras"), limit=limit, faster=True)
 
@@ -75,7 +76,7 @@ def point(rounds):
 
     contest = {"kpatch": apply, "writer": direct, "own": native.point(variable)[0], "parse": _parse_statement}
     contest["undone"] = lambda: kpatch.apply(model, patch).undo()
-    seconds = race(contest, 3 * rounds, finish)
+    seconds = race(contest, budget, finish)
     seconds["best"] = min(seconds["own"], seconds["writer"])  # kpatch's way is no worse a baseline than another
     for name, whose in (("writer", "kpatch's writer"), ("best", "the best known way")):
         added = {"added": seconds["kpatch"] - seconds[name], "parse": seconds["parse"]}
@@ -88,36 +89,36 @@ def _parse_statement():
     ast.parse(STATEMENT)
 
 
-def flat(rounds):
+def flat(budget):
     """The same edit of an 8192×8192 and of a 256×256 kernel; on jax also of one of bfloat16."""
     patch = kpatch.parse(STATEMENT)
-    seconds = _race_of_models(patch, 3 * rounds, large=dense(8192), small=dense(256))
+    seconds = _race_of_models(patch, budget, large=dense(8192), small=dense(256))
     yield Row("8192² / 256²", *figures(seconds, "µs", "large", "small"), limit=1.2)
-    seconds = _race_of_models(patch, rounds, half=dense(4096, "bfloat16"))
+    seconds = _race_of_models(patch, budget, half=dense(4096, "bfloat16"))
     limit = 100 if keras.backend.backend() == "jax" else None
     yield Row("bfloat16, 4096²", *figures(seconds, "µs", "half"), limit=limit, absolute=True)
 
 
-def _race_of_models(patch, rounds, **models):
+def _race_of_models(patch, budget, **models):
     def finish():
         for model in models.values():
             native.wait(kernel(model))()
 
-    return race({name: editor(model, patch) for name, model in models.items()}, rounds, finish)
+    return race({name: editor(model, patch) for name, model in models.items()}, budget, finish)
 
 
-def trace(rounds):
+def trace(budget):
     """Prediction and training steps of batch 1 after a thousand edits of several kinds, and before.
 
     A twin that is never edited runs beside, and takes out what the machine does meanwhile.
     """
     edited, twin = _trainable(), _trainable()
-    before, twin_before = _steps(edited, twin, rounds)
+    before, twin_before = _steps(edited, twin, budget)
     patches = ["dense_1.kernel[0, 0] = 1e-4", "dense_1.kernel[5] = 1e-4", "dense_1.kernel[[1, 9], [2, 3]] = 0"]
     patches = [kpatch.parse(text) for text in (*patches, "dense_1.kernel[7:9, ::64] *= 0.5")]
     for turn in range(1000):
         kpatch.apply(edited, patches[turn % len(patches)])
-    after, twin_after = _steps(edited, twin, rounds)
+    after, twin_after = _steps(edited, twin, budget)
     for name in before:
         drift = twin_after[name] / twin_before[name]
         note = f"measured before: {before[name] * 1e3:.2f} ms, the twin's drift {drift:.2f}"
@@ -131,7 +132,7 @@ def _trainable():
     return model
 
 
-def _steps(edited, twin, rounds):
+def _steps(edited, twin, budget):
     x, y = np.ones((1, 4096), "float32"), np.zeros((1, 10), "float32")
     tensor = keras.ops.convert_to_tensor(x)
     steps = {}
@@ -140,11 +141,11 @@ def _steps(edited, twin, rounds):
         steps[name, "direct call"] = lambda model=model: keras.ops.convert_to_numpy(model(tensor))
         if keras.backend.backend() != "numpy":
             steps[name, "train_on_batch"] = lambda model=model: model.train_on_batch(x, y)
-    seconds = race(steps, 5 * rounds)
+    seconds = race(steps, 2 * budget)
     return tuple({n: s for (who, n), s in seconds.items() if who == owner} for owner in ("edited", "twin"))
 
 
-def bulk(rounds):
+def bulk(budget):
     """Many single-entry statements in one patch: parsed, planned and applied, against `ast.parse` of the same text.
 
     Measured with Python's garbage collection as a user has it, and without: it costs the one parser more than the
@@ -154,8 +155,8 @@ def bulk(rounds):
     for collecting in (True, False):
         costs, suffix = {}, "" if collecting else ", no gc"
         for statements in (100, 1_000, 10_000, 100_000):
-            repeats = 3 if statements > 10_000 else max(3, rounds)
-            stages = [_stages(model, _many(statements, seed), collecting) for seed in range(-1, repeats)][1:]
+            repeats = 2 if statements > 10_000 else max(3, int(budget))
+            stages = [_stages(model, _many(statements), collecting) for _ in range(repeats + 1)][1:]
             seconds = {name: min(stage[name] for stage in stages) for name in stages[0]}
             own = ("parse", "plan", "apply")
             costs[statements] = total = sum(seconds[name] for name in own) / statements
@@ -165,11 +166,11 @@ def bulk(rounds):
         yield Row(f"one of 100,000 / one of 100{suffix}", costs[100_000] * 1e6, costs[100] * 1e6, limit=1.2)
 
 
-def _many(statements, seed):
-    """Text of statements on entries of a 4096×4096 kernel; another one for each seed, so that no cache knows it."""
-    draw = random.Random(seed)
+def _many(statements):
+    """Text of statements on random entries of a 4096×4096 kernel."""
+    draw = random.Random(next(SEEDS))
     lines = (f"dense_1.kernel[{draw.randrange(4096)},{draw.randrange(4096)}] = {draw.random():.4f}\n" for _ in count())
-    return "".join(line for line, _ in zip(lines, range(statements), strict=False))
+    return "".join(islice(lines, statements))
 
 
 def _stages(model, text, collecting):
@@ -195,7 +196,7 @@ def _waited(model, patch):
     return applied
 
 
-def region(rounds):
+def region(budget):
     """Half of the columns of half of the rows of a 4096×4096 kernel, against the backend's own, old values kept."""
     model, patch = dense(4096), kpatch.parse(REGION)
     edit, restore = native.region(kernel(model))
@@ -207,12 +208,12 @@ def region(rounds):
         "kpatch undone": lambda: kpatch.apply(model, patch).undo(),
         "own undone": lambda: restore(edit()),
     }
-    seconds = race(contest, 3 * rounds, finish)
+    seconds = race(contest, budget, finish)
     yield Row("edit, the old values kept", *figures(seconds, "ms", "kpatch", "own"), "ms", limit)
     yield Row("edit, and back again", *figures(seconds, "ms", "kpatch undone", "own undone"), "ms", limit)
 
 
-def memory(rounds):
+def memory(budget):
     """One entry of a 1 GiB variable, edited and undone: what the process's peak grows by. Its own process."""
     model, patch = dense(16384), kpatch.parse(STATEMENT)
     native.wait(kernel(model))()
@@ -231,7 +232,7 @@ def memory(rounds):
             yield Row(name, added[1], **limited, note=f"over {added[0]:,.0f} MB held")
 
 
-def parse(rounds):
+def parse(budget):
     """A statement that no cache knows, against `ast.parse`; and one that it knows."""
     texts = [f"dense_1.kernel[{i},{j}] = 1.0" for i in range(1, 40) for j in range(25)]  # more than the cache holds
     ours, theirs = deque(texts), deque(texts)
@@ -243,13 +244,13 @@ def parse(rounds):
     contest = {"ours": lambda: next_of(ours, kpatch.parse), "theirs": lambda: next_of(theirs, ast.parse)}
     contest["known"] = lambda: kpatch.parse(STATEMENT)
     contest["empty"] = lambda: next_of(theirs, id)
-    seconds = race(contest, 5 * rounds)
+    seconds = race(contest, budget)
     added = {name: seconds[name] - seconds["empty"] for name in ("ours", "theirs")}
     yield Row("uncached / ast.parse", *figures(added, "µs", "ours", "theirs"), limit=2.5)
     yield Row("cached", *figures(seconds, "µs", "known"), limit=1, absolute=True)
 
 
-def imports(rounds):
+def imports(budget):
     """`import kpatch` in fresh processes that have imported keras, from a copy with byte code, as pip installs it."""
     code = "import time, keras; start = time.perf_counter(); import kpatch; print(time.perf_counter() - start)"
     with tempfile.TemporaryDirectory() as folder:
@@ -257,11 +258,11 @@ def imports(rounds):
         shutil.copytree(Path(kpatch.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(installed, quiet=2)
         process = {"args": [sys.executable, "-c", code], "env": {**os.environ, "PYTHONPATH": folder}, "check": True}
-        output = [subprocess.run(**process, capture_output=True, text=True).stdout for _ in range(max(3, rounds // 2))]
+        output = [subprocess.run(**process, capture_output=True, text=True).stdout for _ in range(max(3, int(budget)))]
     yield Row("import kpatch, keras there", median(map(float, output)) * 1e3, unit="ms", limit=100, absolute=True)
 
 
-def sharded(rounds):
+def sharded(budget):
     """One entry of a variable sharded over 8 virtual CPU devices, against one that is not. Its own process."""
     from keras import distribution
 
@@ -275,7 +276,7 @@ def sharded(rounds):
     before = variable.value.sharding
     if before.is_fully_replicated or len(before.device_set) != 8:
         raise RuntimeError(f"the kernel is not sharded over 8 devices: {before}")
-    seconds = _race_of_models(patch, 3 * rounds, sharded=parted, plain=plain)
+    seconds = _race_of_models(patch, budget, sharded=parted, plain=plain)
     ours, unsharded = figures(seconds, "µs", "sharded", "plain")
     limit = 2 + 100 / unsharded
     yield Row("sharded / unsharded", ours, unsharded, limit=limit, note="the target: 2 times and 100 µs")

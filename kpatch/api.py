@@ -146,11 +146,19 @@ def _finder(names):
             variable = entry.variable
             place = by_variable.get(id(variable))
             if place is None:
-                place = by_variable[id(variable)] = Place(entry.path, tuple(variable.shape), variable.dtype, variable)
+                place = by_variable[id(variable)] = Place(entry.path, entry.shape, _dtype(variable), variable)
             by_selector[selector] = place
         return place
 
     return find
+
+
+def _dtype(variable):
+    """The dtype that the variable's value has: jax keeps int64 as int32 without x64, torch uint32 as int64."""
+    from keras import backend
+
+    held = getattr(variable, "_value", None)
+    return variable.dtype if held is None else backend.standardize_dtype(held.dtype)
 
 
 @lru_cache(maxsize=256)

@@ -39,8 +39,8 @@ class BatchStep:
     prepared: Any = None
 
     @property
-    def shape(self):
-        return self.selection.shape
+    def statement(self):
+        return self.statements[0]
 
 
 def sets_one_entry(statement):

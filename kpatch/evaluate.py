@@ -169,7 +169,7 @@ def _unary(node, scope):
 
 def _binary(node, scope):
     left, right = evaluate(node.left, scope), evaluate(node.right, scope)
-    result = _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right)
+    result = _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right, scope.traced)
     return scope.account(result, (left, right))
 
 

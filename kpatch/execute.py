@@ -89,8 +89,8 @@ def dynamic_selection(step, store, scope):
 def _masked(mask, step):
     """Offsets where few entries are meant or each gets its own value, else the mask itself, which is smaller."""
     held = np.ravel(tensors.to_numpy(mask))
-    count, itemsize = np.count_nonzero(held), 4
-    if step.scalar and count * (8 + itemsize) > held.size * (1 + itemsize):
+    offsets, whole = np.count_nonzero(held) * (8 + 4), held.size * (1 + 4)  # bytes, of a journal of 4-byte entries
+    if step.scalar and offsets > whole:
         return indexing.Mask(mask, step.place.shape)
     flat = np.flatnonzero(held)
     return indexing.Positions(flat, flat.shape)
@@ -189,19 +189,24 @@ class Live:
         self.writer.write(step.place.variable, target, values, self.donate)
 
     def roll_back(self):
-        """Writes every old value back, the last write first."""
+        """Writes every old value back, the last write first; one that fails does not keep the others from it."""
+        failure = None
         for record in reversed(self.records):
-            self.writer.write(record.step.place.variable, record.selection, record.before, self.donate)
+            try:
+                self.writer.write(record.step.place.variable, record.selection, record.before, self.donate)
+            except Exception as error:  # noqa: BLE001 (raised when the rest is restored)
+                failure = failure or error
+        if failure is not None:
+            raise ExecutionError(f"the backend failed while old values were written back: {failure}") from failure
 
 
 class Link:
     """One edit in the history of a variable. Each points to the next, so that an edit that can still be undone, and
     only such a one, keeps alive what is needed to see whether a later one overlaps it."""
 
-    __slots__ = ("next", "owner", "record_of", "selection", "step", "undone")
+    __slots__ = ("next", "selection", "step", "undone")
 
-    def __init__(self, owner, step, selection):
-        self.owner = owner
+    def __init__(self, step, selection):
         self.step = step
         self.selection = selection
         self.undone = False
@@ -253,9 +258,8 @@ class AppliedPatch:
         self._live = live
         self._model = model
         self._undone = False
-        owner = object() if len(live.records) > 1 else None
         for record in live.records:
-            record.link = Link(owner, record.step, record.selection)
+            record.link = Link(record.step, record.selection)
             _enter(record.step.place.variable, record.link)
 
     @property

@@ -570,12 +570,6 @@ def concatenate(tensors, axis, dtype):
     return carried(lambda *parts: ops.concatenate(parts, axis=axis), dtype, *tensors)
 
 
-def stack(tensors, axis):
-    from keras import ops
-
-    return ops.stack(tensors, axis=axis)
-
-
 def full(shape, value, dtype):
     from keras import ops
 

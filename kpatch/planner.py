@@ -221,14 +221,14 @@ def evaluate_side(statement, scope, implied):
 def assigned_value(statement, value, implied, place, shape, traced=False):
     """What the statement writes: the operator applied, cast to the place's dtype, of a shape that fits."""
     if statement.op != "=":
-        value = operated(statement, implied, value)
+        value = operated(statement, implied, value, traced)
     value = _converted(statement, value, place.dtype, traced)
     return _fitted(statement, value, shape)
 
 
-def operated(statement, implied, value):
+def operated(statement, implied, value, traced=False):
     try:
-        return arithmetic.binary(statement.op[:-1], implied, value)
+        return arithmetic.binary(statement.op[:-1], implied, value, traced)
     except PatchError as error:
         raise error.locate(statement.target.span if error.argument == 0 else statement.value.span) from None
 

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from kpatch.dtypes import RANGES, is_floating
-from kpatch.numerics import carried, engine, recast, scalar, where
+from kpatch.dtypes import NUMPY, RANGES, is_floating
+from kpatch.numerics import as_tensor, carried, engine, recast, scalar, where
 
 BLOCK = 256  # terms added one after the other; longer sums are sums of such sums
 
@@ -226,7 +226,7 @@ def _sorted(x, dtype):
     from keras import ops
 
     backend = keras.backend.backend()
-    if backend == "numpy":
+    if backend == "numpy" and dtype != "bfloat16":  # of which ml_dtypes sorts NaN anywhere
         return np.sort(x, axis=1, kind="stable")
     if backend == "jax" and dtype != "bool":
         return ops.sort(x, axis=1)
@@ -280,25 +280,29 @@ def _from_sortable(bits, dtype):
     return ops.view(bits, dtype)
 
 
-def quantile(x, share, axes, method, dtype):
-    """By NumPy's definition; NaN where one entry is."""
+def quantiles(x, shares, axes, method, dtype):
+    """By NumPy's definition, along a new first axis for the shares; NaN where one entry is."""
     from keras import ops
 
-    axis = axes[0] if len(axes) == 1 else 0
-    x = x if len(axes) == 1 else ops.reshape(x, (-1,))
-    x = ops.moveaxis(x, axis, -1)
+    x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
     last = x.shape[-1] - 1
-    place = share * last
-    below = min(math.floor(place), last)
-    x = _placed(x, sorted({below, min(below + 1, last), last}), dtype)
-    part = {"lower": 0, "higher": 1, "midpoint": 0.5, "nearest": round(place) - below}.get(method, place - below)
-    low, result = x[..., below], x[..., below]
-    if place != below and part:
-        high = x[..., below + 1]
-        near_low, near_high = (high - low) * scalar(part, dtype), (high - low) * scalar(1 - part, dtype)
-        between = low + near_low if part < 0.5 else high - near_high
-        result = where(low == high, low, between, dtype) if part < 1 else high
-    return where(x[..., last] == x[..., last], result, x[..., last], dtype)
+    places = np.array(shares, "float64") * last
+    below = np.minimum(np.floor(places), last).astype("int32")
+    above = np.minimum(below + 1, last)
+    part = places - below
+    if method == "nearest":
+        part = np.round(places) - below
+    elif method != "linear":
+        part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
+    x = _placed(x, sorted({*below.tolist(), *above.tolist(), last}), dtype)
+    low, high, top = (ops.take(x, at, axis=-1) for at in (below, above, np.full_like(below, last)))
+    near = part.astype(NUMPY[dtype])
+    from_low, from_high = as_tensor(near, dtype), as_tensor((1 - part).astype(NUMPY[dtype]), dtype)
+    step = high - low
+    result = where(as_tensor(part < 0.5, "bool"), low + step * from_low, high - step * from_high, dtype)
+    result = where(as_tensor(part == 0, "bool"), low, where(as_tensor(part == 1, "bool"), high, result, dtype), dtype)
+    result = where(low == high, low, result, dtype)  # equal infinities have no difference
+    return ops.moveaxis(where(top == top, result, top, dtype), -1, 0)
 
 
 def _placed(x, places, dtype):

@@ -257,7 +257,6 @@ _TO_FLOAT = ("mean", "var", "std", "logsumexp", "norm")
 
 
 def _reduction(name, x, axis=None, keepdims=False, **options):
-    name = name
     if name not in _COUNTING:
         _need_numbers(name, x)
     axes = normal_axes(axis, len(x.shape))
@@ -339,17 +338,16 @@ def _quantile(name, x, q=0.5, axis=None, method="linear", keepdims=False):
     dtype = _float_of(x)
 
     def pick(a, inner):
-        results = [reductions.quantile(a, share, axes, method, inner) for share in shares]
-        if keepdims and axes:
-            results = [reductions.restore_axes(result, axes) for result in results]
-        return numerics.stack(results, 0) if isinstance(q, list) else results[0]
+        results = reductions.quantiles(a, shares, axes, method, inner)
+        results = results if isinstance(q, list) else results[0]
+        places = [axis + 1 for axis in axes] if isinstance(q, list) else axes
+        return reductions.restore_axes(results, places) if keepdims else results
 
     return compute(dtype, shape, lambda a: numerics.in_float32(pick, dtype, a), x, to=dtype)
 
 
 def _along(name, x, axis):
     """Functions that keep the shape, and run along one axis; for `None` along all entries in one row."""
-    name = name
     if name not in ("sort", "argsort"):
         _need_numbers(name, x)
     if axis is None:

@@ -215,6 +215,13 @@ def test_undo_out_of_order(model):
     apart.undo()
 
 
+def test_undo_of_a_batch_out_of_order(model):
+    batch = kpatch.apply(model, "\n".join(f"dense_1.kernel[{i % 4}, {i % 3}] = {i}" for i in range(12)))
+    kpatch.apply(model, "dense_1.kernel[0, 0] = 1")
+    with pytest.raises(kpatch.UndoError, match=r"this edit: dense_1.kernel\[0, 0\] = 0"):
+        batch.undo()
+
+
 def test_history_is_not_kept_for_edits_that_cannot_be_undone(model):
     import weakref
 

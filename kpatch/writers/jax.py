@@ -61,15 +61,16 @@ def prepare(variable, selection, array):
 
 
 def update(variable, region, op, old, operand, donate=True):
-    """The region becomes `old <op> operand`, computed in the pass that writes it."""
+    """The region becomes `old <op> operand`, computed in the pass that writes it where that is one over the region."""
     if not region.size:
         return
     array = _writable(variable, donate)
-    if _on_one_device(array):
-        _set(variable, _put_region(array, region, old, operand, op=op))
+    if _on_one_device(array) and not _is_converted(array.dtype):
+        array = _put_region(array, region, old, operand, op=op)
     else:
         operand = operand if isinstance(operand, jax.Array) else np.asarray(operand, array.dtype)
-        _set(variable, _put_sharded(array, region, OPERATORS[op](old, operand)))
+        array = (_put if _on_one_device(array) else _put_sharded)(array, region, OPERATORS[op](old, operand))
+    _set(variable, array)
 
 
 def sync(model):
@@ -377,7 +378,7 @@ def _region_taker(counts, steps, backward, dropped):
 def _region_putter(counts, steps, backward, dropped, op):
     @_donating
     def put(array, place, *operands):
-        values = _computed(op, *operands) if op else operands[0]
+        values = OPERATORS[op](*operands) if op else operands[0]
         values = values.reshape((1,) * (array.ndim - len(dropped) - values.ndim) + values.shape)
         values = jnp.expand_dims(_bits(values), dropped)
         values = lax.rev(values, [axis for axis in backward if values.shape[axis] > 1])
@@ -386,11 +387,6 @@ def _region_putter(counts, steps, backward, dropped, op):
         return _update_region(array, list(place[0]), steps, jnp.broadcast_to(values, counts))
 
     return put
-
-
-def _computed(op, old, operand):
-    values = OPERATORS[op](old, operand)
-    return lax.optimization_barrier(values) if _is_converted(values.dtype) else values  # not once for every row
 
 
 def _spans(counts, steps):

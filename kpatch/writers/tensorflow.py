@@ -136,9 +136,9 @@ def _vector(integers):
 
 
 def _constant(values, dtype):
-    """The values as a tensor. Python's own scalars take a shorter way."""
+    """The values as a tensor; Python's scalars by way of an array, as TensorFlow keeps one 0.0 for both signs."""
     if isinstance(values, tf.Tensor):
         return values
     if isinstance(values, (bool, int, float)):
-        return tf.constant(values, dtype)
+        values = np.asarray(values, dtype.as_numpy_dtype)
     return tf.convert_to_tensor(values, dtype)
