@@ -4,12 +4,13 @@
     python benchmarks/run.py --quick --json figures.json
 
 How the ratios are formed. Absolute times say little on another machine, so each figure is held against a baseline of
-the same process: kpatch and its baselines take turns of 2 ms or one call, each turn gives the mean time of a call, the
-figure is that of the best turn, which other processes disturbed least. The ratio is the quotient of the two figures of
-the row, from this one run. The first calls, which compile, are apart. Garbage collection stays on, as for a user, where
-the row does not say otherwise. Every edit keeps its old values. A backend runs in a process of its own; so do the benchmarks that need a fresh one (memory, shards). Where a target says "before and
-after", an unedited twin runs beside, and takes out the drift. A row without a target is there for the reader. "met" is
-what was measured, in this run, without any allowance.
+the same process: kpatch and its baselines take turns of 2 ms or one call, each turn gives the mean time of a call,
+the figure is that of the best turn, which other processes disturbed least. The ratio is the quotient of the two
+figures of the row, from this one run. The first calls, which compile, are apart. Garbage collection stays on, as for
+a user, where the row does not say otherwise. Every edit keeps its old values. A backend runs in a process of its own;
+so do the benchmarks that need a fresh one (memory, shards). Where a target says "before and after", an unedited twin
+runs beside, and takes out the drift. A row without a target is there for the reader. "met" is what was measured, in
+this run, without any allowance.
 """
 
 import argparse
