@@ -204,10 +204,10 @@ class Link:
     """One edit in the history of a variable. Each points to the next, so that an edit that can still be undone, and
     only such a one, keeps alive what is needed to see whether a later one overlaps it."""
 
-    __slots__ = ("next", "selection", "step", "undone")
+    __slots__ = ("next", "selection", "statement", "undone")
 
-    def __init__(self, step, selection):
-        self.step = step
+    def __init__(self, statement, selection):
+        self.statement = statement  # not the step, which would keep the variable alive
         self.selection = selection
         self.undone = False
         self.next = None
@@ -259,7 +259,7 @@ class AppliedPatch:
         self._model = model
         self._undone = False
         for record in live.records:
-            record.link = Link(record.step, record.selection)
+            record.link = Link(record.step.statement, record.selection)
             _enter(record.step.place.variable, record.link)
 
     @property
@@ -291,7 +291,7 @@ class AppliedPatch:
                 if not link.undone and indexing.overlap(record.selection, link.selection, record.step.place.shape):
                     raise UndoError(
                         f"a later edit of '{record.step.place.path}' overlaps this one; undo that first",
-                        notes=[f"the later edit: {link.step.statement}", f"this edit: {record.step.statement}"],
+                        notes=[f"the later edit: {link.statement}", f"this edit: {record.step.statement}"],
                     )
                 link = link.next
 

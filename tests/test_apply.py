@@ -234,6 +234,21 @@ def test_history_is_not_kept_for_edits_that_cannot_be_undone(model):
     assert all(link() is None for link in links)
 
 
+@pytest.mark.parametrize("undone", [False, True])
+def test_an_edited_model_is_not_kept_alive(undone):
+    import weakref
+
+    model = models.dense()
+    applied = kpatch.apply(model, "dense_1.kernel[0, 0] = 1; dense_1.kernel[:2] *= 2; dense_1.bias[_ < 9] = 3")
+    if undone:
+        applied.undo()
+    variables = [weakref.ref(variable) for variable in model.trainable_variables]
+    del model, applied
+    keras.utils.clear_session()
+    gc.collect()
+    assert [variable() for variable in variables] == [None] * 4
+
+
 def test_context_manager_undoes_also_by_an_exception(model):
     before = models.snapshot(model)
 
