@@ -184,10 +184,9 @@ def _matching(names: Any, selector: ast.Selector) -> list[Any]:
 
 
 def _range(variable: Any) -> tuple[str, str, str]:
-    import keras
-    import numpy as np
+    from kpatch.tensors import to_numpy
 
-    values = np.asarray(keras.ops.convert_to_numpy(variable))
+    values = to_numpy(variable)
     if values.size == 0:
         return "-", "-", "-"
     wide = values.astype(values.dtype if values.dtype.kind in "iub" else "float64")

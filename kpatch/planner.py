@@ -43,7 +43,6 @@ class EditStep:
         statement: the `ast.Edit`.
         place: what it writes to.
         selection: the entries, or `None` where they depend on values.
-        shape: the shape of the selected entries, `None` for lengths that depend on values.
         constant: the values as a NumPy array of the place's dtype, or `None` where they depend on values.
         scalar: the right-hand side is one number that does not depend on the entries.
         operand: for `op=` by a number, that number as a `Value` of the place's dtype.
@@ -53,7 +52,6 @@ class EditStep:
     statement: ast.Edit
     place: Place
     selection: Any
-    shape: tuple
     constant: Any = None
     scalar: bool = False
     operand: Any = None
@@ -174,7 +172,7 @@ def plan_edit(statement, find, scope):
         implied = _implied_under_mask(statement, place, scope)
         shape = place.shape
     value = evaluate_side(statement, scope, implied)
-    step = EditStep(statement, place, selection, shape)
+    step = EditStep(statement, place, selection)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
     if statement.op == "=" and value.weak:
         step.constant = assigned_value(statement, value, implied, place, shape).data
