@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGE, ARCHITECTURE, ERRORS = (ROOT / "docs" / f"{name}.md" for name in ("language", "architecture", "errors"))
 PACKAGE = ROOT / "kpatch"
+KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("dynamo", "misses", "resolve", "tree", "watch")}
 
 
 class Block(NamedTuple):
@@ -242,7 +243,7 @@ def test_what_knows_nothing_of_keras():
 def test_no_module_loads_a_backend_before_it_is_needed():
     for name in MODULES:
         eager = {other.partition(".")[0] for other, lazy in imported(name) if not lazy}
-        if not name.startswith("kpatch.writers.") and name not in ("kpatch.dynamo", "kpatch.resolve"):
+        if not name.startswith("kpatch.writers.") and name not in KERAS_AT_THE_TOP:
             assert not eager & {"keras", "jax", "torch", "tensorflow"}, name
 
 
