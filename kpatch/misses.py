@@ -4,8 +4,9 @@ from itertools import accumulate, chain
 
 import keras
 
+from kpatch import globs
 from kpatch.errors import ResolutionError
-from kpatch.syntax.ast import Name
+from kpatch.syntax.ast import Glob, Name
 from kpatch.syntax.spelling import nearest
 from kpatch.tree import GROUP, LAYER, METRIC, SEED, descend, spelled, variables_of
 
@@ -27,6 +28,8 @@ class Miss:
             return ResolutionError(message, span=self.selector.span, notes=_shortened(map(repr, found)))
         if all(entry.hidden for entry in self.index.entries):
             return self._no_variables()
+        if globs.is_glob(self.selector):
+            return self._no_match()
         return self._layer() or self._hidden() or self._missing()
 
     def _no_variables(self):
@@ -48,6 +51,28 @@ class Miss:
                 note = "a seed generator's state and a metric's variables are reached by their full names only"
                 return ResolutionError(message, span=self.selector.span, notes=[note])
         return None
+
+    def _no_match(self):
+        """A glob that matches nothing: where it leads no further, and what stands there."""
+        form = self.index.forms(self.selector, self.keys)[-1]
+        message, root = f"no variable matches '{self.selector}'", self.index.root
+        if below := globs.matching(root, [*form, globs.ANY_DEPTH]):
+            note = f"'{self.selector}.**' matches all their variables: {_listed(below)}"
+            return ResolutionError(f"{message}: it matches layers alone", span=self.selector.span, notes=[note])
+        if deeper := globs.matching(root, [globs.ANY_DEPTH, *form]):
+            message += f"; did you mean '**.{self.selector}'?"
+            notes = ["a selector with a glob starts at the model", f"that matches {_listed(deeper)}"]
+            return ResolutionError(message, span=self.selector.span, notes=notes)
+        at, nodes = 0, [root]
+        while at < len(form) - 1 and (further := [node for node, _ in globs.walk(root, [*form[: at + 1], ""])]):
+            at, nodes = at + 1, further
+        names = _names(nodes, "variables" if at == len(form) - 1 else "children")
+        pattern = form[at].pattern if type(form[at]) is Glob else form[at]
+        if type(pattern) is str and self.index.may_suggest() and (near := nearest(pattern, names)):
+            better = [*form[:at], near if type(form[at]) is str else Name(near), *form[at + 1 :]]
+            message += f"; did you mean '{spelled(better)}'?"
+        notes = [_contents(node, spelled(node.keys()) or "the model") for node in nodes[:1]]
+        return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
 
     def _missing(self):
         forms = self.index.forms(self.selector, self.keys)
@@ -151,6 +176,11 @@ def _child_names(node):
                 if holder is node:
                     names.setdefault(id(child), spelled([label]))
     return list(names.values())
+
+
+def _listed(entries):
+    """How many, and the first of them."""
+    return f"{len(entries)} variable{'s' * (len(entries) != 1)}, {', '.join(_shortened([e.path for e in entries]))}"
 
 
 def _shortened(items):

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import keras
 
+from kpatch import globs
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.misses import Miss
 from kpatch.syntax.ast import Glob, Name, Position
@@ -46,20 +47,25 @@ class ModelIndex:
         return self._successor is None and self._watch.holds()
 
     def find(self, selector):
-        """The entry of the one variable that a selector means.
+        """The entry of the one variable that a selector without globs means; raises as `find_all` does."""
+        [entry] = self.find_all(selector)
+        return entry
+
+    def find_all(self, selector):
+        """The entries that a selector means, in the model's order: exactly one, or with a glob one or more.
 
         Raises:
-            ResolutionError: it means none or several; with the candidates, the nearest spelling, and the span of the
-                part at fault.
-            UnsupportedError: it is a glob or an activation.
+            ResolutionError: it means none, or without a glob several; with the candidates, the nearest spelling, and
+                the span of the part at fault.
+            UnsupportedError: it is an activation.
         """
         if self._successor is not None:
-            return self._successor.find(selector)
+            return self._successor.find_all(selector)
         keys = _keys(selector)
         self._refuse_activation(selector, keys)
         found = self._match(selector, keys)
-        if len(found) == 1:
-            return found[0]
+        if len(found) == 1 or (found and globs.is_glob(selector)):
+            return found
         if not found and not self._walked:
             return self._find_anew(selector, keys)
         raise Miss(self, selector, keys).error(found)
@@ -71,10 +77,12 @@ class ModelIndex:
         if fresh._match(selector, keys):
             self._successor = vars(self.root.item)[KEPT] = fresh
         self._walked = True
-        return self.find(selector)
+        return self.find_all(selector)
 
     def _match(self, selector, keys):
-        """The entries that the selector means: by a full chain of names, else by the end of one."""
+        """The entries that the selector means: by a full chain of names, else, without a glob, by the end of one."""
+        if globs.is_glob(selector):
+            return next(filter(None, (globs.matching(self.root, form) for form in self.forms(selector, keys))), [])
         for form in self.forms(selector, keys):
             if found := variables_of(descend([self.root], form[:-1]), form[-1]):
                 return found
@@ -103,10 +111,16 @@ class ModelIndex:
             return descend([self.root], keys)
         return descend(distinct(self._nodes.get(keys[0], ())), keys[1:])
 
+    def nodes_before(self, keys):
+        """The nodes that all keys but the last lead to; with a glob among them, from the model on."""
+        if any(type(key) is Glob for key in keys):
+            return [node for node, _ in globs.walk(self.root, keys)]
+        return self.nodes_ending(keys[:-1])
+
     def _refuse_activation(self, selector, keys):
         if keys[-1] not in ACTIVATIONS or len(keys) == 1:
             return
-        if any(node.kind == LAYER for form in self.forms(selector, keys) for node in self.nodes_ending(form[:-1])):
+        if any(node.kind == LAYER for form in self.forms(selector, keys) for node in self.nodes_before(form)):
             message = f"'{selector}' is an activation, and editing those needs kpatch.rewrite, of a later version"
             raise UnsupportedError(message).locate(selector.parts[-1].span)
 
@@ -161,16 +175,13 @@ def index(root):
 
 
 def _keys(selector):
-    """The selector's parts as strings, and integers for `layers[i]`; a Keras path is several."""
-    keys: list[str | int] = []
+    """The selector's parts as strings, integers for `layers[i]`, and `Glob`s; a Keras path is several."""
+    keys: list[str | int | Glob] = []
     for part in selector.parts:
         if type(part) is Name:
             keys += part.value.split("/") if "/" in part.value else (part.value,)
-        elif type(part) is Position:
-            keys.append(part.index)
         else:
-            assert type(part) is Glob
-            raise UnsupportedError("globs are not executed yet: they come with the next version").locate(part.span)
+            keys.append(part.index if type(part) is Position else part)
     return keys
 
 

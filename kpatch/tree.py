@@ -350,7 +350,9 @@ def distinct(items):
 
 
 def spelled(keys):
-    return ".".join([str(Position(key) if type(key) is int else Name(key)) for key in keys])
+    """The selector of a chain of names, integers for `layers[i]`, and globs."""
+    kinds = {int: Position, str: Name}
+    return ".".join([str(kinds[type(key)](key) if type(key) in kinds else key) for key in keys])
 
 
 def is_speakable(name):
