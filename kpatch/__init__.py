@@ -5,6 +5,7 @@
 
 from kpatch.api import apply, edit, plan
 from kpatch.errors import (
+    BindingError,
     DTypeError,
     ExecutionError,
     FileError,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AppliedPatch",
+    "BindingError",
     "DTypeError",
     "ExecutionError",
     "FileError",

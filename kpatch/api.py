@@ -3,22 +3,26 @@
 from functools import lru_cache
 
 from kpatch import execute, planner
+from kpatch.bindings import Bindings
 from kpatch.errors import ResolutionError, UnsupportedError
-from kpatch.planner import Place
+from kpatch.names import ModelNames, Place, TensorNames
 from kpatch.syntax import Patch, parse
 
+MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
 
 
-def plan(model, patch):
+def plan(model, patch, /, *, expect=None, **bindings):
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
         model: a built Keras model or layer.
         patch: a `Patch`, or its text.
+        expect: how many variables the patch must match; another number is an error.
+        bindings: the values of the patch's `$names`, as for `apply`.
 
     Returns:
-        A `Plan`; printed, it is a table of statements, variables and entries.
+        A `Plan`; printed, it is a table of statements, variables and entries, with warnings below.
 
     Raises:
         PatchError: for every error that can be known before the first write, all of them together.
@@ -29,10 +33,10 @@ def plan(model, patch):
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
     """
-    return _planned(model, _as_patch(patch))
+    return _planned(model, _as_patch(patch), bindings, expect)
 
 
-def apply(model, patch, *, donate=True):
+def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
     Args:
@@ -41,6 +45,12 @@ def apply(model, patch, *, donate=True):
         donate: write into the variable's own memory where it alone holds it. With `False` each write makes a new
             array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by
             itself, for tensors that were read before).
+        undo: keep the old values of the edited entries. With `False` they are kept only as long as a later statement
+            could still fail on the values that it meets, and `undo()` is an error.
+        expect: how many variables the patch must match; another number is an error, with nothing written.
+        bindings: the values of the patch's `$names`: numbers, lists, arrays, tensors, Keras variables, and models,
+            whose variables are reached by a path. Numbers, lists, and NumPy arrays of its default dtypes (float64,
+            int64, bool) take the dtype of the tensor that they meet; others have their own.
 
     Returns:
         An `AppliedPatch`, with `.writes` and `.undo()`. As a context manager it undoes the edit on leaving.
@@ -51,17 +61,18 @@ def apply(model, patch, *, donate=True):
     Example:
         >>> import keras, kpatch
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
-        >>> applied = kpatch.apply(model, "dense_1.kernel[0, 0] = 1.0")
-        >>> model.get_weights()[0][0, 0].item()
-        1.0
+        >>> applied = kpatch.apply(model, "dense_1.kernel[$row] = 0.5; **.bias = $b", row=0, b=[1, 2, 3], expect=2)
+        >>> model.get_weights()[1].tolist()
+        [1.0, 2.0, 3.0]
         >>> applied.undo()
     """
     from kpatch import writers
 
-    return execute.apply(_planned(model, _as_patch(patch)), writers.current(), model, donate)
+    planned = _planned(model, _as_patch(patch), bindings, expect)
+    return execute.apply(planned, writers.current(), model, donate, undo)
 
 
-def edit(x, patch):
+def edit(x, patch, /, **bindings):
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries
@@ -71,6 +82,7 @@ def edit(x, patch):
     Args:
         x: a tensor, or what `keras.ops.convert_to_tensor` takes, of a known shape.
         patch: a `Patch`, or its text; every target is `_`.
+        bindings: the values of the patch's `$names`, as for `apply`; they may be traced as well.
 
     Returns:
         A tensor of the backend, of the shape and dtype of `x`.
@@ -94,16 +106,23 @@ def edit(x, patch):
         if torch.compiler.is_dynamo_compiling():
             from kpatch.dynamo import edit_in_graph
 
-            return edit_in_graph(x, patch if isinstance(patch, str) else patch.source)
+            return edit_in_graph(x, patch if isinstance(patch, str) else patch.source, bindings)
     patch = _as_patch(patch)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer, which comes with a later version")
     x = ops.convert_to_tensor(x)
     if any(length is None for length in x.shape):
         raise UnsupportedError(f"kpatch.edit needs a known shape. Received: x.shape={tuple(x.shape)}")
-    planned = _edit_plan(patch, tuple(x.shape), backend.standardize_dtype(x.dtype), is_traced(x))
-    store = execute.Pure(x)
-    execute.run(planned, store, traced=is_traced(x))
+    implied = "_", tuple(x.shape), backend.standardize_dtype(x.dtype)
+    traced = is_traced(x)
+    if bindings:
+        bound = Bindings(bindings)
+        traced = traced or bound.traced
+        planned = _made(patch, TensorNames(Place(*implied), bound), traced)
+    else:
+        planned = _edit_plan(patch, implied, traced)
+    store = execute.Pure(x, planned.names)
+    execute.run(planned, store, traced=traced)
     return ops.copy(x) if store.tensor is x else store.tensor
 
 
@@ -115,61 +134,43 @@ def _as_patch(patch):
     raise TypeError(f"a patch is a str or a kpatch.Patch. Received: patch={patch!r} (of type {type(patch)})")
 
 
-def _planned(model, patch):
-    """The plan, from the cache while neither the names nor the variables of the model have changed."""
+def _planned(model, patch, bindings, expect):
+    """The plan; without bindings from the cache, while neither names nor variables of the model have changed."""
     from kpatch.resolve import index
 
     names = index(model)
-    cache = vars(names).setdefault("plans", {})  # they go with the index that they were made from
-    planned = cache.get(patch)
-    if planned is None:
-        planned = planner.make(patch, _finder(names))
-        if len(cache) >= CACHED_PLANS:
-            cache.pop(next(iter(cache)))
-        cache[patch] = planned
+    if bindings:
+        planned = _made(patch, ModelNames(names, Bindings(bindings)))
+    else:
+        cache = vars(names).setdefault("plans", {})  # they go with the index that they were made from
+        planned = cache.get(patch)
+        if planned is None:
+            planned = _made(patch, ModelNames(names, Bindings({})))
+            if len(cache) >= CACHED_PLANS:
+                cache.pop(next(iter(cache)))
+            cache[patch] = planned
+    if expect is not None:
+        _check_expected(planned, expect)
     return planned
 
 
-def _finder(names):
-    """Gives the `Place` of a selector; one variable is one place, however it is named."""
-    by_selector, by_variable = {}, {}
-
-    def find(selector):
-        place = by_selector.get(selector)
-        if place is None:
-            if selector is None:
-                raise ResolutionError(
-                    "'_' is no variable of a model",
-                    notes=["name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit"],
-                )
-            entry = names.find(selector)
-            variable = entry.variable
-            place = by_variable.get(id(variable))
-            if place is None:
-                place = by_variable[id(variable)] = Place(entry.path, entry.shape, _dtype(variable), variable)
-            by_selector[selector] = place
-        return place
-
-    return find
+def _made(patch, names, traced=False):
+    implied = names.implied.unknown() if isinstance(names, TensorNames) else None
+    planned = planner.make(patch, names, implied, traced)
+    names.bindings.check_used()
+    return planned
 
 
-def _dtype(variable):
-    """The dtype that the variable's value has: jax keeps int64 as int32 without x64, torch uint32 as int64."""
-    from keras import backend
-
-    held = getattr(variable, "_value", None)
-    return variable.dtype if held is None else backend.standardize_dtype(held.dtype)
+def _check_expected(planned, expect):
+    places = list({id(step.place): step.place for step in planned.edits}.values())
+    if len(places) != expect:
+        shown = [repr(place) for place in places[:MAX_LISTED]]
+        more = [f"and {len(places) - MAX_LISTED} more"] * (len(places) > MAX_LISTED)
+        raise ResolutionError(
+            f"the patch matches {len(places)} variable{'s' * (len(places) != 1)}, not {expect}", notes=[*shown, *more]
+        )
 
 
 @lru_cache(maxsize=256)
-def _edit_plan(patch, shape, dtype, traced):
-    place = Place("_", shape, dtype)
-
-    def find(selector):
-        if selector is not None:
-            raise ResolutionError(
-                f"no variable '{selector}': kpatch.edit knows one tensor, '_'",
-            ).locate(selector.span)
-        return place
-
-    return planner.make(patch, find, place.unknown(), traced)
+def _edit_plan(patch, implied, traced):
+    return _made(patch, TensorNames(Place(*implied), Bindings({})), traced)

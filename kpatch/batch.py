@@ -60,7 +60,7 @@ def _number(node):
     return node.value if type(node) in NUMBERS else None
 
 
-def batches(statements, find):
+def batches(statements, names):
     """A `BatchStep` for each place; `None` for too few statements, and for anything out of the ordinary."""
     if len(statements) < MIN_BATCH:
         return None
@@ -69,8 +69,10 @@ def batches(statements, find):
         selector = statement.target.selector
         place = selectors.get(selector)
         if place is None:
+            if not isinstance(selector, ast.Implied) and selector.is_glob:
+                return None
             try:
-                place = selectors[selector] = find(None if isinstance(selector, ast.Implied) else selector)
+                place = selectors[selector] = names.place(None if isinstance(selector, ast.Implied) else selector)
             except PatchError:
                 return None
         places[id(place)] = place

@@ -6,10 +6,10 @@ Dynamo would otherwise trace the parser and the planner, and take their NumPy ar
 import torch
 
 
-def _edit(x, text):
+def _edit(x, text, bindings):
     from kpatch.api import edit
 
-    return edit(x, text)
+    return edit(x, text, **bindings)
 
 
 edit_in_graph = torch.compiler.allow_in_graph(_edit)

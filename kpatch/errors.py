@@ -147,6 +147,12 @@ class ResolutionError(PatchError):
     __module__ = "kpatch"
 
 
+class BindingError(PatchError):
+    """A value handed in from Python is missing, not used, or of the wrong kind: `bias = $vectr`."""
+
+    __module__ = "kpatch"
+
+
 class SubscriptError(PatchError):
     """An index does not fit its tensor: `kernel[64] = 0` where the axis has 64 entries."""
 
@@ -190,7 +196,7 @@ class LimitError(PatchError):
 
 
 class UnsupportedError(PatchError):
-    """Part of the language that this version, or this backend, cannot execute: `**.bias = 0`."""
+    """Part of the language that this version, or this backend, cannot execute: `block1.output = 0`."""
 
     __module__ = "kpatch"
 

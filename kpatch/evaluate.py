@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from kpatch import arithmetic, functions, indexing, tensors
-from kpatch.dtypes import MAX_SIZE, Value, literal, tensor
+from kpatch.dtypes import MAX_SIZE, Value, constant, literal, tensor
 from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, UnsupportedError
 from kpatch.syntax import ast
 
@@ -19,24 +20,29 @@ class Scope:
     """What the names of an expression mean.
 
     Attributes:
-        look_up: gives the `Value` of another variable for its `Selector`.
+        look_up: gives the `Value` of a `Reference` or `Binding`; with the statement's target, for `$donor._`.
         read: gives the selected entries of such a variable, without a view of the rest; or `None`.
         implied: what `_` is, or `None` where it is nothing.
         locals: what earlier `let` statements bound.
+        target: the `Place` that the statement writes to, or `None`.
+        stream: which of a glob's matches that is: each draws random numbers of its own.
         traced: inside jit, where values cannot be looked at.
         grown: by how many entries results were larger than their inputs: in this statement, and in the `let`s before.
     """
 
-    look_up: Callable[[ast.Selector], Value]
+    look_up: Callable[..., Value]
     read: Callable | None = None
     implied: Value | None = None
     locals: dict[str, Value] = field(default_factory=dict)
+    target: Any = None
+    stream: int = 0
     traced: bool = False
     grown: list[int] = field(default_factory=lambda: [0, 0])
 
-    def begin(self):
+    def begin(self, target=None, stream=0):
         """A new statement: what the one before made is gone, but for what a `let` holds."""
         self.grown[0] = self.grown[1]
+        self.target, self.stream = target, stream
 
     def bind(self, name, value):
         self.locals[name] = value
@@ -122,7 +128,8 @@ def _index_item(node, scope):
             notes=['cast(x, "int32") makes integers of it'],
         ).locate(node.span)
     if not value.weak:
-        return value
+        known = type(node) is ast.Binding and value.data is not None and not arithmetic.is_traced(value.data)
+        return tensors.to_numpy(value.data) if known else value
     return int(value.data) if value.data.ndim == 0 and value.dtype == "int" else value.data
 
 
@@ -192,7 +199,7 @@ def _call(node, scope):
         args = [given[place] for place in range(len(positional))]
         kwargs = {name: given[name] for name in named}
         inputs = [value for value in given.values() if isinstance(value, Value)]
-        return scope.account(functions.call(node.function, args, kwargs, scope.traced), inputs)
+        return scope.account(functions.call(node.function, args, kwargs, scope.traced, scope.stream), inputs)
     except PatchError as error:
         faulty = at.get(error.argument)
         raise error.locate(faulty and faulty.span) from None
@@ -217,11 +224,16 @@ def _subscript(node, scope):
     if scope.traced and not known(items):
         refuse_traced_index(items, node.index)
     selection = select(value.shape, items, node.index)
-    if scope.read is not None and type(node.value) is ast.Reference:
-        return scope.read(node.value.selector, selection)
+    if scope.read is not None and type(node.value) in (ast.Reference, ast.Binding):
+        return scope.read(node.value, scope.target, selection)
+    return entries(value, selection)
+
+
+def entries(value, selection):
+    """The selected entries of a value; of a literal a literal."""
     if value.weak:
         flat = np.ravel(value.data)[tensors.positions(selection, value.shape).flat]
-        return literal(flat.reshape(selection.shape).tolist())
+        return constant(flat.reshape(selection.shape), value.is_list and bool(selection.shape))
     return tensor(tensors.take(value.data, selection))
 
 
@@ -233,12 +245,8 @@ def refuse_traced_index(items, nodes):
     ).locate(at.span)
 
 
-def _reference(node, scope):
-    return scope.look_up(node.selector)
-
-
-def _binding(node, scope):
-    raise UnsupportedError(f"bindings such as '{node}' are not executed yet: they come with the next version")
+def _named(node, scope):
+    return scope.look_up(node, scope.target)
 
 
 def _at_arguments(nodes, function, *args):
@@ -258,8 +266,8 @@ _EVALUATORS = {
     ast.List: _list,
     ast.Local: _local,
     ast.Implied: _implied,
-    ast.Reference: _reference,
-    ast.Binding: _binding,
+    ast.Reference: _named,
+    ast.Binding: _named,
     ast.Unary: _unary,
     ast.Binary: _binary,
     ast.Compare: _compare,

@@ -8,7 +8,8 @@ from kpatch import evaluate as ev
 from kpatch import indexing, planner, tensors
 from kpatch.dtypes import tensor
 from kpatch.errors import ExecutionError, PatchError, UndoError
-from kpatch.planner import AssertStep, LetStep
+from kpatch.names import Place
+from kpatch.planner import AssertStep, EditStep, LetStep
 
 
 def run(planned, store, traced=False):
@@ -16,7 +17,7 @@ def run(planned, store, traced=False):
     scope = ev.Scope(store.look_up, store.read, traced=traced)
     try:
         for step in planned.steps:
-            scope.begin()
+            scope.begin(getattr(step, "place", None), getattr(step, "stream", 0))
             scope.implied = store.implied
             if type(step) is LetStep:
                 scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
@@ -25,6 +26,8 @@ def run(planned, store, traced=False):
             else:
                 _write(step, store, scope)
     except PatchError as error:
+        if type(step) is EditStep:
+            planner.in_match(error, step.statement, step.place, step.stream)
         raise error.locate(step.statement.span, planned.patch.source) from error.__cause__
 
 
@@ -96,13 +99,26 @@ def _masked(mask, step):
     return indexing.Positions(flat, flat.shape)
 
 
+def _whole(place):
+    """The whole variable, as an alias: it is let go before anything is written."""
+    from keras import ops
+
+    return ops.stop_gradient(ops.convert_to_tensor(place.variable.value))
+
+
 class Pure:
     """The place is one tensor, replaced at each write; nothing outside changes."""
 
-    read = look_up = None  # there are no other variables; planning saw to it that none is named
+    read = None
 
-    def __init__(self, value):
+    def __init__(self, value, names):
         self.tensor = value
+        self.names = names
+
+    def look_up(self, node, target):
+        """What was handed in: there are no other variables of a model, planning saw to it that none is named."""
+        meaning = self.names.meaning(node, target)
+        return tensor(_whole(meaning)) if isinstance(meaning, Place) else meaning
 
     @property
     def implied(self):
@@ -144,22 +160,23 @@ class Live:
     implied = None
 
     def __init__(self, planned, writer, donate):
-        self.find = planned.find
+        self.names = planned.names
         self.writer = writer
         self.donate = donate
         self.records = []
 
     def value(self, place):
-        """The whole variable, as an alias: it is let go before anything is written."""
-        from keras import ops
+        return _whole(place)
 
-        return ops.stop_gradient(ops.convert_to_tensor(place.variable.value))
+    def look_up(self, node, target):
+        meaning = self.names.meaning(node, target)
+        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
 
-    def look_up(self, selector):
-        return tensor(self.value(self.find(selector)))
-
-    def read(self, selector, selection):
-        return tensor(self.writer.read(self.find(selector).variable, selection))
+    def read(self, node, target, selection):
+        meaning = self.names.meaning(node, target)
+        if isinstance(meaning, Place):
+            return tensor(self.writer.read(meaning.variable, selection))
+        return ev.entries(meaning, selection)
 
     def open(self, step, selection, target, last):
         """Enters the old values of the target into the journal; gives those of the selection."""
@@ -277,7 +294,7 @@ class AppliedPatch:
         if self._undone:
             raise UndoError("this edit has been undone already")
         self._check_order()
-        prepare_model(self._live.writer, self._model)
+        prepare_models(self._live.writer, self._model)
         self._live.roll_back()
         self._undone = True
         for record in self._live.records:
@@ -317,16 +334,17 @@ class AppliedPatch:
         return as_text(self.__rich__())
 
 
-def prepare_model(writer, model):
+def prepare_models(writer, *models):
     """Brings the variables' values where they can be edited (on jax, inside `fit`, they live in the trainer)."""
     sync = getattr(writer, "sync", None)
-    if sync is not None and model is not None:
-        sync(model)
+    if sync is not None:
+        for model in models:
+            sync(model)
 
 
-def apply(planned, writer, model, donate=True):
+def apply(planned, writer, model, donate=True, undo=True):
     """Executes a plan on the model's variables: all of it, or on any failure nothing."""
-    prepare_model(writer, model)
+    prepare_models(writer, model, *planned.names.bindings.models)
     live = Live(planned, writer, donate)
     try:
         run(planned, live)

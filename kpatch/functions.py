@@ -267,7 +267,7 @@ def takes_string(name, argument):
     return _kind(TABLE[name], parameter) in (_string, _dtype, _method)
 
 
-def call(name, args=(), kwargs=None, traced=False):
+def call(name, args=(), kwargs=None, traced=False, stream=0):
     """Calls a function of the table.
 
     Args:

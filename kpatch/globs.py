@@ -13,11 +13,6 @@ from kpatch.tree import descend, distinct, variables_of
 ANY_DEPTH = Glob("**")
 
 
-def is_glob(selector):
-    """Whether the selector is one that may mean several variables."""
-    return any(type(part) is Glob for part in selector.parts)
-
-
 def matching(root, keys):
     """The entries that a chain of keys means from a node on: strings, integers for `layers[i]`, and `Glob`s.
 

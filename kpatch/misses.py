@@ -28,7 +28,7 @@ class Miss:
             return ResolutionError(message, span=self.selector.span, notes=_shortened(map(repr, found)))
         if all(entry.hidden for entry in self.index.entries):
             return self._no_variables()
-        if globs.is_glob(self.selector):
+        if self.selector.is_glob:
             return self._no_match()
         return self._layer() or self._hidden() or self._missing()
 

@@ -4,7 +4,7 @@ A plan is a list of steps, one for each statement; consecutive statements that e
 one step for each variable, so that ten thousand of them cost one write.
 """
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,23 +16,10 @@ from kpatch import evaluate as ev
 from kpatch.batch import batches, sets_one_entry
 from kpatch.dtypes import Value, is_floating
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
+from kpatch.names import Names, Place
 from kpatch.syntax import ast
 
 MAX_SHOWN = 8  # entries of an operand that a failed assertion shows
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """A tensor that a statement can write to: a variable of the model, or the implied tensor `_`."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    variable: Any = None
-
-    def unknown(self):
-        """The place's value while planning."""
-        return Value(self.dtype, self.shape, None)
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +33,7 @@ class EditStep:
         constant: the values as a NumPy array of the place's dtype, or `None` where they depend on values.
         scalar: the right-hand side is one number that does not depend on the entries.
         operand: for `op=` by a number, that number as a `Value` of the place's dtype.
+        stream: which of a glob's matches the place is.
         prepared: the constant as a writer takes it fastest, filled at the first run.
     """
 
@@ -55,6 +43,7 @@ class EditStep:
     constant: Any = None
     scalar: bool = False
     operand: Any = None
+    stream: int = 0
     prepared: Any = None
 
     @property
@@ -91,7 +80,12 @@ class Plan:
 
     patch: ast.Patch
     steps: tuple
-    find: Callable = field(repr=False)
+    names: Names = field(repr=False)
+
+    @cached_property
+    def edits(self):
+        """The steps that write."""
+        return [step for step in self.steps if not isinstance(step, (AssertStep, LetStep))]
 
     @cached_property
     def rows(self):
@@ -110,51 +104,56 @@ class Plan:
         return plan_table(self)
 
 
-def make(patch, find, implied=None, traced=False):
+def make(patch, names, implied=None, traced=False):
     """Plans a patch; all its errors are raised together.
 
     Args:
         patch: the `Patch`.
-        find: gives the `Place` of a `Selector`, and of `None` for `_`.
+        names: the `Names` of the patch.
         implied: what `_` is in `let` and `assert`, as a `Value`, or `None`.
         traced: the plan is for a compiled function, where values cannot be looked at.
     """
-    scope = ev.Scope(lambda selector: find(selector).unknown(), implied=implied, traced=traced)
+    scope = ev.Scope(functools.partial(_unknown, names), implied=implied, traced=traced)
     steps, errors, edits = [], [], []
     with arithmetic.planning():
         for statement in (*patch.statements, None):
             if isinstance(statement, ast.Edit):
                 edits.append(statement)
                 continue
-            steps += _edits(edits, find, scope, errors)
+            steps += _edits(edits, names, scope, errors)
             edits = []
             if statement is not None:
                 steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
-    return Plan(patch, tuple(steps), find)
+    return Plan(patch, tuple(steps), names)
 
 
-def _edits(edits, find, scope, errors):
+def _unknown(names, node, target):
+    """What a name stands for while no variable has been read."""
+    meaning = names.meaning(node, target)
+    return meaning.unknown() if isinstance(meaning, Place) else meaning
+
+
+def _edits(edits, names, scope, errors):
     """The steps of statements that write, those that can be batched in one."""
     steps, run = [], []
     for statement in (*edits, None):
         if statement is not None and sets_one_entry(statement):
             run.append(statement)
             continue
-        batched = batches(run, find)
+        batched = batches(run, names)
         if batched is None:
-            batched = [step for s in run for step in _collect(errors, plan_edit, s, find, scope)]
+            batched = [step for s in run for step in _plan_edits(s, names, scope, errors)]
         steps += batched
         run = []
         if statement is not None:
-            steps += _collect(errors, plan_edit, statement, find, scope)
+            steps += _plan_edits(statement, names, scope, errors)
     return steps
 
 
 def _collect(errors, function, statement, *args):
     """The step of one statement, or its error kept for later."""
-    args[-1].begin()
     try:
         return [function(statement, *args)]
     except ev.PoisonedError:
@@ -164,15 +163,40 @@ def _collect(errors, function, statement, *args):
         return []
 
 
-def plan_edit(statement, find, scope):
-    place = _place(statement.target, find)
+def _plan_edits(statement, names, scope, errors):
+    """The steps of a statement that writes: one for each variable that its target matches."""
+    [places] = _collect(errors, _places, statement, names) or [()]
+    steps, failed = [], []
+    for stream, place in enumerate(places):
+        steps += _collect(failed, plan_edit, statement, place, stream, scope)
+    if failed:
+        errors.append(_of_matches(failed, len(places)))
+    return steps
+
+
+def _of_matches(failed, count):
+    """The first error of a statement, with a note on the others of a glob."""
+    if len(failed) > 1:
+        failed[0].notes += (f"{len(failed)} of the {count} matches fail",)
+    return failed[0]
+
+
+def plan_edit(statement, place, stream, scope):
+    scope.begin(place, stream)
+    try:
+        return _planned_edit(statement, place, stream, scope)
+    except PatchError as error:
+        raise in_match(error, statement, place, stream) from error.__cause__
+
+
+def _planned_edit(statement, place, stream, scope):
     selection, shape, masked = _selected(statement, place, scope)
     implied = Value(place.dtype, shape, None)
     if masked and scope.traced:
         implied = _implied_under_mask(statement, place, scope)
         shape = place.shape
     value = evaluate_side(statement, scope, implied)
-    step = EditStep(statement, place, selection)
+    step = EditStep(statement, place, selection, stream=stream)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
     if statement.op == "=" and value.weak:
         step.constant = assigned_value(statement, value, implied, place, shape).data
@@ -183,11 +207,20 @@ def plan_edit(statement, find, scope):
     return step
 
 
-def _place(target, find):
+def _places(statement, names):
+    selector = statement.target.selector
     try:
-        return find(None if isinstance(target.selector, ast.Implied) else target.selector)
+        return names.places(None if isinstance(selector, ast.Implied) else selector)
     except PatchError as error:
-        raise error.locate(target.selector.span) from None
+        raise error.locate(selector.span) from None
+
+
+def in_match(error, statement, place, stream):
+    """The error; of a glob, with a note that says which of its matches it is about."""
+    selector = statement.target.selector
+    if not isinstance(selector, ast.Implied) and selector.is_glob:
+        error.notes += (f"for {place!r}, match {stream + 1} of '{selector}'",)
+    return error
 
 
 def _selected(statement, place, scope):
@@ -282,6 +315,7 @@ def _implied_under_mask(statement, place, scope):
 
 
 def _plan_assert(statement, scope):
+    scope.begin()
     check_assertion(statement, scope)
     return AssertStep(statement)
 
@@ -321,6 +355,7 @@ def _compared(node, scope):
 
 
 def _plan_let(statement, scope):
+    scope.begin()
     scope.locals[statement.name] = None  # poisoned while it fails
     scope.bind(statement.name, ev.evaluate(statement.value, scope))
     return LetStep(statement)

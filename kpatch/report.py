@@ -96,7 +96,8 @@ def _entries(plan):
 def _reads(node, plan, implied):
     """The places that an expression reads."""
     parts = list(ast.walk(node))
-    places = [plan.find(part.selector) for part in parts if isinstance(part, ast.Reference)]
+    named = [part for part in parts if isinstance(part, ast.Reference | ast.Binding)]
+    places = [plan.names.meaning(part, implied) for part in named]
     places += [implied] * any(isinstance(part, ast.Implied) for part in parts)
     return {id(place) for place in places}
 

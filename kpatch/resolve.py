@@ -64,7 +64,7 @@ class ModelIndex:
         keys = _keys(selector)
         self._refuse_activation(selector, keys)
         found = self._match(selector, keys)
-        if len(found) == 1 or (found and globs.is_glob(selector)):
+        if len(found) == 1 or (found and selector.is_glob):
             return found
         if not found and not self._walked:
             return self._find_anew(selector, keys)
@@ -81,7 +81,7 @@ class ModelIndex:
 
     def _match(self, selector, keys):
         """The entries that the selector means: by a full chain of names, else, without a glob, by the end of one."""
-        if globs.is_glob(selector):
+        if selector.is_glob:
             return next(filter(None, (globs.matching(self.root, form) for form in self.forms(selector, keys))), [])
         for form in self.forms(selector, keys):
             if found := variables_of(descend([self.root], form[:-1]), form[-1]):

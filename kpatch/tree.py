@@ -212,7 +212,7 @@ class Walk:
         entry.hidden = entry.hidden and hidden
         node.own.append(entry)
         name = variable.name
-        self._name_variable(node, name, entry, _NUMBERED if _is_automatic(name, "Variable") else _VARIABLE)
+        self._name_variable(node, name, entry, _NUMBERED if is_automatic(name, "Variable") else _VARIABLE)
         return entry
 
     def _add_node(self, parent, item, kind):
@@ -220,7 +220,7 @@ class Walk:
         if node is None:
             node = self._by_id[id(item)] = Node(item, kind, parent)
             self.nodes.append(node)
-        rank = _NUMBERED if _is_automatic(item.name, type(item).__name__) else _GIVEN
+        rank = _NUMBERED if is_automatic(item.name, type(item).__name__) else _GIVEN
         self._name_node(parent, item.name, node, rank)
         return node
 
@@ -316,7 +316,7 @@ class Walk:
         return group
 
 
-def _is_automatic(name, kind):
+def is_automatic(name, kind):
     """Whether Keras made up the name, `dense_7` of a `Dense`."""
     return name.rstrip("0123456789").replace("_", "") == kind.lower()
 

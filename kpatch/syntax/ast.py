@@ -117,6 +117,11 @@ class Selector(Node):
     def __str__(self):
         return ".".join(map(str, self.parts))
 
+    @property
+    def is_glob(self):
+        """Whether it may mean several tensors."""
+        return any(type(part) is Glob for part in self.parts)
+
 
 @fast_init
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""What the names of a patch mean: variables of the model, the implied tensor `_`, and what was handed in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kpatch.dtypes import Value
+from kpatch.errors import ResolutionError
+from kpatch.syntax import ast
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """A tensor that a statement can read or write: a variable, or the implied tensor `_`.
+
+    Attributes:
+        path: what it is called in tables and errors.
+        entry: the `resolve.Entry` of a variable of the model; `None` for others.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    variable: Any = None
+    entry: Any = None
+
+    def unknown(self):
+        """The place's value while planning."""
+        return Value(self.dtype, self.shape, None)
+
+    def __repr__(self):
+        return f"{self.path} {self.shape} {self.dtype}"
+
+
+def place_of(variable, path, entry=None):
+    """The `Place` of a Keras variable, of the dtype that it holds: jax keeps int64 as int32, torch uint32 as int64."""
+    from keras import backend
+
+    held = getattr(variable, "_value", None)
+    dtype = variable.dtype if held is None else backend.standardize_dtype(held.dtype)
+    return Place(path, tuple(variable.shape), dtype, variable, entry)
+
+
+class Names:
+    """What a name of a patch means. `value` serves references and bindings alike.
+
+    Args:
+        bindings: the `bindings.Bindings` of this use.
+    """
+
+    def __init__(self, bindings):
+        self.bindings = bindings
+
+    def place(self, selector):
+        """The one `Place` of a selector without globs, or of `None` for the implied tensor."""
+        raise NotImplementedError
+
+    def places(self, selector):
+        """All `Place`s of a target's selector."""
+        return [self.place(selector)]
+
+    def meaning(self, node, target):
+        """What a `Reference` or a `Binding` stands for: a `Place`, or a `Value`.
+
+        Args:
+            target: the `Place` that the statement writes to, which `$donor._` depends on, or `None`.
+        """
+        if type(node) is ast.Reference:
+            return self.place(node.selector)
+        return self.bindings.meaning(node, target)
+
+
+class ModelNames(Names):
+    """The names of a model. One variable is one place, however it is named."""
+
+    def __init__(self, index, bindings):
+        super().__init__(bindings)
+        self.index = index
+        self._by_selector = {}
+        self._by_variable = {}
+
+    def place(self, selector):
+        place = self._by_selector.get(selector)
+        if place is None:
+            if selector is None:
+                raise ResolutionError(
+                    "'_' is no variable of a model",
+                    notes=["name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit"],
+                )
+            place = self._by_selector[selector] = self._place(self.index.find(selector))
+        return place
+
+    def places(self, selector):
+        if selector is None or not selector.is_glob:
+            return [self.place(selector)]
+        return [self._place(entry) for entry in self.index.find_all(selector)]
+
+    def _place(self, entry):
+        key = id(entry.variable)
+        if key not in self._by_variable:
+            self._by_variable[key] = place_of(entry.variable, entry.path, entry)
+        return self._by_variable[key]
+
+
+class TensorNames(Names):
+    """The one name of `kpatch.edit`: `_`."""
+
+    def __init__(self, implied, bindings):
+        super().__init__(bindings)
+        self.implied = implied
+
+    def place(self, selector):
+        if selector is not None:
+            raise ResolutionError(f"no variable '{selector}': kpatch.edit knows one tensor, '_'", span=selector.span)
+        return self.implied
