@@ -152,6 +152,7 @@ def _check_integers(op, b, traced):
             f"{message} cannot be ruled out inside a compiled function", argument=1, notes=[f"write a constant; {note}"]
         )
     if b.data is None:
+        doubt()
         return
     test = numerics.COMPARISONS[found[0]]
     wrong = test(b.data, found[1]) if b.weak else guarded(test, b.data, numerics.scalar(found[1], b.dtype))
@@ -171,17 +172,38 @@ def apply(dtype, shape, function, *operands, to=None):
     return compute(dtype, shape, spread, *operands, to=to)
 
 
-_planning = contextvars.ContextVar("planning", default=False)
+class Planning:
+    """What is found out while nothing is computed.
+
+    Attributes:
+        doubtful: something can be checked only when the values are known.
+    """
+
+    __slots__ = ("doubtful",)
+
+    def __init__(self):
+        self.doubtful = False
+
+
+_planning = contextvars.ContextVar("planning", default=None)
 
 
 @contextlib.contextmanager
 def planning():
-    """While it lasts nothing is computed, not even `zeros([1000000])`, which needs no tensor."""
-    token = _planning.set(True)
+    """While it lasts nothing is computed, not even `zeros([1000000])`, which needs no tensor. Gives the `Planning`."""
+    found = Planning()
+    token = _planning.set(found)
     try:
-        yield
+        yield found
     finally:
         _planning.reset(token)
+
+
+def doubt():
+    """Notes, while planning, that what is asked for may be an error once the values are known."""
+    found = _planning.get()
+    if found is not None:
+        found.doubtful = True
 
 
 def compute(dtype, shape, function, *operands, to=None):
@@ -191,7 +213,7 @@ def compute(dtype, shape, function, *operands, to=None):
         to: the dtype that the operands are brought to; `None` leaves each as it is.
     """
     dtypes.check_available(dtype)
-    unknown = _planning.get() or any(value.data is None for value in operands)
+    unknown = _planning.get() is not None or any(value.data is None for value in operands)
     fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
     if unknown:
         return Value(dtype, shape)
@@ -302,6 +324,8 @@ def convert(value, dtype, traced=False):
     result = compute(dtype, value.shape, lambda x: numerics.cast(x, value.dtype, dtype), value)
     if lossy and result.data is not None:
         guarded(_check_loss, value, result)
+    elif lossy:
+        doubt()
     return result
 
 

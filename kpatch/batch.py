@@ -38,6 +38,8 @@ class BatchStep:
     constant: np.ndarray
     prepared: Any = None
 
+    fresh = may_fail = False
+
     @property
     def statement(self):
         return self.statements[0]

@@ -9,6 +9,7 @@ The table does not depend on the backend or on `floatx`:
 * booleans are not numbers.
 """
 
+import functools
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -135,9 +136,7 @@ def _list_shape(items, depth):
 
 def tensor(data):
     """The `Value` of a backend's tensor."""
-    from keras import backend
-
-    dtype = backend.standardize_dtype(data.dtype)
+    dtype = dtype_name(data.dtype)
     if dtype not in NUMPY:
         raise DTypeError(f"{dtype} tensors are not part of the language")
     try:
@@ -145,6 +144,14 @@ def tensor(data):
     except ValueError:  # TensorFlow's shape of unknown rank
         raise UnsupportedError("a tensor with an unknown number of axes cannot be used in a patch") from None
     return Value(dtype, shape, data)
+
+
+@functools.cache
+def dtype_name(dtype):
+    """The name of a backend's dtype, `"float32"`."""
+    from keras import backend
+
+    return backend.standardize_dtype(dtype)
 
 
 def check_available(dtype):
@@ -224,6 +231,8 @@ def fit(value, dtype):
         array(200, dtype=uint8)
     """
     array = value.data
+    if value.dtype == "float" and value.shape == () and abs(array) <= LARGEST.get(dtype, -1):
+        return array.astype(NUMPY[dtype])
     if value.dtype == "bool" or dtype == "bool":
         if value.dtype != dtype:
             check_convertible(value.dtype, dtype)

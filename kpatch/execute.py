@@ -16,7 +16,8 @@ def run(planned, store, traced=False):
     """Runs the steps in order. `store` is where the places' values are: `Live` or `Pure`."""
     scope = ev.Scope(store.look_up, store.read, traced=traced)
     try:
-        for step in planned.steps:
+        for number, step in enumerate(planned.steps):
+            store.begin(number)
             scope.begin(getattr(step, "place", None), getattr(step, "stream", 0))
             scope.implied = store.implied
             if type(step) is LetStep:
@@ -39,6 +40,9 @@ def _held(value):
 
 
 def _write(step, store, scope):
+    if step.fresh:
+        store.replace(step, _computed(step, step.selection, store.value(step.place), store, scope))
+        return
     selection = step.selection if step.selection is not None else dynamic_selection(step, store, scope)
     last = _last(selection)
     target = selection if last is None else indexing.Positions(selection.flat[last], last.shape)
@@ -81,6 +85,8 @@ def _computed(step, selection, old, store, scope):
 def dynamic_selection(step, store, scope):
     """The entries of an index that depends on values."""
     nodes, place = step.statement.target.index, step.place
+    if step.mask is not None and (view := store.view(place)) is not None:
+        return _masked(step.mask.run(view, scope.with_implied(tensor(store.value(place)))), step)
     items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
     if not planner.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
@@ -99,13 +105,6 @@ def _masked(mask, step):
     return indexing.Positions(flat, flat.shape)
 
 
-def _whole(place):
-    """The whole variable, as an alias: it is let go before anything is written."""
-    from keras import ops
-
-    return ops.stop_gradient(ops.convert_to_tensor(place.variable.value))
-
-
 class Pure:
     """The place is one tensor, replaced at each write; nothing outside changes."""
 
@@ -117,15 +116,26 @@ class Pure:
 
     def look_up(self, node, target):
         """What was handed in: there are no other variables of a model, planning saw to it that none is named."""
+        from kpatch.writers import generic
+
         meaning = self.names.meaning(node, target)
-        return tensor(_whole(meaning)) if isinstance(meaning, Place) else meaning
+        return tensor(generic.whole(meaning.variable)) if isinstance(meaning, Place) else meaning
 
     @property
     def implied(self):
         return tensor(self.tensor)
 
+    def begin(self, number):
+        """Nothing is kept, so nothing is let go."""
+
     def value(self, place):
         return self.tensor
+
+    def view(self, place):
+        return None
+
+    def replace(self, step, values):
+        self.tensor = values
 
     def open(self, step, selection, target, last):
         whole = step.constant is not None or isinstance(selection, indexing.Mask)
@@ -142,7 +152,10 @@ class Pure:
 
 
 class Record:
-    """One write of a journal: what was there before, and what came (`None` where it follows from `before`)."""
+    """One write of a journal: what was there before (`None` where it was not kept), and what came after that.
+
+    `after` is `None` where it follows from `before`. With a `PackedMask`, `before` is those entries in a row.
+    """
 
     __slots__ = ("after", "before", "link", "selection", "step")
 
@@ -159,14 +172,40 @@ class Live:
 
     implied = None
 
-    def __init__(self, planned, writer, donate):
+    def __init__(self, planned, writer, donate, undo=True):
         self.names = planned.names
         self.writer = writer
         self.donate = donate
+        self.undo = undo
+        self.keeps = True  # the old values of what is written now
         self.records = []
+        self._doubtful = max((i for i, step in enumerate(planned.steps) if step.may_fail), default=-1)
+
+    def begin(self, number):
+        """Without undo old values are kept until no step is left that may fail, and then let go."""
+        if not self.undo:
+            self.keeps = number < self._doubtful
+            if number > self._doubtful:
+                for record in self.records:
+                    record.before = record.after = None
 
     def value(self, place):
-        return _whole(place)
+        """The whole variable, as an alias: it is let go before anything is written."""
+        return self.writer.whole(place.variable)
+
+    def view(self, place):
+        """The place's memory as an array of NumPy that is only read, or `None`; let go before anything is written."""
+        return self.writer.view(self.value(place))
+
+    def replace(self, step, values):
+        """The place takes over a new tensor as it is, where it can."""
+        old = self.writer.exchange(step.place.variable, values)
+        if old is None:
+            self.open(step, step.selection, step.selection, None)
+            self.write(step, step.selection, values)
+        else:
+            self._enter(step, step.selection, old)
+            self._came(values)
 
     def look_up(self, node, target):
         meaning = self.names.meaning(node, target)
@@ -179,13 +218,27 @@ class Live:
         return ev.entries(meaning, selection)
 
     def open(self, step, selection, target, last):
-        """Enters the old values of the target into the journal; gives those of the selection."""
+        """Enters the old values of the target into the journal; gives those of the selection, if they are needed."""
+        if isinstance(target, indexing.Mask) and isinstance(target.mask, np.ndarray):
+            packed = indexing.PackedMask(target.mask)
+            if not self.keeps or (view := self.view(step.place)) is not None:
+                self._enter(step, packed, view[target.mask] if self.keeps else None)
+                return None
+        if not self.keeps and step.constant is not None:
+            self._enter(step, target, None)
+            return None
         old = self.writer.read(step.place.variable, selection)
-        self.records.append(Record(step, target, old if last is None else _picked(old, selection.shape, last)))
+        self._enter(step, target, old if last is None else _picked(old, selection.shape, last))
         return old
 
+    def _enter(self, step, selection, before):
+        self.records.append(Record(step, selection, before if self.keeps else None))
+
+    def _came(self, after):
+        self.records[-1].after = after if self.keeps else None
+
     def write_constant(self, step, target, constant):
-        self.records[-1].after = constant
+        self._came(constant)
         values = step.prepared
         if values is None:
             values = constant
@@ -202,7 +255,7 @@ class Live:
         return True
 
     def write(self, step, target, values):
-        self.records[-1].after = values
+        self._came(values)
         self.writer.write(step.place.variable, target, values, self.donate)
 
     def roll_back(self):
@@ -210,18 +263,29 @@ class Live:
         failure = None
         for record in reversed(self.records):
             try:
-                self.writer.write(record.step.place.variable, record.selection, record.before, self.donate)
+                self._restore(record)
             except Exception as error:  # noqa: BLE001 (raised when the rest is restored)
                 failure = failure or error
         if failure is not None:
             raise ExecutionError(f"the backend failed while old values were written back: {failure}") from failure
+
+    def _restore(self, record):
+        selection, before = record.selection, record.before
+        if before is None:
+            return
+        if isinstance(selection, indexing.PackedMask):
+            mask = selection.mask
+            selection, entries = indexing.Mask(mask, mask.shape), before
+            before = np.zeros(mask.shape, entries.dtype)
+            before[mask] = entries
+        self.writer.write(record.step.place.variable, selection, before, self.donate)
 
 
 class Link:
     """One edit in the history of a variable. Each points to the next, so that an edit that can still be undone, and
     only such a one, keeps alive what is needed to see whether a later one overlaps it."""
 
-    __slots__ = ("next", "selection", "statement", "undone")
+    __slots__ = ("__weakref__", "next", "selection", "statement", "undone")
 
     def __init__(self, statement, selection):
         self.statement = statement  # not the step, which would keep the variable alive
@@ -230,7 +294,7 @@ class Link:
         self.next = None
 
 
-_latest: dict = {}  # id of a variable → [weak reference to it, its latest link]
+_latest: dict = {}  # id of a variable → [weak reference to it, and one to its latest link]
 
 
 def _enter(variable, link):
@@ -238,10 +302,12 @@ def _enter(variable, link):
     key = id(variable)
     history = _latest.get(key)
     if history is None:
-        _latest[key] = [weakref.ref(variable, _forgetter(key, _latest)), link]
+        _latest[key] = [weakref.ref(variable, _forgetter(key, _latest)), weakref.ref(link)]
     else:
-        history[1].next = link
-        history[1] = link
+        latest = history[1]()  # gone, if no edit is left that could be undone
+        if latest is not None:
+            latest.next = link
+        history[1] = weakref.ref(link)
 
 
 def _forgetter(key, latest):
@@ -256,7 +322,8 @@ class AppliedPatch:
 
     Attributes:
         plan: the `Plan` that was executed.
-        writes: a `Write` for each statement and variable: path, entries, values before and after.
+        writes: a `Write` for each statement and variable: path, entries, values before and after; none with
+            `undo=False`.
 
     Example:
         >>> import keras, kpatch
@@ -283,14 +350,16 @@ class AppliedPatch:
     def writes(self):
         from kpatch.report import writes
 
-        return writes(self._live.records, self.plan.patch)
+        return writes(self._live.records if self._live.undo else (), self.plan.patch)
 
     def undo(self):
         """Restores every bit that the edits changed.
 
         Raises:
-            UndoError: when undone before, or when a later edit of the same entries was not undone first.
+            UndoError: when undone before, when a later edit of the same entries was not undone first, or when the
+                edit was made with `undo=False`.
         """
+        self._check_kept()
         if self._undone:
             raise UndoError("this edit has been undone already")
         self._check_order()
@@ -312,7 +381,12 @@ class AppliedPatch:
                     )
                 link = link.next
 
+    def _check_kept(self):
+        if not self._live.undo:
+            raise UndoError("this edit was made with undo=False, and kept no old values")
+
     def __enter__(self):
+        self._check_kept()
         return self
 
     def __exit__(self, *exception):
@@ -345,7 +419,7 @@ def prepare_models(writer, *models):
 def apply(planned, writer, model, donate=True, undo=True):
     """Executes a plan on the model's variables: all of it, or on any failure nothing."""
     prepare_models(writer, model, *planned.names.bindings.models)
-    live = Live(planned, writer, donate)
+    live = Live(planned, writer, donate, undo)
     try:
         run(planned, live)
     except BaseException as error:

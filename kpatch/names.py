@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kpatch.dtypes import Value
+from kpatch.dtypes import Value, dtype_name
 from kpatch.errors import ResolutionError
 from kpatch.syntax import ast
 
@@ -33,10 +33,8 @@ class Place:
 
 def place_of(variable, path, entry=None):
     """The `Place` of a Keras variable, of the dtype that it holds: jax keeps int64 as int32, torch uint32 as int64."""
-    from keras import backend
-
     held = getattr(variable, "_value", None)
-    dtype = variable.dtype if held is None else backend.standardize_dtype(held.dtype)
+    dtype = variable.dtype if held is None else dtype_name(held.dtype)
     return Place(path, tuple(variable.shape), dtype, variable, entry)
 
 

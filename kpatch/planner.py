@@ -5,7 +5,7 @@ one step for each variable, so that ten thousand of them cost one write.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from kpatch import arithmetic, functions, indexing, tensors
 from kpatch import evaluate as ev
 from kpatch.batch import batches, sets_one_entry
+from kpatch.blocks import compile_mask
 from kpatch.dtypes import Value, is_floating
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
 from kpatch.names import Names, Place
@@ -34,7 +35,10 @@ class EditStep:
         scalar: the right-hand side is one number that does not depend on the entries.
         operand: for `op=` by a number, that number as a `Value` of the place's dtype.
         stream: which of a glob's matches the place is.
+        fresh: the values are a new tensor of the whole place, which it can take over.
+        mask: for an index that is a mask, the `blocks.Program` that makes it, or `None`.
         prepared: the constant as a writer takes it fastest, filled at the first run.
+        may_fail: it can still be an error, on the values that it meets.
     """
 
     statement: ast.Edit
@@ -44,7 +48,10 @@ class EditStep:
     scalar: bool = False
     operand: Any = None
     stream: int = 0
+    fresh: bool = False
+    mask: Any = None
     prepared: Any = None
+    may_fail: bool = True
 
     @property
     def statements(self):
@@ -54,11 +61,13 @@ class EditStep:
 @dataclass(eq=False, slots=True)
 class AssertStep:
     statement: ast.Assert
+    may_fail: bool = True
 
 
 @dataclass(eq=False, slots=True)
 class LetStep:
     statement: ast.Let
+    may_fail: bool = True
 
 
 @dataclass(eq=False)
@@ -115,15 +124,14 @@ def make(patch, names, implied=None, traced=False):
     """
     scope = ev.Scope(functools.partial(_unknown, names), implied=implied, traced=traced)
     steps, errors, edits = [], [], []
-    with arithmetic.planning():
-        for statement in (*patch.statements, None):
-            if isinstance(statement, ast.Edit):
-                edits.append(statement)
-                continue
-            steps += _edits(edits, names, scope, errors)
-            edits = []
-            if statement is not None:
-                steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
+    for statement in (*patch.statements, None):
+        if isinstance(statement, ast.Edit):
+            edits.append(statement)
+            continue
+        steps += _edits(edits, names, scope, errors)
+        edits = []
+        if statement is not None:
+            steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
     return Plan(patch, tuple(steps), names)
@@ -166,12 +174,30 @@ def _collect(errors, function, statement, *args):
 def _plan_edits(statement, names, scope, errors):
     """The steps of a statement that writes: one for each variable that its target matches."""
     [places] = _collect(errors, _places, statement, names) or [()]
-    steps, failed = [], []
+    steps, failed, planned = [], [], {}
+    own = [node for node in ast.walk(statement.value) if _is_of_target(node)] if len(places) > 1 else []
     for stream, place in enumerate(places):
-        steps += _collect(failed, plan_edit, statement, place, stream, scope)
+        steps += _collect(failed, _plan_match, statement, place, stream, own, planned, names, scope)
     if failed:
         errors.append(_of_matches(failed, len(places)))
     return steps
+
+
+def _plan_match(statement, place, stream, own, planned, names, scope):
+    """The step of one match: a copy of the one `planned` for another of the same shapes and dtypes, if there is one."""
+    try:
+        key = (place.shape, place.dtype, *[names.meaning(node, place).dtype for node in own])
+    except PatchError:
+        key = None  # to plan the match says why
+    if key in planned:
+        return replace(planned[key], place=place, stream=stream)
+    planned[key] = step = plan_edit(statement, place, stream, scope)
+    return step
+
+
+def _is_of_target(node):
+    """Whether the node is a `$donor._`, which is another variable for each target."""
+    return type(node) is ast.Binding and isinstance(node.path, ast.Implied)
 
 
 def _of_matches(failed, count):
@@ -184,9 +210,12 @@ def _of_matches(failed, count):
 def plan_edit(statement, place, stream, scope):
     scope.begin(place, stream)
     try:
-        return _planned_edit(statement, place, stream, scope)
+        with arithmetic.planning() as found:
+            step = _planned_edit(statement, place, stream, scope)
     except PatchError as error:
         raise in_match(error, statement, place, stream) from error.__cause__
+    step.may_fail = found.doubtful
+    return step
 
 
 def _planned_edit(statement, place, stream, scope):
@@ -197,14 +226,23 @@ def _planned_edit(statement, place, stream, scope):
         shape = place.shape
     value = evaluate_side(statement, scope, implied)
     step = EditStep(statement, place, selection, stream=stream)
+    if masked and not scope.traced:
+        step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
     if statement.op == "=" and value.weak:
         step.constant = assigned_value(statement, value, implied, place, shape).data
         return step
     if value.weak and value.shape == () and is_floating(place.dtype):
         step.operand = _converted(statement, value, place.dtype)
-    assigned_value(statement, value, implied, place, shape, scope.traced)
+    value = assigned_value(statement, value, implied, place, shape, scope.traced)
+    whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
+    step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
     return step
+
+
+def _is_computed(node):
+    """Whether the expression's value is a new tensor for certain, and no other tensor's memory."""
+    return isinstance(node, ast.Binary) and node.op in ("+", "-", "*", "/")
 
 
 def _places(statement, names):
@@ -234,6 +272,8 @@ def _selected(statement, place, scope):
         selection = ev.select(place.shape, items, nodes)
         return selection, selection.shape, False
     masked = is_mask(items, place.shape)
+    if not masked:
+        arithmetic.doubt()
     if scope.traced and not masked:
         ev.refuse_traced_index(items, nodes)
     return None, ev.infer(place.shape, items, nodes), masked
@@ -316,8 +356,9 @@ def _implied_under_mask(statement, place, scope):
 
 def _plan_assert(statement, scope):
     scope.begin()
-    check_assertion(statement, scope)
-    return AssertStep(statement)
+    with arithmetic.planning() as found:
+        check_assertion(statement, scope)
+    return AssertStep(statement, found.doubtful)
 
 
 def check_assertion(statement, scope):
@@ -326,6 +367,7 @@ def check_assertion(statement, scope):
     if value.dtype != "bool":
         raise DTypeError(f"an assertion is a boolean, found {value.dtype}").locate(statement.condition.span)
     if value.data is None or scope.traced:
+        arithmetic.doubt()
         return
     held = np.asarray(value.data if value.weak else tensors.to_numpy(value.data))
     if held.all():
@@ -357,8 +399,9 @@ def _compared(node, scope):
 def _plan_let(statement, scope):
     scope.begin()
     scope.locals[statement.name] = None  # poisoned while it fails
-    scope.bind(statement.name, ev.evaluate(statement.value, scope))
-    return LetStep(statement)
+    with arithmetic.planning() as found:
+        scope.bind(statement.name, ev.evaluate(statement.value, scope))
+    return LetStep(statement, found.doubtful)
 
 
 _OTHERS = {ast.Assert: _plan_assert, ast.Let: _plan_let}

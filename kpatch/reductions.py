@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 from kpatch.dtypes import NUMPY, RANGES, is_floating
-from kpatch.numerics import as_tensor, carried, engine, recast, scalar, where
+from kpatch.numerics import as_tensor, carried, engine, is_traced, recast, scalar, where
+from kpatch.ranks import order_statistics
 
 BLOCK = 256  # terms added one after the other; longer sums are sums of such sums
 
@@ -294,8 +295,10 @@ def quantiles(x, shares, axes, method, dtype):
         part = np.round(places) - below
     elif method != "linear":
         part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
-    x = _placed(x, sorted({*below.tolist(), *above.tolist(), last}), dtype)
-    low, high, top = (ops.take(x, at, axis=-1) for at in (below, above, np.full_like(below, last)))
+    places = sorted({*below.tolist(), *above.tolist(), last})
+    x = _placed(x, places, dtype)
+    wanted = (np.searchsorted(places, at).astype("int32") for at in (below, above, np.full_like(below, last)))
+    low, high, top = (ops.take(x, at, axis=-1) for at in wanted)
     near = part.astype(NUMPY[dtype])
     from_low, from_high = as_tensor(near, dtype), as_tensor((1 - part).astype(NUMPY[dtype]), dtype)
     step = high - low
@@ -306,16 +309,21 @@ def quantiles(x, shares, axes, method, dtype):
 
 
 def _placed(x, places, dtype):
-    """The tensor with the entries at some places along the last axis where sorting would put them, NaN last.
+    """The entries at some places along the last axis, were it sorted, NaN last.
 
     The order of −0 and 0 is left open, which allows for faster algorithms than `sort` has.
     """
     import keras
     from keras import ops
 
+    from kpatch import writers
+
+    view = writers.current().view(x) if len(x.shape) == 1 and not is_traced(x) else None
+    if view is not None:
+        return as_tensor(order_statistics(view, places), dtype)
     backend = keras.backend.backend()
     if backend == "numpy":
-        return np.partition(x, places, axis=-1)
-    if backend in ("jax", "torch"):
-        return ops.sort(x, axis=-1)
-    return _from_sortable(ops.sort(_sortable(x, dtype), axis=-1), dtype)
+        return np.partition(x, places, axis=-1)[..., places]
+    x = ops.sort(x if backend in ("jax", "torch") else _sortable(x, dtype), axis=-1)
+    x = ops.take(x, np.array(places, "int32"), axis=-1)
+    return x if backend in ("jax", "torch") else _from_sortable(x, dtype)

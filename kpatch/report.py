@@ -121,7 +121,7 @@ def writes(records, patch):
 def _write(record, patch):
     before = tensors.to_numpy(record.before)
     after = np.broadcast_to(_after(record, before), before.shape)
-    if isinstance(record.selection, indexing.Mask):
+    if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
         mask = tensors.to_numpy(record.selection.mask)
         before, after = before[mask], after[mask]
     place = record.step.place

@@ -42,6 +42,19 @@ def update(variable, region, op, old, operand, donate=True):
     write(variable, region, OPERATORS[op](old, _to_tensor(_values(operand, dtype))))
 
 
+def whole(variable):
+    """The whole value as an alias, to be let go before anything is written."""
+    return ops.stop_gradient(ops.convert_to_tensor(variable.value))
+
+
+def exchange(variable, values):
+    """`None`: no value is taken over."""
+
+
+def view(tensor):
+    """`None`: the tensor's memory is out of reach."""
+
+
 def _values(values, dtype):
     if isinstance(values, (bool, int, float, np.ndarray, np.generic)):
         return np.asarray(values, dtype)

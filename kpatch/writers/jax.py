@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpatch.errors import UnsupportedError
-from kpatch.indexing import Mask, Point, Positions, Region, whole
+from kpatch.indexing import Mask, Point, Positions, Region
 
 OPERATORS: dict[str, Callable] = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
 SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
@@ -71,6 +71,32 @@ def update(variable, region, op, old, operand, donate=True):
         operand = operand if isinstance(operand, jax.Array) else np.asarray(operand, array.dtype)
         array = (_put if _on_one_device(array) else _put_sharded)(array, region, OPERATORS[op](old, operand))
     _set(variable, array)
+
+
+def whole(variable):
+    """The whole value as an alias, to be let go before anything is written."""
+    return _array(variable)
+
+
+def exchange(variable, values):
+    """The variable takes over an array that nobody else holds, in place of its own, which is returned."""
+    old = _array(variable)
+    if in_stateless_scope():
+        raise _untouchable(variable)
+    if old.sharding != values.sharding or old._committed != values._committed:
+        return None
+    _set(variable, values)
+    return old
+
+
+def view(tensor):
+    """The array's memory as one of NumPy that is only read, or `None` where it cannot be reached.
+
+    By DLPack: `np.asarray` would keep the view within the array, and so in the way of its donation.
+    """
+    if not _on_one_device(tensor) or tensor.dtype not in (np.float32, np.float64):
+        return None
+    return np.from_dlpack(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
 
 def sync(model):

@@ -40,6 +40,22 @@ def update(variable, region, op, old, operand):
     variable._value = array
 
 
+def whole(variable):
+    """The whole value as an alias, to be let go before anything is written."""
+    return variable._value
+
+
+def exchange(variable, values):
+    """The variable takes over a tensor that nobody else holds, in place of its own, which is returned."""
+    old, variable._value = variable._value, np.asarray(values, order="C")
+    return old
+
+
+def view(tensor):
+    """The tensor's memory as an array that is only read, or `None` where it cannot be reached."""
+    return tensor if tensor.flags.c_contiguous else None
+
+
 def take(array, selection):
     """A copy of the selected entries of an array; for a `Mask` of all."""
     kind = type(selection)

@@ -53,6 +53,30 @@ def update(variable, region, op, old, operand):
     write(variable, region, OPERATORS[op](x=_constant(old, dtype), y=_constant(operand, dtype)))
 
 
+def whole(variable):
+    """The whole value as an alias, to be let go before anything is written."""
+    component = _components(variable)[0]
+    return raw.ReadVariableOp(resource=component.handle, dtype=component.dtype)
+
+
+def exchange(variable, values):
+    """The variable takes over a tensor that nobody else holds, in place of its own, which is returned."""
+    components = _components(variable)
+    if len(components) > 1:
+        return None
+    (component,) = components
+    old = whole(variable)  # shares the buffer that is let go
+    raw.AssignVariableOp(resource=component.handle, value=_constant(values, component.dtype))
+    return old
+
+
+def view(tensor):
+    """The tensor's memory as an array that is only read, or `None` where it cannot be reached."""
+    if not tensor.device.endswith("CPU:0") or tensor.dtype not in (tf.float32, tf.float64):
+        return None
+    return np.asarray(memoryview(tensor))
+
+
 def _components(variable):
     """The variables that hold the value: one for each replica under a distribution strategy."""
     value = variable._value

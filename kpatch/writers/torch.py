@@ -61,6 +61,26 @@ def update(variable, region, op, old, operand):
     _publish(variable, tensor)
 
 
+def whole(variable):
+    """The whole value as an alias, to be let go before anything is written."""
+    return variable._value.detach()
+
+
+def exchange(variable, values):
+    """The parameter takes over a tensor's memory that nobody else holds; gives what it had. Shared memory stays."""
+    old = variable._value.detach()
+    if old.device.type == "cpu" and old.is_shared():
+        return None
+    variable._value.data = _like(old, values).contiguous()
+    return old
+
+
+def view(tensor):
+    """The tensor's memory as an array that is only read, or `None` where it cannot be reached."""
+    plain = tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.float64)
+    return tensor.detach().numpy() if plain else None
+
+
 def _view(tensor, region):
     """A view of the region with its steps forward, as torch has no others, and the axes then to be flipped."""
     if all(step > 0 for step in region.steps):
