@@ -311,11 +311,11 @@ def test_check_looks_up_every_match_of_a_glob(run, model, monkeypatch):
         raise ResolutionError(f"no match for '{selector}'")
 
     monkeypatch.setattr(ModelIndex, "find_all", find_all, raising=False)
-    result = run("check", "-", "--model", model, stdin="head.bias = 0; conv*.bias = head.bias")
+    result = run("check", "-", "--model", model, stdin="let x = 0; conv*.bias = x")
     assert result.stdout == (
-        "<stdin>:1:16: ResolutionError: no match for 'conv*.bias'\n"
-        "    head.bias = 0; conv*.bias = head.bias\n"
-        "                   ^^^^^^^^^^\n"
+        "<stdin>:1:12: ResolutionError: no match for 'conv*.bias'\n"
+        "    let x = 0; conv*.bias = x\n"
+        "               ^^^^^^^^^^\n"
         "1 patch in 1 file, 1 error\n"
     )
 
