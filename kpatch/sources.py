@@ -23,6 +23,7 @@ from typing import NamedTuple
 from kpatch.errors import FileError
 
 MAX_PYTHON = 4 * 2**20  # bytes in a Python file; its tree takes a hundred times as much memory
+MAX_CHAIN = 10_000  # operators in a row, where Python itself has no bound
 MAX_PATCH = 64 * 2**20  # bytes in a patch file: what `parse` reads takes no more
 
 
@@ -545,6 +546,8 @@ def find(text: str) -> Found:
 def _parse(lines: Lines) -> ast.Module:
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     try:
+        if sys.version_info < (3, 11) and _longest_chain(lines.text) > MAX_CHAIN:
+            raise RecursionError
         with _without_warnings():
             return ast.parse(lines.text)
     except SyntaxError as error:
@@ -557,6 +560,31 @@ def _parse(lines: Lines) -> ast.Module:
         raise FileError(f"cannot be read as {python}: it is nested too deeply") from error
     except ValueError as error:  # null bytes, lone surrogates
         raise FileError(f"cannot be read as {python}: {error}") from error
+
+
+def _longest_chain(text: str) -> int:
+    """At least how deep the trees of chains such as `1 + 1 + ...` and `f()()...` are: Python 3.10 crashes on them."""
+    longest, chains = 0, [0]  # within each of the open brackets; what stands in one lies below what holds it
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NEWLINE:
+                chains = [0]
+            elif token.type == tokenize.OP:
+                _follow(chains, token.string)
+                longest = max(longest, chains[-1])
+    return longest
+
+
+def _follow(chains: list[int], operator: str) -> None:
+    if operator in "([{":
+        chains[-1] += 1
+        chains.append(chains[-1])
+    elif operator in ")]}":
+        chains[1:] = chains[1:-1]
+    elif operator in (",", ";"):
+        chains[-1] = chains[-2] if len(chains) > 1 else 0
+    else:
+        chains[-1] += 1
 
 
 def _argument(call: ast.Call, parameter: Parameter, scope: _Scope) -> ast.expr | None:

@@ -298,7 +298,7 @@ def by_hex(text):
 
 
 def folded(text):
-    return "'" + "\\\n".join(repr(char + "\"'")[1:-4].replace("'", "\\'") for char in text) + "'"
+    return "'" + "\\\n".join("\\'" if char == "'" else repr(char)[1:-1] for char in text) + "'"
 
 
 @given(before=PRINTABLE, spelling=spelled())
@@ -371,6 +371,8 @@ def test_the_declared_encoding(checked, encoding, start):
         (b"# coding: unicode_escape\nimport kpatch; x = '\\ud800'", "surrogates not allowed", None),
         (b"import kpatch\n" + b"-" * 200_000 + b"1", "nested too deeply", None),
         (b"import kpatch\nx = " + b"1+" * 200_000 + b"1", "nested too deeply", None),
+        (b"import kpatch\nx = [0, f" + b"(1)" * 200_000 + b"]", "nested too deeply", None),
+        (b"import kpatch\nx" + b".x" * 200_000, "nested too deeply", None),
         (b"import kpatch\n" + b" " * sources.MAX_PYTHON, "'a.py' is too long: it has more than 4,194,304 bytes", None),
     ],
 )
@@ -380,6 +382,11 @@ def test_files_that_are_not_python(checked, data, message, place):
     assert message in finding.error.message
     if place:
         assert finding.region[:2] == place
+
+
+def test_long_data_is_not_deep(checked):
+    data = "import kpatch\nx = [" + "-1, (+1).real, " * 50_000 + "]\n" + "y = -1; z = x[0](1)\n" * 10_000
+    assert checked(data) == ([], 1, 0, 0)
 
 
 def test_a_file_that_does_not_mention_kpatch_is_not_looked_into(checked):
