@@ -1,6 +1,7 @@
 """The command line: `kpatch apply`, `kpatch check`, `kpatch show`.
 
-Keras is imported inside the commands that load a model, once a backend is chosen; `kpatch check` never imports it.
+Keras is imported inside the commands that load a model, once a backend is chosen; `kpatch check` without one never
+imports it.
 """
 
 import importlib.util
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kpatch.errors import FileError, PatchError, ResolutionError
+from kpatch import linting, sources
+from kpatch.errors import PatchError, ResolutionError
 from kpatch.syntax import Patch, ast, parse
 
 EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
@@ -102,27 +104,27 @@ def _apply(path: Path, patch: Patch, output: Path | None, in_place: bool, dry_ru
 
 
 @main.command()
-@click.argument("patches", nargs=-1, required=True, metavar="PATCH...")
-def check(patches: tuple[str, ...]) -> None:
-    """Checks the syntax of PATCH files, without a model.
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--model", type=click.Path(path_type=Path), metavar="MODEL.keras", help="Look up the names in it, too.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "github"]), default="text", help="How errors are shown."
+)
+def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
+    """Checks the patches in files, without applying them.
 
-    All errors are shown. As a PATCH, - is standard input.
+    A PATH is a patch file, a Python file, of which the strings given to kpatch's functions are checked,
+    or a directory with such files (*.kpatch, *.py); - is a patch on standard input.
 
     \b
     Examples:
       kpatch check prune.kpatch
-      kpatch check patches/*.kpatch
+      kpatch check src/ tests/
+      kpatch check src/ --model digits.keras
+      kpatch check . --format github
     """
-    failed = False
-    for patch in patches:
-        try:
-            name, text = _read(patch)
-            count = len(parse(text).statements)
-            click.echo(f"{name}: {count} statement{'' if count == 1 else 's'}, no errors")
-        except PatchError as error:
-            failed = True
-            _show_error(error, f"{patch}: " if len(patches) > 1 else "")
-    if failed:
+    report = linting.check(paths, None if model is None else _load(model))
+    linting.show(report, form)
+    if report.findings:
         sys.exit(1)
 
 
@@ -195,15 +197,7 @@ def _range(variable: Any) -> tuple[str, str, str]:
 
 def _read(name: str) -> tuple[str, str]:
     """A patch's name as errors show it, and its text."""
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return ("standard input" if name == "-" else name), data.decode("utf-8")
-    except OSError as error:
-        raise FileError(f"cannot read '{name}': {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise FileError(
-            f"'{name}' is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        ) from error
+    return ("standard input" if name == "-" else name), sources.decode(sources.read(name), name)
 
 
 def _load(path: Path, *, with_training_state: bool = False) -> Any:
@@ -269,8 +263,8 @@ def _origin(line: int, sources: list[tuple[str, str]]) -> tuple[str, int]:
     return sources[-1][0], line
 
 
-def _show_error(error: PatchError, prefix: str = "") -> None:
-    text = Text.assemble(prefix, (f"kpatch.{type(error).__name__}: ", "bold red"), str(error))
+def _show_error(error: PatchError) -> None:
+    text = Text.assemble((f"kpatch.{type(error).__name__}: ", "bold red"), str(error))
     Console(stderr=True).print(text, soft_wrap=True)
 
 

@@ -79,14 +79,17 @@ class PatchError(Exception):
         return before.count("\n") + 1, len(head) + 1, head + rest
 
     def _show(self):
-        lines = [_shorten(self.message)]
+        place = [] if self._unplaced else [f"  line {self.line}, column {self.column}"]
+        return "\n".join([shorten(self.message), *place, *self.details()])
+
+    def details(self):
+        """The lines below the message and the place: the statement with its caret, and the notes."""
+        lines = []
         if not self._unplaced:
-            line, column, text = self._place()
+            _, column, text = self._place()
             width = min(self.span[1] - self.span[0], len(text) - column + 1)
-            lines.append(f"  line {line}, column {column}")
-            lines += ["    " + part for part in _underline(text, column - 1, max(1, width))]
-        lines += ["  " + _shorten(note) for note in self.notes]
-        return "\n".join(lines)
+            lines = ["    " + part for part in _underline(text, column - 1, max(1, width))]
+        return lines + ["  " + shorten(note) for note in self.notes]
 
     def __str__(self):
         shown = [error._show() for error in self.errors[:MAX_SHOWN]]
@@ -104,7 +107,8 @@ def _rebuild(cls, message, state):
     return error
 
 
-def _shorten(text):
+def shorten(text):
+    """The text, cut to what an error shows of it."""
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 

@@ -185,38 +185,159 @@ def test_the_optimizer_is_kept(run, tmp_path, backend):
 
 # check
 
+CODE = """import kpatch
+
+kpatch.apply(model, "dense_1.kernel[0, 0] = 1")
+kpatch.apply(model, "head.bias[0 = 1; head.bias = 1 2")
+kpatch.apply(model, f"head.bias = {bias}")
+"""
+FOUND = """\
+a.py:4:34: PatchSyntaxError: expected ',' or ']', found '='
+    head.bias[0 = 1; head.bias = 1 2
+                ^
+a.py:4:53: PatchSyntaxError: expected the end of the statement, found '2'
+    head.bias[0 = 1; head.bias = 1 2
+                                   ^
+  statements end at a newline or ';'
+"""
+
+
+@pytest.fixture
+def code():
+    def write(text=CODE):
+        Path("a.py").write_text(text, encoding="utf-8")
+
+    return write
+
 
 def test_check(run):
     Path("good.kpatch").write_text("a.b = 1; c.d = 2\n", encoding="utf-8")
     result = run("check", "good.kpatch")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "good.kpatch: 2 statements, no errors\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "1 patch in 1 file, no errors\n", "")
 
 
 def test_check_goes_on_after_an_error(run):
-    Path("bad.kpatch").write_text("a.b[0 = 1", encoding="utf-8")
-    result = run("check", "bad.kpatch", "-", "none.kpatch", stdin="a.b = 1")
+    Path("bad.kpatch").write_text("\ufeff\r\na.b[0 = 1", encoding="utf-8")
+    result = run("check", "bad.kpatch", "-", "none.kpatch", stdin="a.b = 1; a.b = $")
     assert result.exit_code == 1
-    assert result.stdout == "standard input: 1 statement, no errors\n"
-    assert result.stderr.startswith("bad.kpatch: kpatch.PatchSyntaxError: ")
-    assert "none.kpatch: kpatch.FileError: cannot read 'none.kpatch': no such file or directory\n" in result.stderr
+    assert result.stdout == (
+        "bad.kpatch:2:7: PatchSyntaxError: expected ',' or ']', found '='\n    a.b[0 = 1\n          ^\n"
+        "<stdin>:1:16: PatchSyntaxError: unexpected character '$'; a binding is '$' and a name, as in '$x'\n"
+        "    a.b = 1; a.b = $\n                   ^\n"
+        "none.kpatch: FileError: cannot read 'none.kpatch': no such file or directory\n"
+        "2 patches in 3 files, 3 errors\n"
+    )
+    assert result.stderr == ""
 
 
 def test_check_reads_utf_8_only(run):
     Path("bad.kpatch").write_bytes(b"a.b = 1 # \xff")
     result = run("check", "bad.kpatch")
     assert result.exit_code == 1
-    assert result.stderr == "kpatch.FileError: 'bad.kpatch' is not UTF-8 text: byte 10 is 0xff\n"
+    assert result.stdout.startswith("bad.kpatch: FileError: 'bad.kpatch' is not UTF-8 text: byte 10 is 0xff\n")
+
+
+def test_check_finds_the_patches_in_code(run, code):
+    code()
+    result = run("check", ".")
+    assert result.exit_code == 1
+    summary = "2 patches in 1 file, 2 errors\n1 patch is computed and was not checked\n"
+    assert (result.stdout, result.stderr) == (FOUND + summary, "")
+
+
+def test_check_as_json(run, code):
+    code()
+    result = run("check", "a.py", "none.py", "--format", "json")
+    assert (result.exit_code, result.stderr) == (1, "")
+    first, second, third = json.loads(result.stdout)
+    assert first["message"] == "expected ',' or ']', found '='"
+    assert second == {
+        "path": "a.py",
+        "line": 4,
+        "column": 53,
+        "end_line": 4,
+        "end_column": 54,
+        "code": "PatchSyntaxError",
+        "message": "expected the end of the statement, found '2'",
+        "notes": ["statements end at a newline or ';'"],
+        "statement": "head.bias[0 = 1; head.bias = 1 2",
+    }
+    assert third["path"] == "none.py"
+    assert {third[name] for name in ("line", "column", "end_line", "end_column", "statement")} == {None}
+    code("")
+    assert run("check", "a.py", "--format", "json").stdout == "[]\n"
+
+
+def test_check_as_annotations_of_github(run):
+    os.makedirs("50%: a,b")
+    path = Path("50%: a,b", "a.py")
+    path.write_text("import kpatch\nkpatch.parse('a.b = \"%\\n')", encoding="utf-8")
+    result = run("check", ".", "--format", "github")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert result.stdout == (
+        "::error file=50%25%3A a%2Cb/a.py,line=2,col=21,endLine=2,endColumn=23,title=kpatch.PatchSyntaxError::"
+        'the string is not closed; a " is missing\n'
+    )
+    path.write_text("import kpatch\nkpatch.parse('a.b = 1 % % 2')", encoding="utf-8")
+    assert "found '%25'" in run("check", ".", "--format", "github").stdout
+
+
+def test_check_looks_up_names_in_a_model(run, model, code):
+    Path("b.kpatch").write_text("head.bias = hed.bias\ndense_2.bias = $m.nope.kernel + $m._", encoding="utf-8")
+    code(
+        "import kpatch\n"
+        'kpatch.plan(model, \'let x = mean("head/kernal"); head.bias = x + cast(head.bias, "int8")\')\n'
+        "kpatch.edit(x, '_[0] = none.bias'); kpatch.parse('none.bias = 1'); kpatch.apply(model, '_ = 1')\n"
+    )
+    result = run("check", ".", "--model", model, "--format", "json")
+    assert (result.exit_code, result.stderr) == (1, "")
+    found = [(each["path"], each["line"], each["column"], each["message"]) for each in json.loads(result.stdout)]
+    assert found == [
+        ("a.py", 2, 40, """no variable '"head/kernal"'; did you mean 'head.kernel'?"""),
+        ("b.kpatch", 1, 13, "no variable 'hed.bias'; did you mean 'head.bias'?"),
+        ("b.kpatch", 2, 1, "no variable 'dense_2.bias'; did you mean 'dense_1.bias'?"),
+    ]
+    assert run("check", ".").stdout == "5 patches in 2 files, no errors\n"
+    result = run("check", ".", "--model", "none.keras")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "kpatch.FileError: cannot read 'none.keras': no such file or directory\n"
+
+
+def test_check_looks_up_every_match_of_a_glob(run, model, monkeypatch):
+    from kpatch.errors import ResolutionError
+    from kpatch.resolve import ModelIndex
+
+    def find_all(index, selector):
+        raise ResolutionError(f"no match for '{selector}'")
+
+    monkeypatch.setattr(ModelIndex, "find_all", find_all, raising=False)
+    result = run("check", "-", "--model", model, stdin="let x = 0; conv*.bias = x")
+    assert result.stdout == (
+        "<stdin>:1:12: ResolutionError: no match for 'conv*.bias'\n"
+        "    let x = 0; conv*.bias = x\n"
+        "               ^^^^^^^^^^\n"
+        "1 patch in 1 file, 1 error\n"
+    )
+
+
+def test_check_without_paths_or_with_an_unknown_format(run):
+    assert run("check").exit_code == 2
+    assert run("check", ".", "--format", "xml").exit_code == 2
 
 
 def test_check_never_imports_keras(tmp_path):
-    (tmp_path / "a.kpatch").write_text("a.b = 1", encoding="utf-8")
+    (tmp_path / "a.kpatch").write_text("a.b = cast(c.d, 'int8')", encoding="utf-8")
+    (tmp_path / "a.py").write_text("import keras, kpatch; kpatch.apply(model, 'a.b = 1')", encoding="utf-8")
     code = (
         "import sys; from kpatch.cli import main\n"
-        "try: main(['check', 'a.kpatch'])\n"
+        "try: main(['check', '.'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'keras', 'jax', 'torch', 'tensorflow'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=_environment())
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, env=_environment(), capture_output=True, text=True
+    )
+    assert ran.stdout == "2 patches in 2 files, no errors\n"
 
 
 # show

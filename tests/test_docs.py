@@ -1,6 +1,7 @@
 """The documents: every example in them runs, on the backend of this process, and what they say of the code holds.
 
-* `python`: runs, one namespace a page; a `text` block right after it is what it prints, a `PatchError` included.
+* `python`: runs, one namespace a page; a `text` block right after it is what it prints, a `PatchError` included. After
+  a first line `# name.py` it is the file of that name, and does not run.
 * `kpatch`: after a first line `# _ is [1, 2, 3], int8` each statement alone edits that tensor, and the comment beside
   it is the result, or the error. Other blocks are applied to the page's `model` as one patch, those whose lines have
   errors beside them line by line.
@@ -77,6 +78,9 @@ def test_examples(path, tmp_path, monkeypatch):
 
 
 def run_python(block, namespace):
+    if file := re.match(r"# (\w+\.py)\n", block.body):
+        Path(file[1]).write_text(block.body, encoding="utf-8")
+        return
     code = compile("\n" * (block.line - 1) + block.body, "the page", "exec")  # so that a traceback names the line
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

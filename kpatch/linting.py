@@ -1,0 +1,243 @@
+"""`kpatch check`: the patches in files and directories, checked one by one, and the errors as a linter shows them."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from kpatch import sources
+from kpatch.errors import FileError, PatchError, shorten
+from kpatch.sources import Found, FoundPatch, Region
+from kpatch.syntax import Patch, ast, parse
+
+PYTHON = (".py", ".pyi", ".pyw")
+SEARCHED = (".py", ".kpatch")  # what is looked for in a directory
+SKIPPED = ("__pycache__", "node_modules")
+
+
+class Finding(NamedTuple):
+    """An error, and where it is: `region` is `None` where it is about the file as a whole."""
+
+    path: str
+    region: Region | None
+    error: PatchError
+
+    @property
+    def code(self) -> str:
+        return type(self.error).__name__
+
+
+class Report(NamedTuple):
+    """What was checked, and what was found."""
+
+    findings: list[Finding]
+    files: int
+    patches: int
+    computed: int
+
+
+# Checking ------------------------------------------------------------------------------------------------------------
+
+
+def check(paths: tuple[str, ...], model: Any = None) -> Report:
+    """Checks the patches in files.
+
+    Args:
+        paths: patch files, Python files and directories; `-` is a patch on standard input.
+        model: the Keras model in which the names are looked up.
+
+    Example:
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with open(os.path.join(folder, "a.py"), "w") as file:
+        ...         _ = file.write("import kpatch; kpatch.parse('bias = 1'); kpatch.parse('bias = 1 2')")
+        ...     report = check((folder,))
+        >>> report.patches, [(finding.region.column, finding.error.message) for finding in report.findings]
+        (2, [(65, "expected the end of the statement, found '2'")])
+    """
+    findings: list[Finding] = []
+    patches = computed = 0
+    files = list(dict.fromkeys(_files(paths, findings)))
+    for path in files:
+        try:
+            found = _found(path)
+        except FileError as error:
+            findings.append(Finding(_shown(path), _region_in_file(error), error))
+            continue
+        patches += len(found.patches)
+        computed += found.computed
+        for patch in found.patches:
+            findings += _findings(_shown(path), patch, model)
+    return Report(findings, len(files), patches, computed)
+
+
+def _files(paths: tuple[str, ...], findings: list[Finding]) -> Iterator[str]:
+    for path in paths:
+        if path != "-" and os.path.isdir(path):
+            yield from _search(path, findings)
+        else:
+            yield path if path == "-" else str(Path(path))
+
+
+def _search(directory: str, findings: list[Finding]) -> Iterator[str]:
+    """The files in a directory that may hold patches. Links to directories are not followed: they may go in circles."""
+    folders = [directory]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            findings.append(Finding(_shown(folder), None, sources.unreadable(folder, error)))
+            continue
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        folders += [entry.path for entry in reversed(entries) if _is_searched(entry)]
+        for entry in entries:
+            if entry.name.endswith(SEARCHED) and os.path.isfile(entry.path):  # reading a pipe would wait for ever
+                yield str(Path(entry.path))
+
+
+def _is_searched(entry: "os.DirEntry[str]") -> bool:
+    is_folder = entry.is_dir(follow_symlinks=False) and entry.name not in SKIPPED
+    return is_folder and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))  # a virtual environment
+
+
+def _shown(path: str) -> str:
+    return "<stdin>" if path == "-" else Path(path).as_posix()
+
+
+def _found(path: str) -> Found:
+    if not path.endswith(PYTHON):
+        return Found([sources.patch_file(sources.decode(sources.read(path), path))])
+    data = sources.read(path, sources.MAX_PYTHON)
+    if b"kpatch" not in data:
+        return Found([])  # nothing in it is kpatch's, whatever Python it is
+    return sources.find(sources.decode_python(data, path))
+
+
+def _region_in_file(error: FileError) -> Region | None:
+    """Where the text of a file is not Python."""
+    if error.source is None or error.span is None:
+        return None
+    return sources.patch_file(error.source).region(error.span)
+
+
+def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
+    try:
+        patch = parse(found.text)
+    except PatchError as error:
+        errors = list(error.errors)
+    else:
+        errors = _unresolved(patch, model) if model is not None and found.of_model else []
+    return [Finding(path, found.region(error.span or (0, 0)), error) for error in errors]
+
+
+def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
+    """The errors of the names in a patch that a model does not have."""
+    from kpatch.resolve import index
+
+    names = index(model)
+    errors = []
+    for selector in _selectors(patch):
+        try:
+            if any(isinstance(part, ast.Glob) for part in selector.parts):
+                names.find_all(selector)
+            else:
+                names.find(selector)
+        except PatchError as error:
+            errors.append(error.locate(selector.span, patch.source))
+    return errors
+
+
+def _selectors(patch: Patch) -> Iterator[ast.Selector]:
+    """The selectors of the targets and references in a patch; what lies below a `$binding` is of another model."""
+    stack: list[Any] = [patch]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Selector):
+            yield node
+        elif isinstance(node, ast.Call):
+            stack.extend(reversed(_arguments(node)))
+        elif not isinstance(node, ast.Binding):
+            stack.extend(reversed(list(ast.children(node))))
+
+
+def _arguments(call: ast.Call) -> list[Any]:
+    """The arguments of a call; a string is a quoted name, but where the function takes a string."""
+    from kpatch.functions import takes_string
+
+    arguments: list[Any] = []
+    for position, argument in enumerate(call.arguments):
+        if not isinstance(argument.value, ast.String):
+            arguments.append(argument.value)
+        elif not takes_string(call.function, argument.name or position):
+            arguments.append(argument.value.reference)
+    return arguments
+
+
+# Showing -------------------------------------------------------------------------------------------------------------
+
+
+def show(report: Report, form: str) -> None:
+    """Prints a report on standard output."""
+    if form == "json":
+        click.echo(json.dumps([_record(finding) for finding in report.findings], indent=2))
+    elif form == "github":
+        for finding in report.findings:
+            click.echo(_annotation(finding))
+    else:
+        console = Console()
+        for finding in report.findings:
+            console.print(_text(finding), soft_wrap=True)
+        for line in _summary(report):
+            console.print(Text(line), soft_wrap=True)
+
+
+def _text(finding: Finding) -> Text:
+    place = [finding.path, *finding.region[:2]] if finding.region is not None else [finding.path]
+    head = Text.assemble((":".join(map(str, place)), "bold"), ": ", (finding.code, "bold red"), ": ")
+    return head.append("\n".join([shorten(finding.error.message), *finding.error.details()]))
+
+
+def _summary(report: Report) -> Iterator[str]:
+    errors = _count(len(report.findings), "error") if report.findings else "no errors"
+    yield f"{_count(report.patches, 'patch', 'es')} in {_count(report.files, 'file')}, {errors}"
+    if report.computed:
+        verbs = ("is", "was") if report.computed == 1 else ("are", "were")
+        yield "{} {} computed and {} not checked".format(_count(report.computed, "patch", "es"), *verbs)
+
+
+def _count(number: int, what: str, ending: str = "s") -> str:
+    return f"{number:,} {what}{'' if number == 1 else ending}"
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    error = finding.error
+    return {
+        "path": finding.path,
+        **(finding.region._asdict() if finding.region is not None else dict.fromkeys(Region._fields)),
+        "code": finding.code,
+        "message": shorten(error.message),
+        "notes": [shorten(note) for note in error.notes],
+        "statement": error.statement and shorten(error.statement),
+    }
+
+
+def _annotation(finding: Finding) -> str:
+    """A workflow command of GitHub Actions, which shows the error at its line of a pull request."""
+    properties = {"file": finding.path}
+    if finding.region is not None:
+        line, column, end_line, end_column = map(str, finding.region)
+        properties |= {"line": line, "col": column, "endLine": end_line, "endColumn": end_column}
+    properties["title"] = f"kpatch.{finding.code}"
+    given = ",".join(f"{name}={value.translate(_IN_PROPERTY)}" for name, value in properties.items())
+    message = "\n".join(map(shorten, (finding.error.message, *finding.error.notes)))
+    return f"::error {given}::{message.translate(_IN_MESSAGE)}"
+
+
+_IN_MESSAGE = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_IN_PROPERTY = {**_IN_MESSAGE, **str.maketrans({":": "%3A", ",": "%2C"})}
