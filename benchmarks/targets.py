@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from itertools import count, islice
 from pathlib import Path
@@ -22,12 +23,15 @@ from measure import Row, added_peak, figures, once, race
 
 import kpatch
 from kpatch import indexing, writers
+from kpatch.resolve import ModelIndex, index
 
 STATEMENT = "dense_1.kernel[0,0] = 1.0"
 REGION = "dense_1.kernel[:2048, ::2] *= 0.5"
 SEEDS = count()  # each text is another one, so that no cache knows it or its plan
 KEPT = 256  # edits that are kept, and so can still be undone, while others follow
 MEMORY_MB = {"tensorflow": 40}
+PRUNE = "**.kernel[abs(_) < quantile(abs(_), 0.9)] = 0"
+MERGE = "**.kernel = 0.7 * _ + 0.3 * $donor._"
 
 
 def dense(size, dtype="float32", name="dense_1"):
@@ -230,6 +234,95 @@ def memory(budget):
             yield Row(name, None, **limited, note="the peak cannot be reset here")
         else:
             yield Row(name, added[1], **limited, note=f"over {added[0]:,.0f} MB held")
+
+
+def prune(budget):
+    """The 90 % of each of ResNet50's kernels that are smallest become 0, against the fastest loop by hand."""
+    model, variables = _resnet(1)
+    loops, finish = native.prunes(variables), lambda: native.wait(variables[-1])()
+    loops["kpatch"] = lambda: kpatch.apply(model, PRUNE, undo=False)
+    loops["kept"] = lambda: kpatch.apply(model, PRUNE)
+    yield from _against_loops(_race_of_edits(loops, variables, budget, finish), limit=1.5)
+
+
+def merge(budget):
+    """0.7 of one ResNet50 and 0.3 of another, against the loops by hand; the target names the plain one."""
+    (model, variables), (donor, others) = _resnet(1), _resnet(2)
+    loops, finish = native.merges(variables, others), lambda: native.wait(variables[-1])()
+    loops["kpatch"] = lambda: kpatch.apply(model, MERGE, donor=donor, undo=False)
+    loops["kept"] = lambda: kpatch.apply(model, MERGE, donor=donor)
+    seconds = _race_of_edits(loops, variables, budget, finish)
+    for name in loops.keys() - {"kpatch", "kept", "keras"}:
+        yield Row("undo=False", *figures(seconds, "ms", "kpatch", name), unit="ms", note=f"against {name}")
+    seconds = {name: seconds[name] for name in ("kpatch", "kept", "keras")}
+    yield from _against_loops(seconds, limit=1.3)
+
+
+def _against_loops(seconds, limit):
+    best = min(seconds.keys() - {"kpatch", "kept"}, key=seconds.get)
+    note = f"against {best}"
+    yield Row("undo=False", *figures(seconds, "ms", "kpatch", best), unit="ms", limit=limit, note=note)
+    yield Row("with undo", *figures(seconds, "ms", "kept", best), unit="ms", note=note)
+
+
+def _race_of_edits(loops, variables, budget, finish):
+    """The best time of each loop; every turn starts from the same values."""
+    saved = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    best, end = dict.fromkeys(loops, float("inf")), None
+    while end is None or time.perf_counter() < end:
+        for name, loop in loops.items():
+            for variable, values in zip(variables, saved, strict=True):
+                variable.assign(values)
+            finish()
+            seconds, kept = once(lambda loop=loop: (loop(), finish()))
+            best[name] = min(best[name], seconds) if end else float("inf")
+            del kept
+        end = end or time.perf_counter() + 4 * budget  # the first round compiles, and does not count
+    return best
+
+
+def _resnet(seed):
+    """ResNet50, its kernels drawn from a normal distribution, and those kernels."""
+    model = keras.applications.ResNet50(weights=None)
+    kernels = [variable for variable in model.weights if variable.name == "kernel"]
+    draw = np.random.default_rng(seed)
+    for variable in kernels:
+        variable.assign(draw.standard_normal(variable.shape, "float32"))
+    return model, kernels
+
+
+def prune_memory(budget):
+    """What pruning adds to the peak of the process's memory, over the largest kernel, without undo."""
+    model, variables = _resnet(1)
+    largest = max(np.prod(variable.shape) * 4 for variable in variables) / 1e6
+    edited = sum(np.prod(variable.shape) * 4 for variable in variables) * 0.9 / 1e6
+    kpatch.apply(model, "conv1_conv.kernel[abs(_) < quantile(abs(_), 0.9)] = 0", undo=False)  # what is loaded once
+    for name, undo, limit in (("undo=False", False, 1.2), ("with undo, over the edited entries", True, None)):
+        kept = []
+        added = added_peak(lambda undo=undo, kept=kept: kept.append(kpatch.apply(model, PRUNE, undo=undo)))
+        base = largest if limit else edited
+        if added is None:
+            yield Row(name, None, unit="MB", limit=limit, note="the peak cannot be reset here")
+        else:
+            yield Row(name, added[1], base, unit="MB", limit=limit, note=f"over {added[0]:,.0f} MB held")
+        del kept
+
+
+def resolve(budget):
+    """Selectors in a model of 2,000 layers."""
+    names = [f"block{i}_dense" for i in range(2000)]
+    layers = [keras.layers.Dense(2, name=name, kernel_initializer="zeros") for name in names]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    glob = kpatch.parse("**.kernel = 0").statements[0].target.selector
+    plain = kpatch.parse("block1999_dense.kernel = 0").statements[0].target.selector
+    contest = {"glob": lambda: index(model).find_all(glob), "plain": lambda: index(model).find(plain)}
+    contest["index"] = lambda: index(model)
+    seconds = race(contest, budget)
+    yield Row("a glob over all of them", *figures(seconds, "ms", "glob"), unit="ms", limit=50, absolute=True)
+    yield Row("a plain selector", *figures(seconds, "ms", "plain"), unit="ms", limit=1, absolute=True)
+    yield Row("of that: is the index still true?", *figures(seconds, "ms", "index"), unit="ms")
+    seconds, _ = once(lambda: ModelIndex(model))
+    yield Row("making the index", seconds * 1e3, unit="ms")
 
 
 def parse(budget):
