@@ -296,8 +296,11 @@ def prune_memory(budget):
     model, variables = _resnet(1)
     largest = max(np.prod(variable.shape) * 4 for variable in variables) / 1e6
     edited = sum(np.prod(variable.shape) * 4 for variable in variables) * 0.9 / 1e6
-    kpatch.apply(model, "conv1_conv.kernel[abs(_) < quantile(abs(_), 0.9)] = 0", undo=False)  # what is loaded once
+    saved = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    kpatch.apply(model, PRUNE, undo=False)  # what is compiled and loaded once
     for name, undo, limit in (("undo=False", False, 1.2), ("with undo, over the edited entries", True, None)):
+        for variable, values in zip(variables, saved, strict=True):
+            variable.assign(values)
         kept = []
         added = added_peak(lambda undo=undo, kept=kept: kept.append(kpatch.apply(model, PRUNE, undo=undo)))
         base = largest if limit else edited
@@ -310,9 +313,10 @@ def prune_memory(budget):
 
 def resolve(budget):
     """Selectors in a model of 2,000 layers."""
-    names = [f"block{i}_dense" for i in range(2000)]
-    layers = [keras.layers.Dense(2, name=name, kernel_initializer="zeros") for name in names]
-    model = keras.Sequential([keras.Input((2,)), *layers])
+    model = keras.Model()
+    model.blocks = [keras.layers.Dense(2, name=f"block{i}_dense", kernel_initializer="zeros") for i in range(2000)]
+    for layer in model.blocks:
+        layer.build((None, 2))
     glob = kpatch.parse("**.kernel = 0").statements[0].target.selector
     plain = kpatch.parse("block1999_dense.kernel = 0").statements[0].target.selector
     contest = {"glob": lambda: index(model).find_all(glob), "plain": lambda: index(model).find(plain)}

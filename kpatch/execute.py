@@ -220,10 +220,8 @@ class Live:
     def open(self, step, selection, target, last):
         """Enters the old values of the target into the journal; gives those of the selection, if they are needed."""
         if isinstance(target, indexing.Mask) and isinstance(target.mask, np.ndarray):
-            packed = indexing.PackedMask(target.mask)
-            if not self.keeps or (view := self.view(step.place)) is not None:
-                self._enter(step, packed, view[target.mask] if self.keeps else None)
-                return None
+            self._enter(step, target, self._masked(step.place, target.mask) if self.keeps else None)
+            return None
         if not self.keeps and step.constant is not None:
             self._enter(step, target, None)
             return None
@@ -231,11 +229,21 @@ class Live:
         self._enter(step, target, old if last is None else _picked(old, selection.shape, last))
         return old
 
+    def _masked(self, place, mask):
+        view = self.view(place)
+        return (tensors.to_numpy(self.value(place)) if view is None else view)[mask]
+
     def _enter(self, step, selection, before):
+        """A record of a write; none where nothing is kept, and no earlier edit is left that would be in its way."""
+        if not self.keeps and latest_link(step.place.variable) is None:
+            return
+        if isinstance(selection, indexing.Mask) and isinstance(selection.mask, np.ndarray):
+            selection = indexing.PackedMask(selection.mask)
         self.records.append(Record(step, selection, before if self.keeps else None))
 
     def _came(self, after):
-        self.records[-1].after = after if self.keeps else None
+        if self.keeps:
+            self.records[-1].after = after
 
     def write_constant(self, step, target, constant):
         self._came(constant)
@@ -304,10 +312,15 @@ def _enter(variable, link):
     if history is None:
         _latest[key] = [weakref.ref(variable, _forgetter(key, _latest)), weakref.ref(link)]
     else:
-        latest = history[1]()  # gone, if no edit is left that could be undone
-        if latest is not None:
+        if (latest := latest_link(variable)) is not None:
             latest.next = link
         history[1] = weakref.ref(link)
+
+
+def latest_link(variable):
+    """The variable's latest edit, or `None` where no edit is left that could be undone."""
+    history = _latest.get(id(variable))
+    return history[1]() if history is not None else None
 
 
 def _forgetter(key, latest):

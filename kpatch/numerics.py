@@ -5,6 +5,7 @@ used where a tensor has them, since `keras.ops` narrows 64-bit dtypes to 32 on m
 Denormal numbers are flushed to zero where XLA and TensorFlow do so.
 """
 
+import functools
 import importlib
 import math
 import operator
@@ -121,7 +122,35 @@ def as_tensor(array, dtype):
     """A NumPy array of that dtype as the backend's tensor."""
     from keras import ops
 
+    if array.ndim == 0 and _keeps_scalars():
+        return _kept_scalar(array.tobytes(), dtype)
     return ops.convert_to_tensor(array, dtype=dtype)
+
+
+def _keeps_scalars():
+    """Whether numbers are made once and kept: on two backends each costs 20 µs and more."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly()  # what is made while a graph is traced belongs to that graph
+    return backend == "jax"
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept_scalar(data, dtype):
+    import keras
+    from keras import ops
+
+    array = np.frombuffer(data, NUMPY[dtype]).reshape(())
+    if keras.backend.backend() == "tensorflow":
+        return ops.convert_to_tensor(array, dtype=dtype)
+    import jax
+
+    with jax.ensure_compile_time_eval():  # a value, also where it is first asked for inside jit
+        return ops.convert_to_tensor(array, dtype=dtype)
 
 
 def where(condition, x, y, dtype):

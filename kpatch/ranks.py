@@ -1,17 +1,16 @@
 """The k-th smallest of many floats, exactly, by counting: no sorting, and no memory beyond a block.
 
 A float's bits, with those of negatives turned over, are an unsigned integer of the same order. The entries are counted
-by its first 16 bits; the count says in which of the 65,536 buckets the k-th smallest lies, and those of that bucket
-are counted by the next 16. (Radix selection; Knuth, The Art of Computer Programming 3, 5.2.5.) Two passes for float32,
-four for float64. For 2.4 million float32 entries it took 8 ms where `numpy.partition` took 20.
+by its first 11 bits; the count says in which of the 2,048 buckets the k-th smallest lies, and those of that bucket are
+counted by the next 11. (Radix selection; Knuth, The Art of Computer Programming 3, 5.2.5.) Three passes for float32,
+six for float64. For 2.4 million float32 entries it took 8 ms where `numpy.partition` took 20.
 """
 
 import numpy as np
 
-BLOCK = 2**16  # entries looked at in one go, to stay in the processor's cache
+BLOCK = 2**15  # entries looked at in one go, to stay in the processor's cache
 SMALL = 2**14  # entries that are sooner partitioned
-DIGIT = 16
-BUCKETS = 2**DIGIT
+DIGIT = 11  # bits
 INTEGERS = {"float32": (np.int32, np.uint32), "float64": (np.int64, np.uint64)}
 
 
@@ -32,29 +31,37 @@ def order_statistics(array, places):
     if len(array) <= SMALL:
         return np.partition(array, places)[places]
     groups = {0: list(enumerate(places))}  # by the digits known so far: which result, and its place among those
-    for shift in range(array.itemsize * 8 - DIGIT, -1, -DIGIT):
-        counts = _counts(array, list(groups), shift)
-        groups = _refined(groups, counts)
+    known, bits = 0, array.itemsize * 8
+    while known < bits:
+        width = min(DIGIT, bits - known)
+        known += width
+        groups = _refined(groups, _counts(array, list(groups), bits - known, width), width)
     keys = np.empty(len(places), INTEGERS[array.dtype.name][1])
     for key, members in groups.items():
         keys[[result for result, _ in members]] = key
     return _floats(keys, array.dtype)
 
 
-def _counts(array, prefixes, shift):
-    """For each prefix, how many of the entries that begin with it have which next digit."""
-    counts = {prefix: np.zeros(BUCKETS, "int64") for prefix in prefixes}
-    first = shift == array.itemsize * 8 - DIGIT
+def _counts(array, prefixes, shift, width):
+    """For each prefix, how many of the entries that begin with it go on with which digit, of `width` bits."""
+    counts = {prefix: np.zeros(2**width, "int64") for prefix in prefixes}
     for start in range(0, len(array), BLOCK):
         keys = _keys(array[start : start + BLOCK])
-        head = None if first else keys >> (shift + DIGIT)
+        if shift + width == array.itemsize * 8:  # the first digit, of all
+            _count(keys, shift, width, counts[0])
+            continue
+        head = keys >> (shift + width)
         for prefix, count in counts.items():
-            part = keys if first else keys[head == prefix]
-            count += np.bincount(((part >> shift) & (BUCKETS - 1)).astype("int64"), minlength=BUCKETS)
+            _count(keys[head == prefix], shift, width, count)
     return counts
 
 
-def _refined(groups, counts):
+def _count(keys, shift, width, count):
+    digits = (keys >> shift) & (2**width - 1)
+    count += np.bincount(digits.astype("int64"), minlength=2**width)
+
+
+def _refined(groups, counts, width):
     """The groups by one digit more."""
     refined = {}
     for prefix, members in groups.items():
@@ -62,7 +69,7 @@ def _refined(groups, counts):
         for result, place in members:
             digit = int(np.searchsorted(upto, place, side="right"))
             before = int(upto[digit - 1]) if digit else 0
-            refined.setdefault(prefix << DIGIT | digit, []).append((result, place - before))
+            refined.setdefault(prefix << width | digit, []).append((result, place - before))
     return refined
 
 

@@ -19,6 +19,7 @@ from kpatch.writers import generic
 
 raw = tf.raw_ops
 OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
+BLOCK = 2**18  # entries that are written at a time under a mask
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 
@@ -103,6 +104,9 @@ def _take(component, selection):
 def _put(component, selection, values):
     handle, shape = component.handle, tuple(component.shape)
     kind = type(selection)
+    if kind is Mask and shape and values.shape.rank == 0 and selection.size > BLOCK:
+        _put_mask_by_rows(component, selection.mask, values)
+        return
     if kind is Mask:
         tensor = raw.ReadVariableOp(resource=handle, dtype=component.dtype)
         values = raw.SelectV2(condition=selection.mask, t=values, e=tensor)
@@ -123,6 +127,23 @@ def _put(component, selection, values):
         else:
             values = raw.Reshape(tensor=values, shape=_vector((-1, *shape[1:])))
             raw.ResourceScatterUpdate(resource=handle, indices=rows, updates=values)
+    finally:
+        raw.DisableCopyOnRead(resource=handle)
+
+
+def _put_mask_by_rows(component, mask, value):
+    """One value under a large mask, some rows at a time: in memory of a block's size, as no tensor replaces all."""
+    handle, shape = component.handle, tuple(component.shape)
+    mask = np.asarray(mask)
+    step = max(1, BLOCK * shape[0] // mask.size)
+    try:
+        for start in range(0, shape[0], step):
+            rows = np.arange(start, min(start + step, shape[0]))
+            tensor = raw.ReadVariableOp(resource=handle, dtype=component.dtype)
+            old = raw.GatherV2(params=tensor, indices=rows, axis=0)
+            del tensor  # which would make the assignment copy the whole
+            new = raw.SelectV2(condition=mask[start : start + step], t=value, e=old)
+            raw.ResourceScatterUpdate(resource=handle, indices=rows, updates=new)
     finally:
         raw.DisableCopyOnRead(resource=handle)
 
