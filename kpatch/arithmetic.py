@@ -184,6 +184,11 @@ def planning():
         _planning.reset(token)
 
 
+def is_planning():
+    """Whether what a patch would do is being planned."""
+    return _planning.get()
+
+
 def compute(dtype, shape, function, *operands, to=None):
     """The `Value` of that dtype and shape that `function` makes of the operands' data; unknown if one of them is.
 
@@ -191,7 +196,7 @@ def compute(dtype, shape, function, *operands, to=None):
         to: the dtype that the operands are brought to; `None` leaves each as it is.
     """
     dtypes.check_available(dtype)
-    unknown = _planning.get() or any(value.data is None for value in operands)
+    unknown = is_planning() or any(value.data is None for value in operands)
     fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
     if unknown:
         return Value(dtype, shape)
