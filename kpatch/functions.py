@@ -210,7 +210,8 @@ def _known(function, parameter, wanted, value, kind, axes=(0,)):
     """The constant's data, of one of the numbers of axes."""
     _check_kind(function, parameter, wanted, value, kind, axes)
     if value.data is None:
-        raise UnsupportedError(f"'{parameter}' of {function.name}() is not known before the patch runs")
+        message = f"'{parameter}' of {function.name}() is not known before the patch runs"
+        raise UnsupportedError(message, argument=parameter)
     return value.data.tolist()
 
 

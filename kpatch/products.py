@@ -200,7 +200,9 @@ def _lengths_of(terms, operands):
     lengths: dict[str, int | None] = {}
     for place, (term, x) in enumerate(zip(terms, operands, strict=True)):
         if len(term) != len(x.shape):
-            raise ShapeError(f"'{term}' names {len(term)} axes of the shape {x.shape}", argument=place)
+            shown = term if len(term) <= 2 * dtypes.MAX_AXES else term[: 2 * dtypes.MAX_AXES] + "..."
+            axes = f"{len(term)} ax{'i' if len(term) == 1 else 'e'}s"
+            raise ShapeError(f"'{shown}' names {axes} of the shape {x.shape}", argument=place)
         for letter, length in zip(term, x.shape, strict=True):
             known = lengths.get(letter)
             if differ(known, length):

@@ -53,9 +53,9 @@ _TABLE = {
         negative | x | the opposite, as unary `-`
             negative([1, -2]) is [-1, 2]
         equal | x1, x2 | as `==`; of two lists one boolean
-            equal([1, 2], 2) is false
+            equal(cast([1, 2], "int8"), 2) is [false, true]
         not_equal | x1, x2 | as `!=`; of two lists one boolean
-            not_equal([1, 2], 2) is true
+            not_equal(cast([1, 2], "int8"), 2) is [true, false]
         less | x1, x2 | as `<`
             less([1, 2, 3], 2) is [true, false, false]
         less_equal | x1, x2 | as `<=`
