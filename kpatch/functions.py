@@ -20,8 +20,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "Linear algebra": linalg.factor,
     "Random": randoms.random,
 }
-
-
+_CONTEXT = {"Arithmetic and comparison": "traced", "Selection": "traced", "Random": "stream"}  # what a rule must know
 REQUIRED = object()
 METHODS = ("linear", "lower", "higher", "midpoint", "nearest")
 MAX_OPERANDS = 16  # of einsum, which looks at pairs of them
@@ -84,8 +83,8 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
             parameter: _kind(function, parameter)(function, parameter, value) for parameter, (_, value) in given.items()
         }
         defaults = {p: d for p, d in _parameters(name).items() if p not in given}
-        extra = {"Random": {"stream": stream}, "Selection": {"traced": traced}}.get(function.group, {})
-        extra = {"traced": traced} if function.group.startswith("Arithmetic") else extra
+        needs = _CONTEXT.get(function.group)
+        extra = {needs: {"traced": traced, "stream": stream}[needs]} if needs else {}
         return RULES[function.group](name, **{**defaults, **arguments}, **extra)
     except PatchError as error:
         error.argument = _place(function, error.argument, places)
@@ -142,7 +141,7 @@ def _bind(function, args, kwargs):
         given[rest] = (len(positional), args[len(positional) :])
     for keyword, value in kwargs.items():
         if keyword not in parameters or keyword == rest:
-            message = f"{name}() has no argument '{_shown(keyword)}'{_nearest(keyword, parameters)}"
+            message = f"{name}() has no argument '{_shown(keyword)}'{_nearest(keyword, set(parameters) - {rest})}"
             raise FunctionError(message, argument=keyword, notes=notes)
         if keyword in given:
             raise FunctionError(f"{name}() got '{keyword}' twice", argument=keyword, notes=notes)
