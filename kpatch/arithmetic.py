@@ -185,7 +185,7 @@ class Planning:
         self.doubtful = False
 
 
-_planning = contextvars.ContextVar("planning", default=None)
+_planning: contextvars.ContextVar[Planning | None] = contextvars.ContextVar("planning", default=None)
 
 
 @contextlib.contextmanager
@@ -206,6 +206,11 @@ def doubt():
         found.doubtful = True
 
 
+def is_planning():
+    """Whether what a patch would do is being planned."""
+    return _planning.get() is not None
+
+
 def compute(dtype, shape, function, *operands, to=None):
     """The `Value` of that dtype and shape that `function` makes of the operands' data; unknown if one of them is.
 
@@ -213,7 +218,7 @@ def compute(dtype, shape, function, *operands, to=None):
         to: the dtype that the operands are brought to; `None` leaves each as it is.
     """
     dtypes.check_available(dtype)
-    unknown = _planning.get() is not None or any(value.data is None for value in operands)
+    unknown = is_planning() or any(value.data is None for value in operands)
     fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
     if unknown:
         return Value(dtype, shape)

@@ -130,6 +130,8 @@ def _index_item(node, scope):
     if not value.weak:
         known = type(node) is ast.Binding and value.data is not None and not arithmetic.is_traced(value.data)
         return tensors.to_numpy(value.data) if known else value
+    if value.data is None:
+        return value
     return int(value.data) if value.data.ndim == 0 and value.dtype == "int" else value.data
 
 
@@ -137,9 +139,9 @@ def _bound(node, scope):
     if node is None:
         return None
     value = evaluate(node, scope)
-    if value.weak and value.dtype == "int" and value.shape == ():
+    if value.weak and value.dtype == "int" and value.shape == () and value.data is not None:
         return int(value.data)
-    if not value.weak:
+    if not value.weak or value.data is None:
         raise UnsupportedError(
             "a slice's bound is known before the patch runs: an integer, not a tensor",
             notes=["a list or a mask can depend on values: x[arange(10) < n]"],
@@ -149,7 +151,7 @@ def _bound(node, scope):
 
 def _list(node, scope):
     items = [evaluate(item, scope) for item in node.items]
-    if all(item.weak for item in items):
+    if all(item.weak and item.data is not None for item in items):
         return literal([item.data.tolist() for item in items])
     return functions.call("stack", [items], {})
 
@@ -220,7 +222,8 @@ def _subscript(node, scope):
     value = evaluate(node.value, scope)
     items = index_items(node.index, scope.with_implied(value))
     if value.data is None or any(isinstance(item, Value) and item.data is None for item in items):
-        return Value(value.dtype, infer(value.shape, items, node.index), None)
+        weak = value.weak and all(item.weak for item in items if isinstance(item, Value))
+        return Value(value.dtype, infer(value.shape, items, node.index), None, weak)
     if scope.traced and not known(items):
         refuse_traced_index(items, node.index)
     selection = select(value.shape, items, node.index)

@@ -49,8 +49,8 @@ def walk(root, keys):
             stack += [(node, at + 1)] * (not last)
         elif last:
             continue
-        elif matchers[at]:
-            names = [name for name in node.children if matchers[at](name)]
+        elif (matches := matchers[at]) is not None:
+            names = [name for name in node.children if matches(name)]
             stack += [(child, at + 1) for name in names for child in node.children[name]]
         else:
             stack += [(child, at + 1) for child in descend([node], [key])]

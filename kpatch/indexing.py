@@ -122,11 +122,11 @@ class Mask:
 class PackedMask(Mask):
     """A `Mask` on the host, an eighth of its size: for keeping."""
 
-    __slots__ = ("bits", "count", "shape")
+    __slots__ = ("bits",)
+    bits: np.ndarray
 
     def __init__(self, mask):
         object.__setattr__(self, "bits", np.packbits(mask))
-        object.__setattr__(self, "count", int(np.count_nonzero(mask)))
         object.__setattr__(self, "shape", mask.shape)
 
     @property

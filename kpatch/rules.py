@@ -8,6 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from kpatch.indexing import broadcast
 from kpatch.shapes import differ, normal_axes, one_axis, reduced, widens
 
 
-def _need_numbers(name, *values):
+def need_numbers(name, *values):
     for place, value in enumerate(values):
         if value.dtype == "bool":
             message = f'{name}() takes numbers, not booleans; write cast(..., "float32") or where(..., 1, 0)'
@@ -59,7 +60,7 @@ def _arithmetic(name, x1=None, x2=None, x=None, traced=False):
         return arithmetic.unary("-" if name == "negative" else "not", x)
     if name == "logical_xor":
         arithmetic.need_booleans("logical_xor()", x1, x2)
-        return arithmetic.compare("!=", x1, x2)
+        return arithmetic.compare("!=", replace(x1, is_list=False), replace(x2, is_list=False))
     op = _OPERATOR[name]
     if op in numerics.COMPARISONS:
         return arithmetic.compare(op, x1, x2)
@@ -69,13 +70,13 @@ def _arithmetic(name, x1=None, x2=None, x=None, traced=False):
 def _mathematics(name, x=None, x1=None, x2=None, **options):
     """Of integers in float32; of 16-bit floats computed in float32 and rounded once."""
     operands = [value for value in (x, x1, x2) if value is not None]
-    _need_numbers(name, *operands)
+    need_numbers(name, *operands)
     shape = broadcast([value.shape for value in operands])
     dtypes.check_size(shape, *operands)
     dtype = dtypes.common(operands)
     formula = numerics.formula(name)
     if dtype in ("int", "float") and formula:
-        return fold(shape, formula, *map(_as_floats, operands))
+        return fold(shape, formula, *map(as_floats, operands))
     dtype = dtype if dtype in dtypes.FLOATS else "float32"
 
     def kernel(*arguments):
@@ -87,7 +88,7 @@ def _mathematics(name, x=None, x1=None, x2=None, **options):
     return apply(dtype, shape, lambda *x: numerics.in_float32(kernel, dtype, *x), *operands, to=dtype)
 
 
-def _as_floats(value):
+def as_floats(value):
     data = None if value.data is None else value.data.astype("float64")
     return Value("float", value.shape, data, True, value.is_list)
 
@@ -130,7 +131,7 @@ _FOLDED: dict[str, Callable[..., Any]] = {
 def _same_dtype(name, decimals=None, nan=None, posinf=None, neginf=None, **tensors):
     """The operands' common dtype is the result's."""
     operands = list(tensors.values())
-    _need_numbers(name, *operands)
+    need_numbers(name, *operands)
     shape = broadcast([value.shape for value in operands])
     dtypes.check_size(shape, *operands)
     dtype = dtypes.common(operands)
@@ -160,9 +161,9 @@ def _check_replacements(options, dtype):
 
 
 def _test(name, x):
-    _need_numbers(name, x)
+    need_numbers(name, x)
     if x.weak:
-        return fold(x.shape, lambda a: getattr(np, name)(a), _as_floats(x))
+        return fold(x.shape, lambda a: getattr(np, name)(a), as_floats(x))
     if is_integer(x.dtype):
         always = name == "isfinite"
         return apply("bool", x.shape, lambda a: (a == a) if always else (a != a), x)
@@ -171,12 +172,12 @@ def _test(name, x):
 
 def _close(name, x1, x2, rtol, atol, equal_nan):
     """NumPy's definition, in the operands' float dtype, float32 at least."""
-    _need_numbers(name, x1, x2)
+    need_numbers(name, x1, x2)
     shape = broadcast([x1.shape, x2.shape])
     dtypes.check_size(shape, x1, x2)
     dtype = dtypes.common((x1, x2))
     if dtype in ("int", "float"):
-        operands = _as_floats(x1), _as_floats(x2)
+        operands = as_floats(x1), as_floats(x2)
         close = fold(shape, lambda a, b: np.isclose(a, b, rtol, atol, equal_nan), *operands)
     else:
         wide = "float64" if dtype == "float64" else "float32"
@@ -199,14 +200,14 @@ def _where(name, condition, x1, x2):
     if condition.weak and x1.weak and x2.weak:
         return fold(shape, np.where, condition, x1, x2, dtype=dtype)
     if dtype in ("int", "float", "bool"):
-        a, b = _strong(x1, x2)
+        a, b = strong(x1, x2)
         dtype = a.dtype
     else:
         a, b = (arithmetic.prepared(x, dtype, name) for x, name in ((x1, "x1"), (x2, "x2")))
     return apply(dtype, shape, lambda c, a, b: numerics.where(c, a, b, dtype), _as_tensor(condition), a, b)
 
 
-def _strong(*literals):
+def strong(*literals):
     """Literals that meet no tensor, as tensors: float32, int32 (int64 where they need it) or bool."""
     kind = dtypes.common(literals)
     if kind == "bool":
@@ -256,9 +257,9 @@ _NEEDS_ENTRIES = ("max", "min", "argmax", "argmin", "median", "quantile")
 _TO_FLOAT = ("mean", "var", "std", "logsumexp", "norm")
 
 
-def _reduction(name, x, axis=None, keepdims=False, **options):
+def reduction(name, x, axis=None, keepdims=False, **options):
     if name not in _COUNTING:
-        _need_numbers(name, x)
+        need_numbers(name, x)
     axes = normal_axes(axis, len(x.shape))
     if name in ("argmax", "argmin") and isinstance(axis, tuple):
         raise FunctionError("'axis' is one integer here, not a list", argument="axis")
@@ -310,7 +311,7 @@ def _folded_reduction(name, x, shape, axis, keepdims):
     if x.dtype == "bool" and name in ("sum", "mean"):
         x = Value("int", x.shape, None if x.data is None else x.data.astype("int64"), True)
     if name in _TO_FLOAT:
-        x = _as_floats(x)
+        x = as_floats(x)
     options = {"axis": axis, **({} if name == "count_nonzero" else {"keepdims": keepdims})}
     dtype = "bool" if name in ("any", "all") else "int" if name.startswith(("arg", "count")) else x.dtype
     whole = (lambda a: a != 0) if name in ("any", "all", "count_nonzero") else (lambda a: a)
@@ -320,7 +321,7 @@ def _folded_reduction(name, x, shape, axis, keepdims):
 
 
 def _quantile(name, x, q=0.5, axis=None, method="linear", keepdims=False):
-    _need_numbers(name, x)
+    need_numbers(name, x)
     shares = q if isinstance(q, list) else [q]
     wrong = next((share for share in shares if not 0 <= share <= 1), None)
     if wrong is not None:
@@ -330,11 +331,11 @@ def _quantile(name, x, q=0.5, axis=None, method="linear", keepdims=False):
     axes = normal_axes(axis, len(x.shape))
     _check_entries(name, x.shape, axes)
     if x.data is not None:
-        _need_lengths(name, x)
+        need_lengths(name, x)
     shape = ((len(q),) if isinstance(q, list) else ()) + reduced(x.shape, axes, keepdims)
     dtypes.check_size(shape, x)
     if x.weak:
-        return fold(shape, lambda a: np.quantile(a, q, axis=axis, method=method, keepdims=keepdims), _as_floats(x))
+        return fold(shape, lambda a: np.quantile(a, q, axis=axis, method=method, keepdims=keepdims), as_floats(x))
     dtype = _float_of(x)
 
     def pick(a, inner):
@@ -349,7 +350,7 @@ def _quantile(name, x, q=0.5, axis=None, method="linear", keepdims=False):
 def _along(name, x, axis):
     """Functions that keep the shape, and run along one axis; for `None` along all entries in one row."""
     if name not in ("sort", "argsort"):
-        _need_numbers(name, x)
+        need_numbers(name, x)
     if axis is None:
         x = moved("ravel", x)
     if not x.shape:
@@ -422,15 +423,15 @@ def _full_like(x, fill_value, dtype):
     if dtype is None:
         dtype = fill_value.dtype if x.weak and not fill_value.weak else x.dtype
         if dtype in ("int", "float"):
-            dtype = _strong(x)[0].dtype
+            dtype = strong(x)[0].dtype
     if None in x.shape and x.data is None:
         _check_fill(x.shape, fill_value)
         return arithmetic.convert(fill_value, dtype) and Value(dtype, x.shape)
-    _need_lengths("full_like", x)
+    need_lengths("full_like", x)
     return _filled_with(x.shape, fill_value, dtype)
 
 
-def _need_lengths(name, *operands):
+def need_lengths(name, *operands):
     """Inside a compiled graph a length may stay unknown; while planning it is known later."""
     if any(None in value.shape for value in operands):
         raise UnsupportedError(f"{name}() of a tensor with an axis of unknown length is not supported", argument=0)
@@ -511,9 +512,11 @@ def _sizes(name, x):
 def moved(name, x, **arguments):
     """Functions that move entries: the shape rule gives the result's shape, and the arguments by position."""
     if name == "trace":
-        return _reduction("sum", moved("diagonal", x, **arguments), axis=-1)
+        return reduction("sum", moved("diagonal", x, **arguments), axis=-1)
     shape, options = shapes.RULES[name](x.shape, **arguments)
     dtypes.check_size(shape, x)
+    if x.weak and None in shape:
+        return Value(x.dtype, shape, None, True, x.is_list)  # `broadcast_to(0, shape(_))`, planned under a mask
     if x.weak:
         numpy_name = "reshape" if name == "ravel" else name
         return fold(shape, lambda a: getattr(np, numpy_name)(a, *options), x, dtype=x.dtype)
@@ -562,57 +565,6 @@ def _refuse_shapes(name, found):
     raise ShapeError(f"tensors of the shapes {first} and {other} cannot be {verb}", argument=0)
 
 
-# -- products ----------------------------------------------------------------------------------------------------------
-
-
-def _product(name, x1, x2, axes=None):
-    _need_numbers(name, x1, x2)
-    if name == "matmul":
-        return arithmetic.matmul(x1, x2)
-    if name == "outer":
-        a = moved("expand_dims", moved("ravel", x1), axis=1)
-        b = moved("expand_dims", moved("ravel", x2), axis=0)
-        return arithmetic.binary("*", a, b)
-    if name == "dot":
-        if not x1.shape or not x2.shape:
-            return arithmetic.binary("*", x1, x2)
-        return _contract(name, x1, x2, (len(x1.shape) - 1,), (max(0, len(x2.shape) - 2),))
-    if isinstance(axes, int):
-        if not 0 <= axes <= min(len(x1.shape), len(x2.shape)):
-            raise ShapeError(f"tensors of {len(x1.shape)} and {len(x2.shape)} axes share no {axes}", argument="axes")
-        first = tuple(range(len(x1.shape) - axes, len(x1.shape)))
-        return _contract(name, x1, x2, first, tuple(range(axes)))
-    if len(axes) != 2:
-        raise FunctionError("'axes' is an integer or a list of two lists of axes", argument="axes")
-    first, second = (tuple(part) if isinstance(part, list) else part for part in axes)
-    return _contract(
-        name, x1, x2, normal_axes(first, len(x1.shape), "axes"), normal_axes(second, len(x2.shape), "axes")
-    )
-
-
-def _contract(name, x1, x2, first, second):
-    """Sums the products over the axes `first` of `x1` and `second` of `x2`: one product of matrices."""
-    lengths = [x1.shape[axis] for axis in first], [x2.shape[axis] for axis in second]
-    if len(first) != len(second) or any(map(differ, *lengths)):
-        raise ShapeError(f"shapes {x1.shape} and {x2.shape} do not multiply over these axes", argument=1)
-    left = [axis for axis in range(len(x1.shape)) if axis not in first]
-    right = [axis for axis in range(len(x2.shape)) if axis not in second]
-    rows, columns = [x1.shape[axis] for axis in left], [x2.shape[axis] for axis in right]
-    dtypes.check_size((*rows, *columns), x1, x2)
-    if None in (*x1.shape, *x2.shape):
-        if x1.data is not None and x2.data is not None:
-            _need_lengths(name, x1, x2)
-        return Value(dtypes.common((x1, x2)), (*rows, *columns), None, x1.weak and x2.weak)
-    inner = math.prod(lengths[0])
-    a = _arranged(x1, [*left, *first], [math.prod(rows), inner])
-    b = _arranged(x2, [*second, *right], [inner, math.prod(columns)])
-    return moved("reshape", arithmetic.matmul(a, b), newshape=(*rows, *columns))
-
-
-def _arranged(x, order, shape):
-    return moved("reshape", moved("transpose", x, axes=tuple(order)), newshape=tuple(shape))
-
-
 RULES: dict[str, Callable[..., Any]] = {
     "Arithmetic and comparison": _arithmetic,
     "Element-wise mathematics": _mathematics,
@@ -621,12 +573,11 @@ RULES: dict[str, Callable[..., Any]] = {
     "Closeness": _close,
     "Choice": _where,
     "Conversion": _cast,
-    "Reductions": _reduction,
+    "Reductions": reduction,
     "Quantiles": _quantile,
     "Along an axis": _along,
     "Creation": _creation,
     "Sizes": _sizes,
     "Shape": moved,
     "Joining": _joining,
-    "Products": _product,
 }

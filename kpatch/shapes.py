@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from kpatch.errors import FunctionError, ShapeError, UnsupportedError
-from kpatch.indexing import broadcast
 
 
 def normal_axis(axis, count, name="axis"):
@@ -27,11 +26,10 @@ def normal_axes(axis, count, name="axis"):
 
 
 def widens(shape, target):
-    """Whether a shape broadcasts to another one."""
-    try:
-        return broadcast([target, shape]) == target
-    except ShapeError:
+    """Whether a shape broadcasts to another one, as far as the lengths are known."""
+    if len(shape) > len(target):
         return False
+    return all(a in (1, b) or None in (a, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
 
 
 def one_axis(axis, count):

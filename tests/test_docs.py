@@ -7,7 +7,9 @@
   errors beside them line by line.
 * `console`: the commands of kpatch run, in a directory that holds `examples/`, and print what follows them.
 
-`python tests/test_docs.py` writes the list of functions into `docs/language.md` anew.
+* The page of functions is the table of `kpatch/table.py`, whose examples run, of literals and of tensors.
+
+`python tests/test_docs.py` writes `docs/functions.md` anew.
 """
 
 import ast
@@ -25,11 +27,18 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch.functions import TABLE
+from kpatch import functions
+from kpatch.evaluate import Scope, evaluate
+from kpatch.rules import strong
+from kpatch.syntax import ast as nodes
+from kpatch.table import TABLE
+from kpatch.tensors import to_numpy
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGE, ARCHITECTURE, ERRORS = (ROOT / "docs" / f"{name}.md" for name in ("language", "architecture", "errors"))
+LANGUAGE, ARCHITECTURE, ERRORS, FUNCTIONS = (
+    ROOT / "docs" / f"{name}.md" for name in ("language", "architecture", "errors", "functions")
+)
 PACKAGE = ROOT / "kpatch"
 KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("dynamo", "misses", "resolve", "tree", "watch")}
 
@@ -109,8 +118,6 @@ def edited(given, dtype, line):
     """What a line of a block does to the tensor that the block gives, and what it says that it does."""
     from keras import ops
 
-    from kpatch.tensors import to_numpy
-
     statement, _, expected = line.rpartition("  # ")
     got = outcome(lambda: kpatch.edit(ops.convert_to_tensor(values(given), dtype), statement))
     if not isinstance(got, str):
@@ -149,19 +156,70 @@ def outcome(function):
 # The language --------------------------------------------------------------------------------------------------------
 
 
+FUNCTIONS_HEAD = """\
+# The functions
+
+Names, arguments and meaning are those of the same functions in `keras.ops`. [The language](language.md#functions) says
+how they are called, and by which [rules](language.md#types-and-numbers) they compute. `None` as a default means that
+the argument was not given, and arguments after `*` are given by name.
+
+Every example is a test on each backend, of literals and of tensors: what it `is`, it is to the bit, and where it `is
+about` something, to the digits shown.
+"""
+
+
 def functions_page():
-    """The functions that are executed, as the page lists them."""
+    """The page that the table makes."""
     groups = {}
     for function in TABLE.values():
-        line = f"- `{function.name}({function.signature})`: {function.description}"
-        groups.setdefault(function.group, []).append(line)
-    groups.pop("Not executed yet", None)
-    return "\n\n".join(f"**{group}**\n\n" + "\n".join(listed) for group, listed in groups.items())
+        verb = "is" if function.exact else "is about"
+        entry = f"- `{function.name}({function.signature})`: {function.description}."
+        example = f"  Example: `{function.example}` {verb} `{function.result}`."
+        groups.setdefault(function.group, []).append(f"{entry}\n{example}")
+    return "\n".join([FUNCTIONS_HEAD, *(f"## {group}\n\n" + "\n".join(made) + "\n" for group, made in groups.items())])
 
 
-def test_the_page_lists_the_functions_that_are_executed():
-    listed = section(LANGUAGE.read_text(encoding="utf-8"), "Functions").partition("\n**")
-    assert trimmed(listed[1] + listed[2]) == trimmed(functions_page()), "python tests/test_docs.py writes the list anew"
+def test_the_page_of_functions_is_the_table():
+    assert FUNCTIONS.read_text(encoding="utf-8") == functions_page(), "python tests/test_docs.py writes it anew"
+
+
+def test_the_language_names_the_groups_of_functions():
+    text = " ".join(section(LANGUAGE.read_text(encoding="utf-8"), "Functions").split())
+    groups = list(dict.fromkeys(function.group for function in TABLE.values()))
+    assert f"There are these groups: {'; '.join(groups)}." in text
+
+
+@pytest.mark.parametrize("of_tensors", [False, True], ids=["literals", "tensors"])
+@pytest.mark.parametrize("function", TABLE.values(), ids=TABLE)
+def test_examples_of_functions(function, of_tensors):
+    node = kpatch.parse(f"_ = {function.example}").statements[0].value
+    scope = Scope(look_up=None)
+    found = evaluate(with_tensors(node, scope) if of_tensors else node, scope)
+    data, expected = to_numpy(found.data), np.array(values(function.result))
+    if function.exact:
+        np.testing.assert_array_equal(data, expected.astype(data.dtype))
+    else:
+        np.testing.assert_allclose(data, expected, rtol=5e-6, atol=1e-6)
+
+
+def with_tensors(call, scope):
+    """The call with its lists, where it takes tensors, as locals that are tensors: int32, float32 or bool."""
+
+    def bound(node):
+        name = f"t{len(scope.locals)}"
+        [scope.locals[name]] = strong(evaluate(node, scope))
+        return nodes.Local(name)
+
+    arguments, parameters = [], list(functions._parameters(call.function))
+    for place, argument in enumerate(call.arguments):
+        parameter = argument.name or parameters[min(place, len(parameters) - 1)]
+        kind, value = functions._kind(TABLE[call.function], parameter), argument.value
+        if kind is functions._tensors:
+            value = nodes.List(tuple(map(bound, value.items)))
+        elif kind in (functions._tensor, functions._several) and isinstance(value, nodes.List):
+            value = bound(value)
+        arguments.append(nodes.Argument(argument.name, value))
+    return nodes.Call(call.function, tuple(arguments))
 
 
 def test_limits_are_those_of_the_code():
@@ -251,11 +309,5 @@ def test_no_module_loads_a_backend_before_it_is_needed():
             assert not eager & {"keras", "jax", "torch", "tensorflow"}, name
 
 
-def rewrite_functions():
-    text = LANGUAGE.read_text(encoding="utf-8")
-    old = section(text, "Functions")
-    LANGUAGE.write_text(text.replace(old, f"{old.partition('**')[0]}{functions_page()}\n\n"), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    rewrite_functions()
+    FUNCTIONS.write_text(functions_page(), encoding="utf-8")

@@ -1,0 +1,248 @@
+"""Linear algebra: matrices in the last two axes, the axes before them in a batch.
+
+Of integers it is done in float32, of 16-bit floats in float32 and rounded once, of literals in double precision. The
+backends disagree on matrices that have no inverse or factor: some raise, some give infinities or NaN, and which ones
+those are depends on rounding. So what is refused is said here, and is the same everywhere: a matrix that cannot be
+told from a singular one within the rounding of its dtype. Inside compiled functions values cannot be looked at.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kpatch import dtypes, numerics
+from kpatch.arithmetic import compute, doubt, fold
+from kpatch.errors import FunctionError, LimitError, ShapeError
+from kpatch.indexing import broadcast
+from kpatch.rules import as_floats, need_lengths, need_numbers
+from kpatch.shapes import differ
+from kpatch.tensors import to_numpy
+
+MAX_WORK = 2**38  # multiplications, about, that one call asks for: the inverse of a matrix of 6,500 by 6,500
+FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # what backends raise of a matrix
+
+
+def factor(name, x=None, a=None, b=None):
+    """The rule of the group.
+
+    Raises:
+        FunctionError: of a matrix that has no inverse or factor, where its values are known.
+
+    Example:
+        >>> from kpatch.dtypes import literal
+        >>> factor("inv", literal([[2, 0], [0, 4]])).data
+        array([[0.5 , 0.  ],
+               [0.  , 0.25]])
+        >>> factor("inv", literal([[1, 2], [2, 4]]))
+        Traceback (most recent call last):
+        kpatch.FunctionError: inv() of a singular matrix
+          pinv(x) has a result for every matrix
+    """
+    need_numbers(name, *(value for value in (x, a, b) if value is not None))
+    matrix = a if x is None else x
+    _check_matrix(name, matrix.shape)
+    if name == "solve":
+        return _solved(a, b)
+    _check_work(name, matrix.shape, min(_known(matrix.shape[-2:])))
+    return _computed(name, _SHAPES.get(name, lambda shape: shape)(matrix.shape), matrix)
+
+
+def _computed(name, shape, *operands):
+    """The `Value` that a kernel makes of the operands, in one float dtype."""
+    dtypes.check_size(shape, *operands)
+    if all(value.data is not None for value in operands):
+        need_lengths(name, *operands)
+    else:
+        doubt()
+    run = functools.partial(_run, name)
+    if all(value.weak for value in operands):
+        kernel = (lambda *_: np.zeros(shape)) if 0 in shape else (lambda *data: run(*data, "float64"))
+        return fold(shape, kernel, *map(as_floats, operands))
+    dtype = dtypes.common(operands)
+    dtype = dtype if dtype in dtypes.FLOATS else "float32"
+    return compute(dtype, shape, lambda *data: numerics.in_float32(run, dtype, *data), *operands, to=dtype)
+
+
+def _run(name, *arguments):
+    *data, dtype = arguments
+    if not any(map(numerics.is_traced, data)):
+        for place, x in enumerate(data):
+            if not np.isfinite(to_numpy(x)).all():
+                message = f"{name}() of a matrix with nan or infinite entries"
+                raise FunctionError(message, argument=place, notes=["nan_to_num(x) replaces them by numbers"])
+    return _KERNELS[name](*data, dtype)
+
+
+# -- shapes and bounds -------------------------------------------------------------------------------------------------
+
+_SQUARE = ("det", "inv", "solve", "cholesky", "eigh")
+
+
+def _check_matrix(name, shape):
+    if len(shape) < 2:
+        raise ShapeError(f"a matrix has at least 2 axes, found the shape {shape}", argument=0)
+    if name in _SQUARE and differ(*shape[-2:]):
+        raise ShapeError(f"{name}() takes square matrices, found the shape {shape}", argument=0)
+
+
+def _known(lengths):
+    return [1 if length is None else length for length in lengths]
+
+
+def _check_work(name, shape, depth):
+    work = math.prod(_known(shape)) * depth
+    if work > MAX_WORK:
+        raise LimitError(f"{name}() of the shape {shape} takes about {work} steps, at most {MAX_WORK} are allowed")
+
+
+def _least(shape):
+    rows, columns = shape[-2:]
+    return None if None in (rows, columns) else min(rows, columns)
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "det": lambda shape: shape[:-2],
+    "pinv": lambda shape: (*shape[:-2], shape[-1], shape[-2]),
+    "qr": lambda shape: (*shape[:-1], _least(shape)),
+    "svd": lambda shape: (*shape[:-2], _least(shape)),
+    "eigh": lambda shape: shape[:-1],
+}
+
+
+def _solved(a, b):
+    """`b` is one vector where it has one axis, else matrices, whose batch broadcasts with that of `a`."""
+    if not b.shape:
+        raise ShapeError("solve() takes a vector or a matrix on the right, found a number", argument=1)
+    vector = len(b.shape) == 1
+    rows, columns = (b.shape[0], 1) if vector else b.shape[-2:]
+    if differ(a.shape[-1], rows):
+        message = f"the shapes {a.shape} and {b.shape} are not solved: {a.shape[-1]} is not {rows}"
+        raise ShapeError(message, argument=1)
+    batch = broadcast([a.shape[:-2], () if vector else b.shape[:-2]])
+    size = a.shape[-1] if rows is None else rows
+    _check_work("solve", (*batch, size, size), max(_known((size, columns))))
+    return _computed("solve", (*batch, size) if vector else (*batch, size, columns), a, b)
+
+
+# -- kernels: on NumPy's arrays and on the backend's tensors -----------------------------------------------------------
+
+
+def _engines(x):
+    """Where the functions on arrays are, and those of linear algebra."""
+    if isinstance(x, np.ndarray):
+        return np, np.linalg  # of literals, too, where the backend is another
+    from keras import ops
+
+    return ops, ops
+
+
+def _attempt(refuse, function, *data):
+    """Calls a backend's function; what it raises of a matrix becomes the error that `refuse` makes."""
+    try:
+        return function(*data)
+    except Exception as error:  # each backend has its own, with no common base
+        if type(error).__name__ not in FAILURES:
+            raise
+        raise refuse() from error
+
+
+def _transposed(x):
+    return _engines(x)[0].swapaxes(x, -1, -2)
+
+
+def _symmetric(x):
+    """The lower triangle, and its mirror image: some backends read one, some the mean of both."""
+    arrays = _engines(x)[0]
+    return arrays.tril(x) + _transposed(arrays.tril(x, -1))
+
+
+def _det(x, dtype):
+    arrays, linalg = _engines(x)
+    return linalg.det(x) if x.shape[-1] else arrays.ones(x.shape[:-2], dtype)
+
+
+def _singular(name):
+    note = "pinv(x) has a result for every matrix" if name == "inv" else "pinv(a) @ b is the nearest there is"
+    return FunctionError(f"{name}() of a singular matrix", argument=0, notes=[note])
+
+
+def _inv(x, dtype, name="inv"):
+    """Refused where the rounding of the entries alone could make the matrix singular.
+
+    The measure is the condition number of R. D. Skeel, "Scaling for numerical stability in Gaussian elimination",
+    J. ACM 26, 1979, which ignores the rows' scales; or that of the transposed matrix, which ignores the columns'.
+    """
+    refuse = functools.partial(_singular, name)
+    inverse = _attempt(refuse, _engines(x)[1].inv, x)
+    if not numerics.is_traced(inverse):
+        size, back = (np.abs(to_numpy(part).astype("float64")) for part in (x, inverse))
+        condition = np.minimum((back @ size).sum(-1).max(-1), (size @ back).sum(-2).max(-1))
+        if not (condition * np.finfo(dtype).eps < 1).all():
+            raise refuse()
+    return inverse
+
+
+def _solve(a, b, dtype):
+    arrays, linalg = _engines(a)
+    if not numerics.is_traced(a):
+        _inv(a, dtype, "solve")  # a backend's own judgement differs from the others'
+    vector = len(b.shape) == 1
+    right = arrays.expand_dims(b, -1) if vector else b
+    batch = broadcast([tuple(a.shape[:-2]), tuple(right.shape[:-2])])
+    a, right = (arrays.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (a, right))
+    result = linalg.solve(a, right)
+    return arrays.squeeze(result, -1) if vector else result
+
+
+def _pinv(x, dtype):
+    """Singular values below the rounding of the largest count as 0, on every backend the same way."""
+    arrays, linalg = _engines(x)
+    u, s, v = linalg.svd(x, full_matrices=False)
+    least = arrays.max(s, axis=-1, keepdims=True) * (max(x.shape[-2:]) * float(np.finfo(dtype).eps))
+    kept = arrays.sign(arrays.maximum(s - least, s * 0))
+    inverse = kept / (s + (1 - kept))
+    return (_transposed(v) * arrays.expand_dims(inverse, -2)) @ _transposed(u)
+
+
+def _cholesky(x, dtype):
+    def refuse():
+        return FunctionError("cholesky() of a matrix that is not positive definite", argument=0)
+
+    result = _attempt(refuse, _engines(x)[1].cholesky, _symmetric(x))
+    if not numerics.is_traced(result):
+        pivots, whole = (to_numpy(part).astype("float64") for part in (result, x))
+        pivots, whole = (np.diagonal(part, axis1=-2, axis2=-1) for part in (pivots, whole))
+        if not (pivots**2 > np.finfo(dtype).eps * whole).all():
+            raise refuse()
+    return result
+
+
+def _qr(x, dtype):
+    arrays, linalg = _engines(x)
+    q, r = linalg.qr(x)
+    diagonal = arrays.diagonal(r, axis1=-2, axis2=-1)
+    sign = arrays.sign(arrays.sign(diagonal) * 2 + 1)  # of 0 it is 1
+    return q * arrays.expand_dims(sign, -2)
+
+
+def _svd(x, dtype):
+    return _engines(x)[1].svd(x, compute_uv=False)
+
+
+def _eigh(x, dtype):
+    return _engines(x)[1].eigh(_symmetric(x))[0]
+
+
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "det": _det,
+    "inv": _inv,
+    "solve": _solve,
+    "pinv": _pinv,
+    "cholesky": _cholesky,
+    "qr": _qr,
+    "svd": _svd,
+    "eigh": _eigh,
+}

@@ -1,0 +1,271 @@
+"""Sums of products: each becomes products of matrices, whose sizes are checked one by one."""
+
+import functools
+import itertools
+import math
+import string
+from collections import Counter
+
+import numpy as np
+
+from kpatch import arithmetic, dtypes, numerics
+from kpatch.arithmetic import compute
+from kpatch.dtypes import Value, is_integer
+from kpatch.errors import DTypeError, FunctionError, ShapeError, UnsupportedError
+from kpatch.indexing import broadcast
+from kpatch.rules import moved, need_lengths, need_numbers, reduction
+from kpatch.shapes import differ, normal_axes
+
+
+def product(name, x1=None, x2=None, axes=None, subscripts=None, operands=()):
+    """The rule of the group."""
+    if name == "einsum":
+        return einsum(subscripts, operands)
+    need_numbers(name, x1, x2)
+    if name == "matmul":
+        return arithmetic.matmul(x1, x2)
+    if name in _PAIRS:
+        return _PAIRS[name](x1, x2)
+    if isinstance(axes, int):
+        if not 0 <= axes <= min(len(x1.shape), len(x2.shape)):
+            raise ShapeError(f"tensors of {len(x1.shape)} and {len(x2.shape)} axes share no {axes}", argument="axes")
+        first = tuple(range(len(x1.shape) - axes, len(x1.shape)))
+        return _contract(name, x1, x2, first, tuple(range(axes)))
+    if len(axes) != 2:
+        raise FunctionError("'axes' is an integer or a list of two lists of axes", argument="axes")
+    first, second = (tuple(part) if isinstance(part, list) else part for part in axes)
+    return _contract(
+        name, x1, x2, normal_axes(first, len(x1.shape), "axes"), normal_axes(second, len(x2.shape), "axes")
+    )
+
+
+def _contract(name, x1, x2, first, second):
+    """Sums the products over the axes `first` of `x1` and `second` of `x2`: one product of matrices."""
+    lengths = [x1.shape[axis] for axis in first], [x2.shape[axis] for axis in second]
+    if len(first) != len(second) or any(map(differ, *lengths)):
+        raise ShapeError(f"shapes {x1.shape} and {x2.shape} do not multiply over these axes", argument=1)
+    left = [axis for axis in range(len(x1.shape)) if axis not in first]
+    right = [axis for axis in range(len(x2.shape)) if axis not in second]
+    rows, columns = [x1.shape[axis] for axis in left], [x2.shape[axis] for axis in right]
+    dtypes.check_size((*rows, *columns), x1, x2)
+    if None in (*x1.shape, *x2.shape):
+        return _unknown(name, (*rows, *columns), x1, x2)
+    inner = math.prod(lengths[0])
+    a = _arranged(x1, [*left, *first], [math.prod(rows), inner])
+    b = _arranged(x2, [*second, *right], [inner, math.prod(columns)])
+    return moved("reshape", arithmetic.matmul(a, b), newshape=(*rows, *columns))
+
+
+def _unknown(name, shape, *operands):
+    """The result while planning, where lengths are not known yet."""
+    if all(x.data is not None for x in operands):
+        need_lengths(name, *operands)
+    return Value(dtypes.common(operands), tuple(shape), None, all(x.weak for x in operands))
+
+
+def _arranged(x, order, shape):
+    return moved("reshape", moved("transpose", x, axes=tuple(order)), newshape=tuple(shape))
+
+
+def _dot(x1, x2):
+    if not x1.shape or not x2.shape:
+        return arithmetic.binary("*", x1, x2)
+    return _contract("dot", x1, x2, (len(x1.shape) - 1,), (max(0, len(x2.shape) - 2),))
+
+
+def _inner(x1, x2):
+    if not x1.shape or not x2.shape:
+        return arithmetic.binary("*", x1, x2)
+    return _contract("inner", x1, x2, (len(x1.shape) - 1,), (len(x2.shape) - 1,))
+
+
+def _vdot(x1, x2):
+    a, b = moved("ravel", x1), moved("ravel", x2)
+    if differ(a.shape[0], b.shape[0]):
+        message = f"vdot() takes as many entries on both sides, found the shapes {x1.shape} and {x2.shape}"
+        raise ShapeError(message, argument=1)
+    return _contract("vdot", a, b, (0,), (0,))
+
+
+def _outer(x1, x2):
+    a = moved("expand_dims", moved("ravel", x1), axis=1)
+    b = moved("expand_dims", moved("ravel", x2), axis=0)
+    return arithmetic.binary("*", a, b)
+
+
+def _kron(x1, x2):
+    """All products, their axes interleaved and joined in pairs; a missing axis counts as one of length 1."""
+    count = max(len(x1.shape), len(x2.shape))
+    left, right = ((1,) * (count - len(x.shape)) + x.shape for x in (x1, x2))
+    shape = tuple(None if None in pair else math.prod(pair) for pair in zip(left, right, strict=True))
+    if None in shape:
+        return _unknown("kron", shape, x1, x2)
+    dtypes.check_size(shape, x1, x2)
+    grid = moved("reshape", _outer(x1, x2), newshape=(*left, *right))
+    order = tuple(itertools.chain.from_iterable((axis, axis + count) for axis in range(count)))
+    return moved("reshape", moved("transpose", grid, axes=order), newshape=shape)
+
+
+def _cross(x1, x2):
+    for place, x in enumerate((x1, x2)):
+        if not x.shape or x.shape[-1] not in (3, None):
+            message = f"cross() takes vectors of 3 entries along the last axis, found the shape {x.shape}"
+            raise ShapeError(message, argument=place)
+    shape = (*broadcast([x1.shape, x2.shape])[:-1], 3)
+    dtypes.check_size(shape, x1, x2)
+    dtype = dtypes.common((x1, x2))
+    if dtype in ("int", "float"):
+        return arithmetic.fold(shape, _crossed, x1, x2, dtype=dtype)
+    kernel = functools.partial(numerics.in_float32, lambda a, b, inner: _crossed(a, b, _stacked(inner)), dtype)
+    return compute(dtype, shape, kernel, x1, x2, to=dtype)
+
+
+def _crossed(a, b, stack=None):
+    """By its definition; `stack` joins the three components."""
+    (a0, a1, a2), (b0, b1, b2) = ([x[..., place] for place in range(3)] for x in (a, b))
+    parts = a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
+    return (stack or functools.partial(np.stack, axis=-1))(parts)
+
+
+def _stacked(dtype):
+    from keras import ops
+
+    return lambda parts: numerics.concatenate([ops.expand_dims(part, -1) for part in parts], -1, dtype)
+
+
+_PAIRS = {"dot": _dot, "inner": _inner, "vdot": _vdot, "outer": _outer, "kron": _kron, "cross": _cross}
+
+# -- Einstein's convention ---------------------------------------------------------------------------------------------
+
+
+def einsum(subscripts, operands):
+    """Sums of products: a letter stands for an axis, and one that the result has not is summed over.
+
+    Operands are joined in pairs, that pair first whose result is smallest.
+
+    Example:
+        >>> from kpatch.dtypes import literal
+        >>> einsum("ij,jk->ik", [literal([[1, 2]]), literal([[3], [4]])]).data
+        array([[11]])
+    """
+    terms, result = _read(subscripts, len(operands))
+    need_numbers("einsum", *operands)
+    lengths = _lengths_of(terms, operands)
+    shape = tuple(lengths[letter] for letter in result)
+    dtypes.check_size(shape, *operands)
+    dtype = dtypes.common(operands)
+    if None in lengths.values():
+        return _unknown("einsum", shape, *operands)
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+    if is_integer(dtype) and dtype != "int" and dtypes.INTEGERS[dtype] < 32:
+        wide = "int32"  # the same bits once it is wrapped
+    parts = [
+        (_widened(x, dtype, wide, place), term) for place, (x, term) in enumerate(zip(operands, terms, strict=True))
+    ]
+    while len(parts) > 1:
+        parts = _join_best(parts, result, lengths)
+    [(total, letters)] = parts
+    total, letters = _summed(total, letters, set(result))
+    total = moved("transpose", total, axes=tuple(letters.index(letter) for letter in result))
+    return total if wide == dtype else compute(dtype, shape, lambda x: numerics.recast(x, dtype), total)
+
+
+def _read(subscripts, count):
+    """The letters of each operand, and of the result."""
+    text = "".join(subscripts.split())
+    if "..." in text:
+        raise UnsupportedError("'...' in einsum() is not executed; give each axis a letter", argument="subscripts")
+    inputs, arrow, result = text.partition("->")
+    wrong = next((c for c in inputs.replace(",", "") + result if c not in string.ascii_letters), None)
+    if wrong is not None:
+        raise FunctionError(f"the axes of einsum() are letters, not '{wrong}'", argument="subscripts")
+    terms = inputs.split(",")
+    if len(terms) != count:
+        found = f"{len(terms)} operand" + "s" * (len(terms) != 1)
+        raise FunctionError(f"the subscripts are those of {found}, {count} given", argument="subscripts")
+    if not arrow:
+        once = Counter(inputs.replace(",", ""))
+        result = "".join(sorted(letter for letter in once if once[letter] == 1))
+    twice = next((letter for letter in result if result.count(letter) > 1), None)
+    if twice is not None:
+        raise FunctionError(f"'{twice}' stands twice in the result of einsum()", argument="subscripts")
+    unknown = next((letter for letter in result if letter not in inputs), None)
+    if unknown is not None:
+        raise FunctionError(f"'{unknown}' of the result is no axis of an operand of einsum()", argument="subscripts")
+    return terms, result
+
+
+def _lengths_of(terms, operands):
+    """The length of each letter's axis."""
+    lengths: dict[str, int | None] = {}
+    for place, (term, x) in enumerate(zip(terms, operands, strict=True)):
+        if len(term) != len(x.shape):
+            shown = term if len(term) <= 2 * dtypes.MAX_AXES else term[: 2 * dtypes.MAX_AXES] + "..."
+            axes = f"{len(term)} ax{'i' if len(term) == 1 else 'e'}s"
+            raise ShapeError(f"'{shown}' names {axes} of the shape {x.shape}", argument=place)
+        for letter, length in zip(term, x.shape, strict=True):
+            known = lengths.get(letter)
+            if differ(known, length):
+                raise ShapeError(f"'{letter}' has length {known}, and in the shape {x.shape} {length}", argument=place)
+            lengths[letter] = length if known is None else known
+    return lengths
+
+
+def _widened(x, dtype, wide, place):
+    """An operand in the dtype of the result, and then in the one that is computed in."""
+    if dtype in ("int", "float"):
+        return x
+    try:
+        x = compute(dtype, x.shape, lambda a: a, x, to=dtype)
+    except DTypeError as error:
+        error.argument = place
+        raise
+    return x if wide == dtype else compute(wide, x.shape, lambda a: a, x, to=wide)
+
+
+def _summed(x, letters, kept):
+    """Diagonals of letters that repeat, and sums over those that nobody needs."""
+    twice = next((letter for letter in letters if letters.count(letter) > 1), None)
+    while twice is not None:
+        first = letters.index(twice)
+        second = letters.index(twice, first + 1)
+        x = moved("diagonal", x, offset=0, axis1=first, axis2=second)  # puts the diagonal last
+        letters = letters[:first] + letters[first + 1 : second] + letters[second + 1 :] + twice
+        twice = next((letter for letter in letters if letters.count(letter) > 1), None)
+    surplus = tuple(place for place, letter in enumerate(letters) if letter not in kept)
+    if surplus:
+        x = reduction("sum", x, axis=surplus)
+    return x, "".join(letter for letter in letters if letter in kept)
+
+
+def _join_best(parts, result, lengths):
+    """The parts with one pair of them joined: that with the smallest product."""
+
+    def needed(pair):
+        others = (letters for place, (_, letters) in enumerate(parts) if place not in pair)
+        return set(result).union(*others)
+
+    def size(pair):
+        letters = {letter for place in pair for letter in parts[place][1]}
+        return math.prod(lengths[letter] for letter in letters & needed(pair))
+
+    pair = min(itertools.combinations(range(len(parts)), 2), key=size)
+    joined = _joined(parts[pair[0]], parts[pair[1]], needed(pair), lengths)
+    return [joined, *(part for place, part in enumerate(parts) if place not in pair)]
+
+
+def _joined(first, second, needed, lengths):
+    """Two operands as one: a batch of products of matrices."""
+    (a, a_letters), (b, b_letters) = first, second
+    a, a_letters = _summed(a, a_letters, needed | set(b_letters))
+    b, b_letters = _summed(b, b_letters, needed | set(a_letters))
+    shared = [letter for letter in a_letters if letter in b_letters]
+    batch, inner = ([x for x in shared if (x in needed) == kept] for kept in (True, False))
+    left, right = [x for x in a_letters if x not in shared], [x for x in b_letters if x not in shared]
+    letters = [*batch, *left, *right]
+    dtypes.check_size([lengths[letter] for letter in letters], a, b)
+    sizes = [math.prod(lengths[letter] for letter in group) for group in (batch, left, inner, right)]
+    x = _arranged(a, [a_letters.index(letter) for letter in (*batch, *left, *inner)], sizes[:3])
+    y = _arranged(b, [b_letters.index(letter) for letter in (*batch, *inner, *right)], [sizes[0], *sizes[2:]])
+    product = moved("reshape", arithmetic.matmul(x, y), newshape=tuple(lengths[letter] for letter in letters))
+    return product, "".join(letters)
