@@ -530,7 +530,8 @@ def _put_sharded(array, selection, values):
         parts = [_put(*each) for each in zip(parts, (Mask(mask, mask.shape) for mask in masks), values, strict=True)]
     elif kind is Region and selection.full:
         parts = [
-            _put(part, whole(part.shape), piece) for part, piece in zip(parts, _pieces(values, array), strict=True)
+            _put(part, indexing.whole(part.shape), piece)
+            for part, piece in zip(parts, _pieces(values, array), strict=True)
         ]
     else:
         values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
