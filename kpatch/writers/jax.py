@@ -24,6 +24,7 @@ from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from kpatch import indexing
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
