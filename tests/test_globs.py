@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
+from kpatch import names
 from kpatch.errors import PatchError, ResolutionError
 from kpatch.globs import matcher
 from kpatch.resolve import index
@@ -470,6 +471,22 @@ def test_hostile_patterns_end_soon(text):
     assert time.monotonic() - start < 20
 
 
+def test_globs_without_end_are_refused(net, monkeypatch):
+    monkeypatch.setattr(names, "MAX_WALK", 2**12)
+    monkeypatch.setattr(names, "MAX_MATCHES", 100)
+    for text, message in [
+        ("**.*." * 1_000 + "* = 0", "the globs of a patch take at most 4096 steps, layers times parts"),
+        ("\n".join(f"**.k{i}* = 0" for i in range(2_000)), "the globs of a patch take at most 4096 steps"),
+        ("** = 0\n" * 26, "the globs of a patch match at most 100 variables, all statements together"),
+    ]:
+        with pytest.raises(kpatch.PatchError) as caught:
+            kpatch.plan(net, text)
+        last = caught.value.errors[-1]
+        assert isinstance(last, kpatch.LimitError)
+        assert last.message.startswith(message)
+    kpatch.plan(net, "** = 0\n" * 25)
+
+
 def test_two_thousand_layers():
     class Wide(keras.Layer):
         def __init__(self):
@@ -504,26 +521,26 @@ def test_changes_between_two_globs():
 
     net = Net()
 
-    def names(text="**.w"):
+    def paths(text="**.w"):
         return [entry.path for entry in (step.place for step in kpatch.plan(net, f"{text} = 1").edits)]
 
-    assert names() == ["first.w", "two.w", "three.w"]
+    assert paths() == ["first.w", "two.w", "three.w"]
     net.first = Tree(["w", "v"], name="other")
-    assert names() == ["one.w", "two.w", "three.w", "first.w"]  # Keras keeps what an attribute held
-    assert names("first.*") == ["first.w", "first.v"]
+    assert paths() == ["one.w", "two.w", "three.w", "first.w"]  # Keras keeps what an attribute held
+    assert paths("first.*") == ["first.w", "first.v"]
     net.blocks.append(Tree(["w"], name="four"))
-    assert names("blocks.*.w") == ["two.w", "four.w"]
+    assert paths("blocks.*.w") == ["two.w", "four.w"]
     net.blocks[0] = Tree(["w"], [Tree(["w"], name="deep")], name="five")
-    assert sorted(names("blocks.**.w")) == ["five.deep.w", "five.w", "four.w"]
+    assert sorted(paths("blocks.**.w")) == ["five.deep.w", "five.w", "four.w"]
     net.towers["right"] = Tree(["w"], name="six")
-    assert names("towers.*.w") == ["three.w", "six.w"]
+    assert paths("towers.*.w") == ["three.w", "six.w"]
     net.blocks[0].parts[0].add_weight(name="w2", shape=(1,), initializer="zeros")
-    assert len(names("**.w?")) == 1
+    assert len(paths("**.w?")) == 1
     net.towers["right"].name = "seven"
-    assert len(names("seven.*")) == 1
+    assert len(paths("seven.*")) == 1
     del net.blocks[1]
     with pytest.raises(ResolutionError):
-        names("four.*")
+        paths("four.*")
 
 
 def test_a_replaced_variable_is_seen():
