@@ -92,11 +92,11 @@ def exchange(variable, values):
 def view(tensor):
     """The array's memory as one of NumPy that is only read, or `None` where it cannot be reached.
 
-    By DLPack: `np.asarray` would keep the view within the array, and so in the way of its donation.
+    DLPack would do as well, but jax then goes on counting a holder of the buffer until its garbage is collected.
     """
     if not _on_one_device(tensor) or tensor.dtype not in (np.float32, np.float64):
         return None
-    return np.from_dlpack(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
+    return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
 
 def sync(model):
