@@ -193,8 +193,12 @@ class Live:
         if not self.undo:
             self.keeps = number < self._doubtful
             if number > self._doubtful:
-                for record in self.records:
-                    record.before = record.after = None
+                self.let_go()
+
+    def let_go(self):
+        """Drops the old values, which then nothing can bring back."""
+        for record in self.records:
+            record.before = record.after = None
 
     def value(self, place):
         """The whole variable, as an alias: it is let go before anything is written."""
@@ -449,4 +453,6 @@ def apply(planned, writer, model, donate=True, undo=True):
         raise ExecutionError(
             f"the backend failed while the patch ran: {error}", notes=["every variable was put back as it was"]
         ) from error
+    if not undo:
+        live.let_go()
     return AppliedPatch(planned, live, model)

@@ -241,6 +241,8 @@ def _planned_edit(statement, place, stream, scope):
         implied = _implied_under_mask(statement, place, scope)
         shape = place.shape
     value = evaluate_side(statement, scope, implied)
+    if None in shape and value.shape:
+        arithmetic.doubt()  # whether it fits
     step = EditStep(statement, place, selection, stream=stream)
     if masked and not scope.traced:
         step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
