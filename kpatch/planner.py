@@ -67,11 +67,15 @@ class AssertStep:
     statement: ast.Assert
     may_fail: bool = True
 
+    place, stream = None, 0
+
 
 @dataclass(eq=False, slots=True)
 class LetStep:
     statement: ast.Let
     may_fail: bool = True
+
+    place, stream = None, 0
 
 
 @dataclass(eq=False)
@@ -100,6 +104,11 @@ class Plan:
     def edits(self):
         """The steps that write."""
         return [step for step in self.steps if not isinstance(step, (AssertStep, LetStep))]
+
+    @cached_property
+    def doubtful(self):
+        """The position of the last step that may still fail on the values that it meets, or -1."""
+        return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)
 
     @cached_property
     def rows(self):
