@@ -299,15 +299,16 @@ def quantiles(x, shares, axes, method, dtype):
     at = np.searchsorted(places, wanted).astype("int32")
     view = _view(x) if len(axes) == len(x.shape) else None
     if view is not None:
-        return as_tensor(_between(*order_statistics(view.reshape(-1), places)[at], part, np.where), dtype)
+        low, high, top = order_statistics(view.reshape(-1), places)[at]
+        return as_tensor(_between(low, high, top, part, np.where), dtype)
     x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
     x = _placed(x, places, dtype)
 
     def choose(condition, a, b):
         return where(as_tensor(condition, "bool") if isinstance(condition, np.ndarray) else condition, a, b, dtype)
 
-    found = [ops.take(x, row, axis=-1) for row in at]
-    return ops.moveaxis(_between(*found, part, choose, lambda share: as_tensor(share, dtype)), -1, 0)
+    low, high, top = (ops.take(x, row, axis=-1) for row in at)
+    return ops.moveaxis(_between(low, high, top, part, choose, lambda share: as_tensor(share, dtype)), -1, 0)
 
 
 def _between(low, high, top, part, choose, made=lambda share: share):

@@ -1,4 +1,4 @@
-"""Masks made in blocks are those of the evaluator, to the bit; and order statistics by counting those of sorting."""
+"""What is compiled when it is planned is what the evaluator gives, to the bit; order statistics are those of sorting."""
 
 import keras
 import numpy as np
@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch import blocks, evaluate, ranks
-from kpatch.dtypes import Value, tensor
+from kpatch import elementwise, evaluate, ranks
+from kpatch.dtypes import NUMPY, Value, tensor
 from kpatch.names import Place
 from kpatch.tensors import to_numpy
 
@@ -28,13 +28,13 @@ def both(text, array):
     node = kpatch.parse(f"t[{text}] = 0").statements[0].target.index[0]
     place = Place("t", array.shape, str(array.dtype))
     planning = evaluate.Scope(lambda node, target: None, implied=Value(place.dtype, place.shape, None))
-    program = blocks.compile_mask(node, planning, place)
+    program = elementwise.compile_mask(node, planning, place)
     scope = evaluate.Scope(lambda node, target: None, implied=tensor(keras.ops.convert_to_tensor(array, place.dtype)))
     by_evaluator = evaluate.evaluate(node, scope)
     expected = np.broadcast_to(
         np.asarray(by_evaluator.data if by_evaluator.weak else to_numpy(by_evaluator.data)), array.shape
     )
-    return None if program is None else program.run(array, scope), expected
+    return None if program is None else program.mask(array, scope), expected
 
 
 def check(text, array):
@@ -135,12 +135,14 @@ def test_common_masks_are_made_in_blocks(dtype, text):
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16, 17, 24])
 def test_sizes_around_a_block(size, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(elementwise, "BLOCK", 8)
     check("abs(_) < 0.5 or isnan(_)", filled(size, "float32"))
     check("-1 <= _ < 1", filled(2 * size, "float32").reshape(2, size))
 
 
-@pytest.mark.parametrize("size", [blocks.BLOCK - 1, blocks.BLOCK, blocks.BLOCK + 1, 2 * blocks.BLOCK + 3])
+@pytest.mark.parametrize(
+    "size", [elementwise.BLOCK - 1, elementwise.BLOCK, elementwise.BLOCK + 1, 2 * elementwise.BLOCK + 3]
+)
 def test_sizes_around_the_real_block(size):
     check("abs(_) < 0.5 or isnan(_)", filled(size, "float32"))
 
@@ -182,17 +184,51 @@ def test_what_is_left_to_the_evaluator(text):
     assert found is None
 
 
+VALUES = """
+_ * 2
+2 * _ + 1
+0.7 * _ + 0.3 * $other
+_ - 0.1
+_ * -_ - (1 - _)
+(0.1 + 0.2) * _ - mean(_)
+$other - _
+_ + 3 * $other * _ - $k
+max($other) * _
+(_ - $other) * -pi
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", *DTYPES])
+@pytest.mark.parametrize("text", VALUES.strip().splitlines())
+def test_whole_values_are_those_of_the_evaluator(dtype, text):
+    """To the bit: a new value of `+ - *`, compiled where it replaces a whole variable, evaluated where it is a part."""
+    rng = np.random.default_rng(1)
+    array, other = (rng.normal(size=(5, 7)).astype(NUMPY[dtype]) for _ in range(2))
+    other = keras.ops.convert_to_tensor(other, dtype)
+    bindings = {name: value for name, value in (("other", other), ("k", 0.25)) if f"${name}" in text}
+    whole, part = holder(array, dtype), holder(array, dtype)
+    [step] = kpatch.plan(whole, f"t = {text}", **bindings).edits
+    assert step.value is not None, "it is compiled"
+    kpatch.apply(whole, f"t = {text}", **bindings)
+    kpatch.apply(part, f"let v = {text.replace('_', 't')}; t = v", **bindings)
+    assert to_numpy(whole.t.value).tobytes() == to_numpy(part.t.value).tobytes()
+    after = to_numpy(whole.t.value).copy()
+    with kpatch.apply(whole, f"t = {text}; t += 1", **bindings):
+        pass
+    assert to_numpy(whole.t.value).tobytes() == after.tobytes()
+
+
 def test_other_dtypes_are_left_to_the_evaluator():
     node = kpatch.parse("t[_ < 1] = 0").statements[0].target.index[0]
     for dtype in ("float16", "bfloat16", "int8", "int32", "bool"):
         place = Place("t", (3,), dtype)
         scope = evaluate.Scope(lambda node, target: None, implied=Value(dtype, (3,), None))
-        assert blocks.compile_mask(node, scope, place) is None
+        assert elementwise.compile_mask(node, scope, place) is None
 
 
-def holder(array):
+def holder(array, dtype=None):
     layer = keras.layers.Layer(name="holder")
-    layer.t = layer.add_weight(shape=array.shape, dtype=str(array.dtype), name="t", initializer="zeros")
+    layer.t = layer.add_weight(shape=array.shape, dtype=dtype or str(array.dtype), name="t", initializer="zeros")
     layer.built = True
     layer.t.assign(array)
     return layer
