@@ -1,4 +1,4 @@
-"""What is compiled when it is planned is what the evaluator gives, to the bit; order statistics are those of sorting."""
+"""What is compiled as it is planned is what the evaluator gives, to the bit; order statistics are those of sorting."""
 
 import keras
 import numpy as np
@@ -204,7 +204,7 @@ def test_whole_values_are_those_of_the_evaluator(dtype, text):
     """To the bit: a new value of `+ - *`, compiled where it replaces a whole variable, evaluated where it is a part."""
     rng = np.random.default_rng(1)
     array, other = (rng.normal(size=(5, 7)).astype(NUMPY[dtype]) for _ in range(2))
-    other = keras.ops.convert_to_tensor(other, dtype)
+    other = keras.Variable(other, dtype=dtype)
     bindings = {name: value for name, value in (("other", other), ("k", 0.25)) if f"${name}" in text}
     whole, part = holder(array, dtype), holder(array, dtype)
     [step] = kpatch.plan(whole, f"t = {text}", **bindings).edits
