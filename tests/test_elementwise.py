@@ -1,4 +1,4 @@
-"""Masks made in blocks are those of the evaluator, to the bit; and order statistics by counting those of sorting."""
+"""What is compiled as it is planned is what the evaluator gives, to the bit; order statistics are those of sorting."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import kpatch
 from kpatch import elementwise, evaluate, ranks
-from kpatch.dtypes import Value, tensor
+from kpatch.dtypes import NUMPY, Value, tensor
 from kpatch.names import Place
 from kpatch.tensors import to_numpy
 
@@ -184,6 +184,40 @@ def test_what_is_left_to_the_evaluator(text):
     assert found is None
 
 
+VALUES = """
+_ * 2
+2 * _ + 1
+0.7 * _ + 0.3 * $other
+_ - 0.1
+_ * -_ - (1 - _)
+(0.1 + 0.2) * _ - mean(_)
+$other - _
+_ + 3 * $other * _ - $k
+max($other) * _
+(_ - $other) * -pi
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", *DTYPES])
+@pytest.mark.parametrize("text", VALUES.strip().splitlines())
+def test_whole_values_are_those_of_the_evaluator(dtype, text):
+    """To the bit: a new value of `+ - *`, compiled where it replaces a whole variable, evaluated where it is a part."""
+    rng = np.random.default_rng(1)
+    array, other = (rng.normal(size=(5, 7)).astype(NUMPY[dtype]) for _ in range(2))
+    other = keras.Variable(other, dtype=dtype)
+    bindings = {name: value for name, value in (("other", other), ("k", 0.25)) if f"${name}" in text}
+    whole, part = holder(array, dtype), holder(array, dtype)
+    [step] = kpatch.plan(whole, f"t = {text}", **bindings).edits
+    assert step.value is not None, "it is compiled"
+    kpatch.apply(whole, f"t = {text}", **bindings)
+    kpatch.apply(part, f"let v = {text.replace('_', 't')}; t = v", **bindings)
+    assert to_numpy(whole.t.value).tobytes() == to_numpy(part.t.value).tobytes()
+    after = to_numpy(whole.t.value).copy()
+    with kpatch.apply(whole, f"t = {text}; t += 1", **bindings):
+        pass
+    assert to_numpy(whole.t.value).tobytes() == after.tobytes()
+
+
 def test_other_dtypes_are_left_to_the_evaluator():
     node = kpatch.parse("t[_ < 1] = 0").statements[0].target.index[0]
     for dtype in ("float16", "bfloat16", "int8", "int32", "bool"):
@@ -192,9 +226,9 @@ def test_other_dtypes_are_left_to_the_evaluator():
         assert elementwise.compile_mask(node, scope, place) is None
 
 
-def holder(array):
+def holder(array, dtype=None):
     layer = keras.layers.Layer(name="holder")
-    layer.t = layer.add_weight(shape=array.shape, dtype=str(array.dtype), name="t", initializer="zeros")
+    layer.t = layer.add_weight(shape=array.shape, dtype=dtype or str(array.dtype), name="t", initializer="zeros")
     layer.built = True
     layer.t.assign(array)
     return layer
