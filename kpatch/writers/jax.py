@@ -384,7 +384,7 @@ def _take_point(array, index):
 @_donating
 def _put_point(array, index, value):
     entry = _bits(value)
-    if _one_by_one(array, 1):
+    if array.ndim and _one_by_one(array, 1):
         return _put_each(array, index[:, None], entry.reshape(1))
     bits = lax.dynamic_update_slice(_bits(array), entry.reshape((1,) * array.ndim), list(index))
     return _from_bits(bits, array.dtype)
