@@ -63,12 +63,16 @@ class Program:
         Returns:
             A boolean NumPy array of the tensor's shape.
         """
-        numbers = [_number(ev.evaluate(node, scope), self.dtype) for node in self.scalars]
+        numbers = self.numbers(scope)
         flat, mask = view.reshape(-1), np.empty(view.size, bool)
         with np.errstate(all="ignore"):
             for start in range(0, len(flat), BLOCK):
                 mask[start : start + BLOCK] = self.compute(flat[start : start + BLOCK], numbers)
         return mask.reshape(view.shape)
+
+    def numbers(self, scope):
+        """The values of the scalars, as `compute` takes them."""
+        return [_number(ev.evaluate(node, scope), self.dtype) for node in self.scalars]
 
 
 def compile_mask(node, scope, place):

@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         model, lost = _load(path, saved_by, with_training_state)
-    said = (_short(item.message) for item in caught if item.category is UserWarning)
+    said = (explained(item.message) for item in caught if item.category is UserWarning)
     return Loaded(model, tuple(dict.fromkeys((*lost, *said))))
 
 
@@ -76,7 +76,7 @@ def _saved_by(path: Path) -> str:
     except zipfile.BadZipFile as error:
         raise FileError(f"'{path}' is no .keras file: {_kind(path)}") from error
     except (ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise FileError(f"'{path}' is damaged: {_short(error)}") from error
+        raise FileError(f"'{path}' is damaged: {explained(error)}") from error
     return str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
 
 
@@ -108,10 +108,10 @@ def _failure(path: Path, error: Exception, saved_by: str) -> FileError:
     notes = []
     if saved_by and saved_by != keras.version():
         notes = [f"the file was saved by Keras {saved_by}; this is Keras {keras.version()}"]
-    return FileError(f"cannot load '{path}': {_short(error)}", notes=notes)
+    return FileError(f"cannot load '{path}': {explained(error)}", notes=notes)
 
 
-def _short(error: Any) -> str:
+def explained(error: Any) -> str:
     """Keras's messages can hold whole configurations: the sentence that names the fault, on one line."""
     text = str(error).strip()
     text = text.rpartition("Exception encountered: ")[2] or type(error).__name__
@@ -157,7 +157,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         os.replace(written, path)
         _sync(path.parent)
     except Exception as error:
-        reason = _reason(error) if isinstance(error, OSError) else _short(error)
+        reason = _reason(error) if isinstance(error, OSError) else explained(error)
         raise FileError(f"cannot save '{path}': {reason}") from error
     finally:
         if aside is not None:
