@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         model, lost = _load(path, saved_by, with_training_state)
-    said = (explained(item.message) for item in caught if item.category is UserWarning)
+    said = (_short(item.message) for item in caught if item.category is UserWarning)
     return Loaded(model, tuple(dict.fromkeys((*lost, *said))))
 
 
@@ -53,14 +53,14 @@ def _load(path: Path, saved_by: str, with_training_state: bool) -> tuple[Any, li
     try:
         return keras.saving.load_model(path), []
     except Exception as error:
-        failure = _failure(path, error, saved_by)
+        failed = failure(path, error, saved_by)
         if with_training_state:
-            raise failure from error
+            raise failed from error
         try:
             model = keras.saving.load_model(path, compile=False)
         except Exception:  # noqa: BLE001
-            raise failure from error  # the first failure says more
-        return model, [f"{failure.message.partition(': ')[2]}; the model was loaded without its training state"]
+            raise failed from error  # the first failure says more
+        return model, [f"{failed.message.partition(': ')[2]}; the model was loaded without its training state"]
 
 
 def _saved_by(path: Path) -> str:
@@ -76,7 +76,7 @@ def _saved_by(path: Path) -> str:
     except zipfile.BadZipFile as error:
         raise FileError(f"'{path}' is no .keras file: {_kind(path)}") from error
     except (ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise FileError(f"'{path}' is damaged: {explained(error)}") from error
+        raise FileError(f"'{path}' is damaged: {_short(error)}") from error
     return str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
 
 
@@ -89,7 +89,7 @@ def _kind(path: Path) -> str:
     return "it is empty" if not start else "it is no zip archive, or a damaged one"
 
 
-def _failure(path: Path, error: Exception, saved_by: str) -> FileError:
+def failure(path: Path, error: Exception, saved_by: str) -> FileError:
     """What Keras's exception means to somebody who has only the file."""
     import keras
 
@@ -108,10 +108,10 @@ def _failure(path: Path, error: Exception, saved_by: str) -> FileError:
     notes = []
     if saved_by and saved_by != keras.version():
         notes = [f"the file was saved by Keras {saved_by}; this is Keras {keras.version()}"]
-    return FileError(f"cannot load '{path}': {explained(error)}", notes=notes)
+    return FileError(f"cannot load '{path}': {_short(error)}", notes=notes)
 
 
-def explained(error: Any) -> str:
+def _short(error: Any) -> str:
     """Keras's messages can hold whole configurations: the sentence that names the fault, on one line."""
     text = str(error).strip()
     text = text.rpartition("Exception encountered: ")[2] or type(error).__name__
@@ -157,7 +157,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         os.replace(written, path)
         _sync(path.parent)
     except Exception as error:
-        reason = _reason(error) if isinstance(error, OSError) else explained(error)
+        reason = _reason(error) if isinstance(error, OSError) else _short(error)
         raise FileError(f"cannot save '{path}': {reason}") from error
     finally:
         if aside is not None:

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 from kpatch.errors import FileError
-from kpatch.files import explained
+from kpatch.files import failure
 
 
 class Place(str):
@@ -40,7 +40,7 @@ def build(config, arrays):
             model = saving_lib._model_from_config(config, None, False, True)
             found = _where(model, {"/".join(array.keys): array for array in arrays}, saving_lib)
         except Exception as error:  # whatever the classes of a configuration raise
-            raise FileError(f"its architecture cannot be built here: {explained(error)}") from error
+            raise FileError(failure("", error, "").message.partition(": ")[2]) from error
     if not isinstance(model, keras.Layer):
         raise FileError("its configuration is not one of a model")
     for variable in model.variables:

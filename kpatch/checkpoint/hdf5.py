@@ -59,12 +59,17 @@ def arrays(path, start=0, length=None):
     with Window(path, start, length) as window:
         try:
             with h5py.File(window, "r") as file:
-                return list(_walk(file, path, start, length))
+                return sorted(_walk(file, path, start, length), key=_order)
         except FileError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py makes of libhdf5's errors
             reason = " ".join(str(error).split())
             raise FileError(f"'{path}' holds no readable HDF5 data: {reason}") from error
+
+
+def _order(array):
+    """By name, and by number where Keras numbers: `vars/2` before `vars/10`."""
+    return [(not key.isdecimal(), int(key) if key.isdecimal() else 0, key) for key in array.keys]
 
 
 def _walk(file, path, start, length):
@@ -73,7 +78,7 @@ def _walk(file, path, start, length):
     stack, seen = [((), file)], set()
     while stack:
         keys, group = stack.pop()
-        for name in sorted(group, reverse=True):
+        for name in group:
             kind = group.get(name, getclass=True, getlink=True)
             shown = "/".join((*keys, name))
             if kind is not h5py.HardLink:
