@@ -58,6 +58,18 @@ def read(path):
     return config, entry
 
 
+def is_plain(path):
+    """Whether the weights of an archive are stored as they are, so that they can be edited there; also where the
+    archive cannot be read, which `read` then says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            known = {info.filename: info for info in archive.infolist()}
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return True
+    plain = WEIGHTS in known and known[WEIGHTS].compress_type == zipfile.ZIP_STORED
+    return plain or not known.keys() & {WEIGHTS, "model.weights.npz"}
+
+
 def _check_names(path, infos):
     names = [info.filename for info in infos]
     for name in names:
