@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kpatch import files, linting, sources
-from kpatch.errors import PatchError, ResolutionError
+from kpatch.errors import PatchError
 from kpatch.syntax import Patch, ast, parse
 
 EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
@@ -200,6 +200,43 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
     _print(table)
     if opened is not None:
         _note(opened)
+
+
+@main.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.kpatch", help="Where the patch goes.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=0.0, help="Take entries that differ by no more as equal."
+)
+@click.option("--summary", is_flag=True, help="Show what differs, and where, as a table.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of what differs.")
+def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: bool, html: Path | None) -> None:
+    """Makes the patch that leads from OLD to NEW.
+
+    Few entries are written out, a block that takes one value is a slice, and what differs throughout goes to a
+    .safetensors beside the patch, where 'kpatch apply' finds it.
+
+    \b
+    Examples:
+      kpatch diff old.keras new.keras
+      kpatch diff old.keras new.keras -o change.kpatch
+      kpatch diff old.keras new.keras --summary --tolerance 1e-6
+    """
+    from kpatch.checkpoint import commands
+
+    found = commands.difference(old, new, tolerance)
+    if html is not None:
+        commands.write_map(html, found, f"{old} → {new}")
+    if summary:
+        _print(found)
+    if output is not None:
+        for written in found.save(output):
+            click.echo(f"wrote {written}")
+    elif not summary:
+        click.echo(found.text, nl=False)
+        if found.bindings:
+            click.echo(f"note: {', '.join(f'${name}' for name in found.bindings)}: -o keeps the values too", err=True)
 
 
 @main.command()

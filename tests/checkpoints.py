@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-
 from models import dense, filled, mixed
 
 layers = keras.layers
@@ -91,7 +90,11 @@ def seeded():
 
 
 def separable():
-    stack = [layers.SeparableConv1D(4, 2, name="sep"), layers.DepthwiseConv1D(2, name="depth"), layers.UnitNormalization()]
+    stack = [
+        layers.SeparableConv1D(4, 2, name="sep"),
+        layers.DepthwiseConv1D(2, name="depth"),
+        layers.UnitNormalization(),
+    ]
     return functional(*stack, layers.ConvLSTM1D(2, 2, name="cl") if False else layers.Flatten(), shape=(6, 3))
 
 

@@ -19,7 +19,6 @@ from kpatch import checkpoint
 from kpatch.errors import BindingError, FileError, PatchError, ResolutionError, UndoError, UnsupportedError
 
 
-
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "model.keras"
@@ -70,7 +69,7 @@ def test_a_registered_class_of_the_process_is_known(tmp_path):
     path = tmp_path / "model.keras"
     subclassed().save(path)
     with keras.saving.custom_object_scope({"Encoder": Encoder}):
-        patched_alike(path, "encoder.first.kernel[0] = 1; blocks.\"1\".bias = 2; **.kernel *= 2", tmp_path / "out.keras")
+        patched_alike(path, 'encoder.first.kernel[0] = 1; blocks."1".bias = 2; **.kernel *= 2', tmp_path / "out.keras")
 
 
 def test_a_class_that_is_not_known_leaves_the_names_in_the_file(tmp_path):
@@ -138,7 +137,7 @@ def test_a_result_in_shards_needs_new_names(tmp_path):
     _, path = weights_file(tmp_path, "a.weights.json")
     shutil.copy(path, tmp_path / "b.weights.json")
     with pytest.raises(FileError, match=r"b.weights.json' exists; the shards of a result need new names$"):
-        checkpoint.apply(path, "**.\"0\" = 0", tmp_path / "b.weights.json")
+        checkpoint.apply(path, '**."0" = 0', tmp_path / "b.weights.json")
 
 
 def test_safetensors(tmp_path):
@@ -220,7 +219,9 @@ def test_undo(tmp_path, name, in_place):
     assert [a.tobytes() for a in after] == [b.tobytes() for b in before]
     if name != "a.weights.json":
         assert out.read_bytes() == data
-    with pytest.raises(UndoError, match="^there is no '.*kpatch-undo' beside '.*'; an edit with a journal can be undone$"):
+    with pytest.raises(
+        UndoError, match="^there is no '.*kpatch-undo' beside '.*'; an edit with a journal can be undone$"
+    ):
         checkpoint.undo(out)
 
 
@@ -267,7 +268,34 @@ def test_keras_is_not_imported_where_it_is_not_needed(tmp_path):
     _, path = weights_file(tmp_path, "a.weights.h5")
     code = (
         "import sys; from kpatch import checkpoint\n"
-        f"checkpoint.apply({str(path)!r}, '\"layers/dense/vars/0\"[0, 0] = 1; **.\"1\" = 2', in_place=True)\n"
+        f'checkpoint.apply({str(path)!r}, \'"layers/dense/vars/0"[0, 0] = 1; **."1" = 2\', in_place=True)\n'
         "assert not {'keras', 'jax', 'torch', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_an_edit_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
+    """At each call that writes, and at random moments: KPATCH_KILLS of them in each mode."""
+    kills = os.environ.get("KPATCH_KILLS", "10")
+    code = [sys.executable, str(Path(__file__).with_name("crash.py")), str(tmp_path), kills]
+    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
+    ran = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == 8
+
+
+def test_a_journal_of_another_file_is_not_played_back(saved):
+    from kpatch.checkpoint import journal
+
+    log = journal.Journal(journal.begun(saved), [saved], durable=True)
+    log.add([(saved, 10, saved.read_bytes()[10:20], b"x" * 10)])
+    log.close()
+    data = saved.read_bytes()
+    saved.unlink()
+    saved.write_bytes(data + b"more")
+    with pytest.raises(FileError) as info:
+        checkpoint.open(saved)
+    assert str(info.value) == (
+        f"'{journal.begun(saved)}' is of an edit that was cut off, and '{saved}' has been replaced since\n"
+        "  if the file is as you want it, delete the journal"
+    )

@@ -112,5 +112,3 @@ def _store(saving_lib, arrays):
             return path in groups or any(group.startswith(f"{path}/") for group in groups)
 
     return Store()
-
-

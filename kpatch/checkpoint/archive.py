@@ -46,7 +46,9 @@ def read(path):
             if "config.json" not in known or WEIGHTS not in known:
                 raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its {WEIGHTS}")
             if known["config.json"].file_size > LARGEST_CONFIG:
-                raise FileError(f"'{path}' is refused: its config.json would unpack to more than {LARGEST_CONFIG} bytes")
+                raise FileError(
+                    f"'{path}' is refused: its config.json would unpack to more than {LARGEST_CONFIG} bytes"
+                )
             config = archive.read("config.json").decode("utf-8")
             entry = _entry(path, archive, known[WEIGHTS], infos)
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:

@@ -1,5 +1,6 @@
 """What the commands `apply`, `show`, `diff` and `undo` do with files."""
 
+import html
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from kpatch.checkpoint import archive
 from kpatch.checkpoint.opened import Checkpoint, kind
-from kpatch.errors import ResolutionError
+from kpatch.errors import FileError, ResolutionError
 from kpatch.syntax import ast
 
 
@@ -42,6 +43,50 @@ def selected(checkpoint, selector):
         if not found:
             raise
         return found
+
+
+def difference(old, new, tolerance):
+    """The `Diff` of two files, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kpatch.checkpoint.diff import diff
+
+    pair = []
+    for path in (old, new):
+        checkpoint = opened(path)
+        if checkpoint is None:
+            raise FileError(f"the weights in '{path}' are compressed: load the model and save it again")
+        pair.append(checkpoint)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=sum(array.nbytes for array in pair[0].arrays))
+        return diff(*pair, tolerance=tolerance, progress=lambda count: progress.advance(task, count))
+
+
+def write_map(path, found, title):
+    """Writes a page with a row for each array that differs: how much, and in which parts of it."""
+    from kpatch.checkpoint.diff import parts
+
+    rows = []
+    for each in found.differences:
+        cells = "".join(f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in parts(each))
+        rows.append(f"<tr><td>{html.escape(each.name)}<td>{each.count:,} of {each.new.size:,}{cells}")
+    text = PAGE.format(title=html.escape(title), rows="\n".join(rows))
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"cannot write '{path}': {(error.strerror or str(error)).lower()}") from error
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }} .part {{ width: 16px; border: 1px solid #eee }}</style>
+<h1>{title}</h1>
+<p>Each row is an array, its first entries at the left: the redder, the more of a part's entries differ.</p>
+<table>
+{rows}
+</table>
+"""
 
 
 class Statistics:

@@ -33,8 +33,14 @@ class Applied:
 
         source = self.plan.patch.source
         rows = [
-            (source[slice(*c.statement.span)], c.step.place.path, shape(c.step.place.shape), f"{c.entries:,}",
-             str(c.before), str(c.after))
+            (
+                source[slice(*c.statement.span)],
+                c.step.place.path,
+                shape(c.step.place.shape),
+                f"{c.entries:,}",
+                str(c.before),
+                str(c.after),
+            )
             for c in self.changes
         ]
         return _filled(_table("statement", "variable", "shape", "entries", "before", "after"), rows)

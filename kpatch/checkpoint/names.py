@@ -150,4 +150,3 @@ def donated(checkpoint, node, target):
         raise
     array = checkpoint.array(entry)
     return Place(f"${node.name}.{entry.path}", array.shape, array.dtype, array, entry)
-

@@ -159,4 +159,3 @@ class Checkpoint:
 
     def __repr__(self):
         return f"<Checkpoint {self.path}, {len(self.arrays)} arrays>"
-

@@ -17,7 +17,9 @@ DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
     "BF16": "bfloat16",
-    **{f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    **{
+        f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+    },
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -153,7 +153,10 @@ class Stored:
         if number is not None:
             return lambda start, old: (np.full_like(old, number.reshape(())), None)
         if step.operand is not None and step.statement.op[:-1] in OPERATORS:
-            function, operand = OPERATORS[step.statement.op[:-1]], np.asarray(step.operand.data, step.place.variable.numpy)
+            function, operand = (
+                OPERATORS[step.statement.op[:-1]],
+                np.asarray(step.operand.data, step.place.variable.numpy),
+            )
             return lambda start, old: (function(old, operand).astype(old.dtype, copy=False), None)
         return self._copied(step)
 
@@ -171,7 +174,10 @@ class Stored:
         place = self.names.meaning(node, step.place)
         if not isinstance(place, Place) or not isinstance(place.variable, Array):
             return None
-        if (place.shape, place.dtype) != (step.place.shape, step.place.dtype) or place.variable.file in self.editor.paths:
+        if (place.shape, place.dtype) != (
+            step.place.shape,
+            step.place.dtype,
+        ) or place.variable.file in self.editor.paths:
             return None
         values = place.variable.view().reshape(-1)
         return lambda start, old: (values[start : start + len(old)], None)
@@ -254,5 +260,3 @@ def _as_tensor(array):
     if keras.backend.backend() == "numpy":
         return array
     return keras.ops.convert_to_tensor(np.array(array), dtype=array.dtype.name)
-
-
