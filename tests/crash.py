@@ -1,7 +1,7 @@
 """Edits that are killed: at each call that writes, half of its bytes written, and at random moments by SIGKILL.
 
-`python tests/crash.py DIRECTORY COUNT [MODE ...]` prints what was found. Afterwards each file must be the old one or the new
-one: at once where a copy was edited, and once the file has been opened where it was edited in place.
+`python tests/crash.py DIRECTORY COUNT [MODE ...]` prints what was found. Afterwards each file must be the old
+one or the new one: at once where a copy was edited, and once the file has been opened where it was edited in place.
 """
 
 import os

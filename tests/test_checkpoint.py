@@ -174,9 +174,9 @@ def test_values_and_checkpoints_are_handed_in(saved):
     out = saved.with_name("out.keras")
     checkpoint.apply(saved, patch, out, donor=checkpoint.open(donor), row=[1, 2], expect=4)
     assert bits(load(out)) == bits(model)
-    with pytest.raises(BindingError, match="^'more' is not used"):
+    with pytest.raises(BindingError, match=r"^'more' is not used"):
         checkpoint.plan(saved, "dense_1.bias = 0", more=checkpoint.open(donor))
-    with pytest.raises(ResolutionError, match="^the patch matches 1 variable, not 2\n"):
+    with pytest.raises(ResolutionError, match=r"^the patch matches 1 variable, not 2\n"):
         checkpoint.apply(saved, "dense_1.bias = 0", out, expect=2)
 
 
@@ -213,14 +213,14 @@ def test_undo(tmp_path, name, in_place):
     first = next(iter(checkpoint.open(path)))
     patch = f"{first}[1] = 3; {first}[0:2] += 1; {first} *= 2"
     checkpoint.apply(path, patch, None if in_place else out, in_place=in_place, journal=True)
-    assert [checkpoint.open(out)[array] for array in checkpoint.open(out)][0].tobytes() != before[0].tobytes()
+    assert checkpoint.open(out)[first].tobytes() != before[0].tobytes()
     checkpoint.undo(out)
     after = [checkpoint.open(out)[array] for array in checkpoint.open(out)]
     assert [a.tobytes() for a in after] == [b.tobytes() for b in before]
     if name != "a.weights.json":
         assert out.read_bytes() == data
     with pytest.raises(
-        UndoError, match="^there is no '.*kpatch-undo' beside '.*'; an edit with a journal can be undone$"
+        UndoError, match=r"^there is no '.*kpatch-undo' beside '.*'; an edit with a journal can be undone$"
     ):
         checkpoint.undo(out)
 

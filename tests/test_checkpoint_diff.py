@@ -148,7 +148,7 @@ def test_the_command(tmp_path, monkeypatch):
         assert result.exit_code == 0, result.output
         return result
 
-    monkeypatch.setattr("kpatch.checkpoint.diff.FEW", 8)
+    monkeypatch.setattr("kpatch.checkpoint.comparing.FEW", 8)
     result = run("diff", "a.keras", "b.keras", "-o", "change.kpatch", "--html", "map.html")
     assert result.stdout == "wrote change.kpatch\nwrote change.safetensors\n"
     assert (

@@ -4,7 +4,7 @@
 and reads, `diff` makes the patch that leads from one to another, and `undo` takes an edit back.
 """
 
-from kpatch.checkpoint.diff import Diff, diff
+from kpatch.checkpoint.comparing import Diff, diff
 from kpatch.checkpoint.edits import Applied, apply, plan, undo
 from kpatch.checkpoint.opened import Checkpoint
 

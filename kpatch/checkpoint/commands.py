@@ -50,7 +50,7 @@ def difference(old, new, tolerance):
     from rich.console import Console
     from rich.progress import Progress
 
-    from kpatch.checkpoint.diff import diff
+    from kpatch.checkpoint.comparing import diff
 
     pair = []
     for path in (old, new):
@@ -66,7 +66,7 @@ def difference(old, new, tolerance):
 
 def write_map(path, found, title):
     """Writes a page with a row for each array that differs: how much, and in which parts of it."""
-    from kpatch.checkpoint.diff import parts
+    from kpatch.checkpoint.comparing import parts
 
     rows = []
     for each in found.differences:
@@ -80,7 +80,8 @@ def write_map(path, found, title):
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }} .part {{ width: 16px; border: 1px solid #eee }}</style>
+<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }}
+.part {{ width: 16px; border: 1px solid #eee }}</style>
 <h1>{title}</h1>
 <p>Each row is an array, its first entries at the left: the redder, the more of a part's entries differ.</p>
 <table>

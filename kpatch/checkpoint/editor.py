@@ -5,6 +5,7 @@ its old value is in the journal.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import struct
@@ -67,7 +68,7 @@ class Editor:
             stop = int(np.searchsorted(flat, flat[start] + block))
             breaks = start + 1 + np.flatnonzero(np.diff(flat[start:stop]) > gap)
             edges = [start, *(breaks if len(breaks) < block // gap else ()), stop]
-            made = [self._replacement(array, flat[a:b], values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+            made = [self._replacement(array, flat[a:b], values[a:b]) for a, b in itertools.pairwise(edges)]
             self._replace(made)
             start = stop
 

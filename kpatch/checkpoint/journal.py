@@ -1,7 +1,7 @@
 """The bytes that an edit replaces, on the disk before it replaces them: what undoes an edit, begun or finished.
 
 `.NAME.kpatch-journal` beside a file is an edit that has begun. It is read by the next command that opens the file, and
-the old bytes are put back; renamed to `NAME.kpatch-undo` it is an edit that is done, and can be undone by `kpatch undo`.
+the old bytes are put back; renamed to `NAME.kpatch-undo` it is an edit that is done, and `kpatch undo` takes it back.
 
 A journal is a line of JSON that names the files, and then records: which file, at which offset, how many bytes, the
 checksums of the old and of the new ones, the old ones, and a checksum of it all. A torn last record is one whose bytes

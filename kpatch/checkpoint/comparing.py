@@ -1,8 +1,8 @@
 """The patch that leads from one checkpoint to another, as a person would write it where that is possible.
 
-Of each array: nothing where every bit is the same; the entries where few differ; a slice where what differs is a block of it
-that takes one value; and otherwise the whole of the new one, in a `.safetensors` beside the patch, by `$name`. What a
-text cannot say to the bit (a NaN with a message) goes there as well. The files are read in blocks.
+Of each array: nothing where every bit is the same; the entries where few differ; a slice where what differs is a block
+of it that takes one value; and otherwise the whole of the new one, in a `.safetensors` beside the patch, by `$name`.
+What a text cannot say to the bit (a NaN with a message) goes there as well. The files are read in blocks.
 """
 
 import re
