@@ -45,7 +45,7 @@ class Names:
         bindings: the `bindings.Bindings` of this use.
     """
 
-    store = None  # where the places' values are, other than in the variables
+    store: Any = None  # where the places' values are, other than in the variables
 
     def __init__(self, bindings):
         self.bindings = bindings

@@ -5,6 +5,8 @@ then it `loads` from a store that says only where each value would have come fro
 """
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from kpatch.errors import FileError
 from kpatch.files import failure
 
 
-class Place(str):
+class Origin(str):
     """Where a value would have come from: the path in the weights file."""
 
     __slots__ = ()
@@ -40,7 +42,7 @@ def build(config, arrays):
             model = saving_lib._model_from_config(config, None, False, True)
             found = _where(model, {"/".join(array.keys): array for array in arrays}, saving_lib)
         except Exception as error:  # whatever the classes of a configuration raise
-            raise FileError(failure("", error, "").message.partition(": ")[2]) from error
+            raise FileError(failure(Path(), error, "").message.partition(": ")[2]) from error
     if not isinstance(model, keras.Layer):
         raise FileError("its configuration is not one of a model")
     for variable in model.variables:
@@ -83,7 +85,7 @@ def _where(model, arrays, saving_lib):
 
 def _taker(variable, arrays, found):
     def assign(value):
-        if isinstance(value, Place):
+        if isinstance(value, Origin):
             found[id(variable)] = arrays[value]
         return value
 
@@ -91,14 +93,16 @@ def _taker(variable, arrays, found):
 
 
 def _store(saving_lib, arrays):
-    """A store of Keras's kind in which each value is its `Place`."""
+    """A store of Keras's kind in which each value is its `Origin`."""
     groups = {}
     for path in arrays:
         group, _, key = path.rpartition("/")
         if group == "vars" or group.endswith("/vars"):
-            groups.setdefault(group[: -len("vars")].rstrip("/"), {})[key] = Place(path)
+            groups.setdefault(group[: -len("vars")].rstrip("/"), {})[key] = Origin(path)
 
-    class Store(saving_lib.H5IOStore):
+    kind: Any = saving_lib.H5IOStore
+
+    class Store(kind):
         def __init__(self):
             self.mode = "r"
 

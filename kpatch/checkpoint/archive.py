@@ -76,7 +76,7 @@ def _check_names(path, infos):
     names = [info.filename for info in infos]
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[:1]:
+        if parts.is_absolute() or ".." in parts.parts or (parts.parts[:1] and parts.parts[0].endswith(":")):
             raise FileError(f"'{path}' is refused: its entry '{name}' leads out of the archive")
     if len(set(names)) < len(names):
         raise FileError(f"'{path}' is refused: it holds two entries of one name")

@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from kpatch.dtypes import NUMPY
 from kpatch.errors import FileError
 
-BLOCK = 2**22  # bytes that are read, looked at and written at a time
+BLOCK = 2**19  # bytes that are read, looked at and written at a time: what stays in the processor's cache
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 BY_NAME = {**NUMPY, **{name: np.dtype(getattr(ml_dtypes, name)) for name in _FLOAT8}}
@@ -36,7 +37,7 @@ class Array:
     shape: tuple
     dtype: str
     refusal: str | None = None
-    reader: object = field(default=None, repr=False)
+    reader: Any = field(default=None, repr=False)
 
     @property
     def name(self):

@@ -186,7 +186,8 @@ def _pairs(a, b):
 
 def _compare(each, tolerance, progress):
     """Counts what differs; gives the offsets, or `None` where they are too many to be of use."""
-    offsets, size = [], each.new.size
+    offsets: list | None = []
+    size = each.new.size
     for (start, old), (_, new) in zip(each.old.blocks(), each.new.blocks(), strict=True):
         progress(old.nbytes)
         differ = as_bits(old) != as_bits(new)

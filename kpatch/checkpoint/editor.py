@@ -21,6 +21,7 @@ from kpatch.errors import FileError
 
 GAP = 2**12  # bytes between two changed entries from which they are two replacements
 CHUNK = 2**26  # bytes copied at a time
+GATHERED = 2**24  # bytes that wait for the journal together, as each wait for the disk takes milliseconds
 
 
 class Editor:
@@ -38,6 +39,8 @@ class Editor:
         self._entry = entry
         self._sum = None if entry is None else Checksum(entry.crc, entry.length)
         self._descriptors = {}
+        self._waiting = []
+        self._size = 0
 
     def __enter__(self):
         for known, path in self.paths.items():
@@ -87,9 +90,18 @@ class Editor:
         """Writes bytes back that an earlier edit replaced."""
         new = os.pread(self._descriptors[file], len(old), offset)
         self._replace([(file, offset, new, old)])
+        self.flush()  # an earlier record may be of the same bytes
 
     def _replace(self, made):
-        made = [each for each in made if each[2] != each[3]]
+        self._waiting += made
+        self._size += sum(len(old) for _, _, old, _ in made)
+        if self.log is None or self._size > GATHERED:
+            self.flush()
+
+    def flush(self):
+        """Writes what waits: at the end of a step, so that the next one reads it."""
+        made = [each for each in self._waiting if each[2] != each[3]]
+        self._waiting, self._size = [], 0
         if self.log is not None and made:
             self.log.add([(self.paths[file], *rest) for file, *rest in made])
         for file, offset, old, new in made:
@@ -99,6 +111,7 @@ class Editor:
 
     def finish(self):
         """Writes the archive's checksum, and waits until everything is on the disk."""
+        self.flush()
         if self._sum is not None and self._sum.value != self._entry.crc:
             [file], old = self.paths, struct.pack("<I", self._entry.crc)
             new = struct.pack("<I", self._sum.value)

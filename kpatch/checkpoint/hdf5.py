@@ -75,7 +75,8 @@ def _order(array):
 def _walk(file, path, start, length):
     import h5py
 
-    stack, seen = [((), file)], set()
+    stack: list[tuple] = [((), file)]
+    seen = set()
     while stack:
         keys, group = stack.pop()
         for name in group:

@@ -12,7 +12,7 @@ from kpatch import evaluate as ev
 from kpatch import indexing, tensors
 from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
-from kpatch.dtypes import tensor
+from kpatch.dtypes import check_available, tensor
 from kpatch.names import Place
 from kpatch.planner import EditStep
 from kpatch.syntax import ast
@@ -27,12 +27,14 @@ class Change:
 
     Attributes:
         step: the plan's step.
+        statement: the statement of it.
         entries: how many entries it wrote.
         before, after: their values, a `Sample` of each.
     """
 
-    def __init__(self, step):
+    def __init__(self, step, statement):
         self.step = step
+        self.statement = statement
         self.entries = 0
         self.before = Sample()
         self.after = Sample()
@@ -143,6 +145,7 @@ class Stored:
                 changed = old.compress(entries)  # a seventh of the time of `old[entries]`
                 change.add(changed, np.broadcast_to(step.constant.reshape(()), changed.shape))
             self.editor.put_row(array, start, old, new)
+        self.editor.flush()
         return True
 
     def _blockwise(self, step, scope):
@@ -214,19 +217,18 @@ class Stored:
         else:
             change.add(self.array(step.place).reshape(-1)[flat], values)
         self.editor.put(array, flat, values)
+        self.editor.flush()
 
     def _enter_batch(self, step):
         """One change for each of the statements, as if they were run one after the other."""
         values = dict(zip(step.offsets.tolist(), self.array(step.place).reshape(-1)[step.offsets], strict=True))
         for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
-            self.changes.append(change := Change(step))
-            change.statement = statement
+            self.changes.append(change := Change(step, statement))
             change.add(np.asarray(values[offset]).reshape(1), np.asarray(number).reshape(1))
             values[offset] = number
 
     def _change(self, step):
-        self.changes.append(change := Change(step))
-        change.statement = step.statement
+        self.changes.append(change := Change(step, step.statement))
         return change
 
 
@@ -235,9 +237,7 @@ def _masked(step, numbers, number):
         mask = step.mask.compute(old, numbers)
         mask = np.ascontiguousarray(np.broadcast_to(mask, old.shape))
         bits = as_bits(old)
-        chosen = np.negative(
-            mask.view("u1").astype(bits.dtype)
-        )  # all ones in the mask; `where` is 8 times slower
+        chosen = np.negative(mask.view("u1").astype(bits.dtype))  # all ones in the mask; `where` is 8 times slower
         return (bits ^ ((bits ^ as_bits(number)) & chosen)).view(old.dtype), mask
 
     return compute
@@ -265,4 +265,5 @@ def _as_tensor(array):
 
     if keras.backend.backend() == "numpy":
         return array
+    check_available(array.dtype.name)
     return keras.ops.convert_to_tensor(np.array(array), dtype=array.dtype.name)
