@@ -55,6 +55,27 @@ class FileIndex(ModelIndex):
         return node.children[key][0]
 
 
+class Donor:
+    """A file whose arrays are reached by a path after its `$name`, as those of a model are."""
+
+    def donated(self, node, target):
+        """The `Place` that a `Binding` node stands for: by its path, or at the target's own place."""
+        entry = self._entry(node, target)
+        array = self.array(entry)
+        return Place(f"${node.name}.{entry.path}", array.shape, array.dtype, array, entry)
+
+    def _entry(self, node, target):
+        if node.path is None:
+            raise BindingError(f"'${node.name}' is a checkpoint; name an array of it, or write '${node.name}._'")
+        if isinstance(node.path, Implied) and (target is None or target.entry is None):
+            raise BindingError(f"'${node.name}._' is the variable at the target's place, and here is no target")
+        try:
+            return self.counterpart(target) if isinstance(node.path, Implied) else self.find(node.path)[0]
+        except (ResolutionError, UnsupportedError) as error:
+            error.notes = (f"in the file that '${node.name}' stands for", *error.notes)
+            raise
+
+
 class FileNames(ModelNames):
     """The names of a `Checkpoint`.
 
@@ -99,9 +120,7 @@ class Given:
     """
 
     def __init__(self, given):
-        from kpatch.checkpoint.opened import Checkpoint
-
-        self._files = {name: value for name, value in given.items() if isinstance(value, (Array, Checkpoint))}
+        self._files = {name: value for name, value in given.items() if isinstance(value, (Array, Donor))}
         self._used = set()
         self._places = {}
         others = {name: value for name, value in given.items() if name not in self._files}
@@ -132,21 +151,3 @@ class Given:
             if name not in self._used:
                 raise BindingError(f"'{name}' is not used: '${name}' is nowhere in the patch")
         self._others.check_used()
-
-
-def donated(checkpoint, node, target):
-    """The `Place` of a donor's array: by its path, or at the target's own place."""
-    if node.path is None:
-        raise BindingError(f"'${node.name}' is a checkpoint; name an array of it, or write '${node.name}._'")
-    try:
-        if not isinstance(node.path, Implied):
-            [entry] = checkpoint.find(node.path)
-        elif target is None or target.entry is None:
-            raise BindingError(f"'${node.name}._' is the variable at the target's place, and here is no target")
-        else:
-            entry = checkpoint.counterpart(target)
-    except (ResolutionError, UnsupportedError) as error:
-        error.notes = (f"in the file that '${node.name}' stands for", *error.notes)
-        raise
-    array = checkpoint.array(entry)
-    return Place(f"${node.name}.{entry.path}", array.shape, array.dtype, array, entry)

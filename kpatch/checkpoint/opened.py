@@ -21,7 +21,7 @@ def kind(path):
     raise FileError(f"'{path}' does not end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
 
 
-class Checkpoint:
+class Checkpoint(names.Donor):
     """The arrays of a file, by name; read as they are asked for. `kpatch.checkpoint.open` makes it.
 
     Attributes:
@@ -55,7 +55,7 @@ class Checkpoint:
     @property
     def real(self):
         """The file that the path means, where that is a link."""
-        return self.path.resolve()
+        return self.path.resolve() if self.path.is_symlink() else self.path
 
     def _read(self):
         path = self.real
@@ -118,9 +118,6 @@ class Checkpoint:
         if array is None:
             raise ResolutionError(f"'{entry.path}' is a variable of the model, and the file has no values for it")
         return array
-
-    def donated(self, node, target):
-        return names.donated(self, node, target)
 
     def counterpart(self, target):
         """The entry at the place that a target has in its own file or model."""
