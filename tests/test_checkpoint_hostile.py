@@ -230,7 +230,7 @@ def test_shards_that_lead_elsewhere(tmp_path):
 # Places to write to
 
 
-@pytest.mark.parametrize("call", ["sendfile", "pwrite", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["copy_file_range", "pwrite", "fsync", "replace"])
 def test_a_full_disk(weights, monkeypatch, call):
     def full(*_):
         raise OSError(28, "No space left on device")

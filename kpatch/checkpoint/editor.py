@@ -99,28 +99,33 @@ class Editor:
             self.flush()
 
     def flush(self):
-        """Writes what waits: at the end of a step, so that the next one reads it."""
+        """Writes what waits: before anything that may have changed is read."""
+        if self._waiting:
+            self._write(self._changed())
+
+    def _changed(self):
+        """What waits and is a change, taken into the checksum."""
         made = [each for each in self._waiting if each[2] != each[3]]
         self._waiting, self._size = [], 0
+        if self._sum is not None:
+            for _, offset, old, new in made:
+                self._sum.replace(offset - self._entry.start, old, new)
+        return made
+
+    def _write(self, made):
         if self.log is not None and made:
             self.log.add([(self.paths[file], *rest) for file, *rest in made])
-        for file, offset, old, new in made:
-            if self._sum is not None:
-                self._sum.replace(offset - self._entry.start, old, new)
+        for file, offset, _, new in made:
             journal.write_all(self._descriptors[file], new, offset)
 
     def finish(self):
-        """Writes the archive's checksum, and waits until everything is on the disk."""
-        self.flush()
+        """Writes what waits and the archive's checksum, and waits until everything is on the disk."""
+        made = self._changed()
         if self._sum is not None and self._sum.value != self._entry.crc:
-            [file], old = self.paths, struct.pack("<I", self._entry.crc)
-            new = struct.pack("<I", self._sum.value)
-            if self.log is not None:
-                self.log.add([(self.paths[file], place, old, new) for place in self._entry.fields])
-            for place in self._entry.fields:
-                journal.write_all(self._descriptors[file], new, place)
-        if self.log is not None:
-            self.log.keep()
+            [file] = self.paths
+            old, new = (struct.pack("<I", value) for value in (self._entry.crc, self._sum.value))
+            made += [(file, place, old, new) for place in self._entry.fields]
+        self._write(made)
         for descriptor in self._descriptors.values():
             os.fsync(descriptor)
 
@@ -210,13 +215,16 @@ def _failing(what):
 def _copy(source, target):
     """A copy by the kernel, which never passes through this process where the system can do that."""
     with open(source, "rb") as read, open(target, "wb") as write:
-        left = os.fstat(read.fileno()).st_size
-        if not hasattr(os, "sendfile"):
-            shutil.copyfileobj(read, write, CHUNK)
-            return
-        at = 0
+        left, copy = os.fstat(read.fileno()).st_size, _copier(read.fileno(), write.fileno())
         while left > 0:
-            sent = os.sendfile(write.fileno(), read.fileno(), at, min(left, CHUNK))
-            if sent == 0:
+            done = copy(min(left, CHUNK))
+            if done == 0:
                 raise FileError(f"'{source}' became shorter while it was copied")
-            at, left = at + sent, left - sent
+            left -= done
+
+
+def _copier(source, target):
+    """A function that copies the next bytes; `copy_file_range` shares them where the file system can."""
+    if hasattr(os, "copy_file_range"):
+        return lambda count: os.copy_file_range(source, target, count)
+    return lambda count: os.write(target, os.read(source, min(count, BLOCK)))

@@ -47,8 +47,7 @@ class Journal:
         self._file = path.open("wb")
         header = [{"name": file.name, "size": file.stat().st_size, "inode": file.stat().st_ino} for file in files]
         self._file.write(MAGIC + json.dumps(header).encode() + b"\n")
-        self.keep()
-        sync(path.parent)
+        self._listed = False
 
     def add(self, replacements):
         """Enters replacements: tuples of a file, an offset, the old bytes and the new ones."""
@@ -58,13 +57,11 @@ class Journal:
             self._file.write(old)
             self._file.write(struct.pack("<I", zlib.crc32(old, zlib.crc32(head))))
         if self.durable:
-            self.keep()
-
-    def keep(self):
-        """Waits until everything is on the disk."""
-        self._file.flush()
-        if self.durable:
+            self._file.flush()
             os.fsync(self._file.fileno())
+            if not self._listed:
+                sync(self.path.parent)
+                self._listed = True
 
     def close(self):
         self._file.close()

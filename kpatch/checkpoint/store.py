@@ -104,7 +104,10 @@ class Stored:
             from kpatch.writers import generic
 
             return tensors.to_numpy(generic.whole(array))
-        return array.view(self.editor and self.editor.paths.get(array.file))
+        if self.editor is None:
+            return array.view()
+        self.editor.flush()
+        return array.view(self.editor.paths.get(array.file))
 
     def value(self, place):
         return _as_tensor(self.array(place))
@@ -135,6 +138,7 @@ class Stored:
         if compute is None:
             return False
         change, array = self._change(step), step.place.variable
+        self.editor.flush()
         for start in range(0, array.size, count := BLOCK // array.numpy.itemsize):
             old = self.editor.read(array, start, min(count, array.size - start))
             with np.errstate(all="ignore"):
@@ -145,7 +149,6 @@ class Stored:
                 changed = old.compress(entries)  # a seventh of the time of `old[entries]`
                 change.add(changed, np.broadcast_to(step.constant.reshape(()), changed.shape))
             self.editor.put_row(array, start, old, new)
-        self.editor.flush()
         return True
 
     def _blockwise(self, step, scope):
@@ -200,6 +203,7 @@ class Stored:
 
     def write(self, step, target, values):
         array, change = step.place.variable, self._change(step)
+        self.editor.flush()
         values = np.asarray(_own(tensors.to_numpy(values)), array.numpy)
         if isinstance(target, indexing.Mask):
             mask = tensors.to_numpy(target.mask)
@@ -217,7 +221,6 @@ class Stored:
         else:
             change.add(self.array(step.place).reshape(-1)[flat], values)
         self.editor.put(array, flat, values)
-        self.editor.flush()
 
     def _enter_batch(self, step):
         """One change for each of the statements, as if they were run one after the other."""
