@@ -1,4 +1,4 @@
-"""Measures patches on files: `python benchmarks/checkpoint.py`, with `--size 1024` (MiB) and `--directory` for the disk.
+"""Measures patches on files: `python benchmarks/checkpoint.py`, with `--size` in MiB and `--directory` for the disk.
 
 Each figure is of a whole process, the best of `--rounds`, in which kpatch and what it is held against take turns; the
 start of a process is measured too, and taken off where the target does so. The disk's speed is that of `cp`, and of

@@ -196,6 +196,15 @@ def test_a_file_is_listed_and_read(saved):
     assert checkpoint.plan(opened, "dense_1.kernel[_ > 0] = 0").rows[0].entries == (opened["dense_1.kernel"] > 0).sum()
 
 
+def test_an_open_file_is_edited_again_and_again(saved):
+    opened = checkpoint.open(saved)
+    for number in range(3):
+        checkpoint.apply(opened, f"dense_1.bias[{number}] = {number + 1}", in_place=True)
+        with zipfile.ZipFile(saved) as archive:
+            assert archive.testzip() is None
+    assert opened["dense_1.bias"].tolist() == [1, 2, 3]
+
+
 # All or nothing
 
 

@@ -83,6 +83,22 @@ def test_models(name, tmp_path):
     assert bits(model) == bits(keras.saving.load_model(b))
 
 
+def test_a_model_and_a_file(tmp_path):
+    model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(700, name="large")])
+    model.save(tmp_path / "a.keras")
+    found = checkpoint.diff(tmp_path / "a.keras", model)
+    assert found.text == ""
+    kpatch.apply(model, "large.kernel[299, 699] = 0.5")
+    assert checkpoint.diff(tmp_path / "a.keras", model).text == "large.kernel[299, 699] = 0.5\n"
+
+
+def test_models_in_memory():
+    a, b = filled(dense()), filled(dense(), seed=1)
+    found = checkpoint.diff(a, b)
+    kpatch.apply(a, found.text, **found.values)
+    assert bits(a) == bits(b)
+
+
 def test_what_it_looks_like(tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     old = {

@@ -74,7 +74,7 @@ class Array:
     def blocks(self):
         """The array's entries in a row, a block at a time, each with the number of its first entry."""
         if self.offset is None:
-            yield 0, np.ascontiguousarray(self.view()).reshape(-1)
+            yield from in_blocks(self.view())
             return
         step = BLOCK // self.numpy.itemsize
         with self.file.open("rb") as file:
@@ -84,6 +84,14 @@ class Array:
                 if len(data) < count:
                     raise FileError(f"'{self.file}' is shorter than it says")
                 yield start, np.frombuffer(data, self.numpy)
+
+
+def in_blocks(values):
+    """The entries of an array in memory, as `Array.blocks` gives those of a file."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    step = BLOCK // flat.dtype.itemsize
+    for start in range(0, flat.size, step):
+        yield start, flat[start : start + step]
 
 
 def as_bits(array):

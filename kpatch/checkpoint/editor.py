@@ -37,7 +37,7 @@ class Editor:
         self.paths = files
         self.log = log
         self._entry = entry
-        self._sum = None if entry is None else Checksum(entry.crc, entry.length)
+        self._sum = self._old_sum = None
         self._descriptors = {}
         self._waiting = []
         self._size = 0
@@ -45,6 +45,10 @@ class Editor:
     def __enter__(self):
         for known, path in self.paths.items():
             self._descriptors[known] = os.open(path, os.O_RDWR)
+        if self._entry is not None:  # as it is now: the file may have been edited since it was opened
+            [file] = self.paths
+            self._old_sum = os.pread(self._descriptors[file], 4, self._entry.fields[0])
+            self._sum = Checksum(struct.unpack("<I", self._old_sum)[0], self._entry.length)
         return self
 
     def __exit__(self, *exception):
@@ -121,10 +125,9 @@ class Editor:
     def finish(self):
         """Writes what waits and the archive's checksum, and waits until everything is on the disk."""
         made = self._changed()
-        if self._sum is not None and self._sum.value != self._entry.crc:
-            [file] = self.paths
-            old, new = (struct.pack("<I", value) for value in (self._entry.crc, self._sum.value))
-            made += [(file, place, old, new) for place in self._entry.fields]
+        if self._sum is not None:
+            [file], new = self.paths, struct.pack("<I", self._sum.value)
+            made += [(file, place, self._old_sum, new) for place in self._entry.fields if new != self._old_sum]
         self._write(made)
         for descriptor in self._descriptors.values():
             os.fsync(descriptor)
@@ -192,10 +195,9 @@ def in_place(path, files, entry, keep):
                 for file in files:
                     os.close(os.open(file, os.O_RDWR))  # before there is a journal
                 log = journal.Journal(begun, files, durable=True)
-                with Editor({file: file for file in files}, entry, log) as editor:
+                with contextlib.closing(log), Editor({file: file for file in files}, entry, log) as editor:
                     yield editor
                     editor.finish()
-                log.close()
                 os.replace(begun, journal.done(path)) if keep else begun.unlink()
                 journal.sync(path.parent)
         except BaseException:

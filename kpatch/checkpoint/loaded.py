@@ -2,6 +2,7 @@
 
 import math
 
+from kpatch.checkpoint.arrays import in_blocks
 from kpatch.resolve import index
 from kpatch.tensors import to_numpy
 
@@ -23,8 +24,7 @@ class Held:
         return to_numpy(self._variable)
 
     def blocks(self):
-        if self.size:
-            yield 0, self.view().reshape(-1)
+        yield from in_blocks(self.view())
 
 
 class Loaded:

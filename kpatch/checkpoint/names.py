@@ -1,6 +1,8 @@
 """What the names of a patch mean in a file: the model's own selectors where its architecture is known, and behind them
 the file's own names, `layers.dense.vars."0"`."""
 
+from typing import Any
+
 from kpatch.bindings import NONE, Bindings
 from kpatch.checkpoint.arrays import Array
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
@@ -57,6 +59,10 @@ class FileIndex(ModelIndex):
 
 class Donor:
     """A file whose arrays are reached by a path after its `$name`, as those of a model are."""
+
+    find: Any
+    array: Any
+    counterpart: Any
 
     def donated(self, node, target):
         """The `Place` that a `Binding` node stands for: by its path, or at the target's own place."""
