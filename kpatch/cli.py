@@ -55,6 +55,8 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--journal", is_flag=True, help="Keep the old bytes beside the result, for 'kpatch undo'.")
+@click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="What $NAME stands for; repeatable.")
+@click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Fail unless the patch matches N variables.")
 def apply(
     model: Path,
     patch: str | None,
@@ -63,6 +65,8 @@ def apply(
     in_place: bool,
     dry_run: bool,
     journal: bool,
+    binds: tuple[str, ...],
+    expect: int | None,
 ) -> None:
     """Edits the weights in MODEL by a patch.
 
@@ -73,12 +77,16 @@ def apply(
     The result is written to a file aside, which then takes the place of OUT.keras; if anything is wrong, nothing is
     written.
 
+    VALUE is a number, a list, or @ and a file: @v.npy, @w.safetensors:KEY, @arrays.npz:KEY, or @donor.keras for a
+    model, whose variables are then $NAME.dense_1.kernel, or $NAME._ at the target's own place.
+
     \b
     Examples:
       kpatch apply digits.keras -e 'conv1.kernel[..., 3] = 0' -o patched.keras
       kpatch apply digits.keras prune.kpatch --dry-run
       kpatch apply digits.keras prune.kpatch -e 'head.bias = 0' --in-place
       echo 'dense_1.bias *= 0.5' | kpatch apply digits.keras - -o patched.keras
+      kpatch apply a.keras -e '**.kernel = 0.5 * _ + 0.5 * $b._' --bind b=@b.keras --expect 12 -o mean.keras
     """
     if output is not None and in_place:
         raise click.UsageError("-o and --in-place exclude each other.")
@@ -89,17 +97,24 @@ def apply(
     sources = ([_read(patch)] if patch is not None else []) + [(f"-e {text!r}", text) for text in edits]
     try:
         parsed = parse("\n".join(text for _, text in sources))
-        if not _apply_to_file(model, parsed, output, dry_run, journal, patch):
-            _apply(model, parsed, output, in_place, dry_run)
+        if not _apply_to_file(model, parsed, output, dry_run, binds, expect, journal, patch):
+            _apply(model, parsed, output, in_place, dry_run, binds, expect)
     except PatchError as error:
         raise _with_origins(error, sources) from None
 
 
 def _apply_to_file(
-    path: Path, patch: Patch, output: Path | None, dry_run: bool, journal: bool, source: str | None
+    path: Path,
+    patch: Patch,
+    output: Path | None,
+    dry_run: bool,
+    binds: tuple[str, ...],
+    expect: int | None,
+    journal: bool,
+    source: str | None,
 ) -> bool:
     """Edits the file where it is possible without loading the model; says whether it is."""
-    from kpatch import checkpoint
+    from kpatch import arguments, checkpoint
     from kpatch.checkpoint import commands
 
     if output is not None and path.suffix == ".keras":
@@ -107,17 +122,27 @@ def _apply_to_file(
     opened = commands.opened(path)
     if opened is None:
         return False
-    given = commands.sidecar(source, patch)
+    given = {**commands.sidecar(source, patch), **arguments.read(binds, _donor)}
     if dry_run:
-        _print(checkpoint.plan(opened, patch, **given))
+        _print(checkpoint.plan(opened, patch, expect=expect, **given))
         _note(opened)
         return True
     with _status(f"editing {path}"):
-        applied = checkpoint.apply(opened, patch, output, in_place=output is None, journal=journal, **given)
+        applied = checkpoint.apply(
+            opened, patch, output, in_place=output is None, journal=journal, expect=expect, **given
+        )
     _print(applied)
     _note(opened)
     click.echo(f"wrote {path if output is None else output}")
     return True
+
+
+def _donor(path: str) -> Any:
+    """A model under a name: the file itself, where it can be read without loading the model."""
+    from kpatch.checkpoint import commands
+
+    opened = commands.opened(Path(path))
+    return _load(Path(path)) if opened is None else opened
 
 
 def _note(opened: Any) -> None:
@@ -125,15 +150,26 @@ def _note(opened: Any) -> None:
         click.echo(f"note: {opened.note}", err=True)
 
 
-def _apply(path: Path, patch: Patch, output: Path | None, in_place: bool, dry_run: bool) -> None:
+def _apply(
+    path: Path,
+    patch: Patch,
+    output: Path | None,
+    in_place: bool,
+    dry_run: bool,
+    binds: tuple[str, ...],
+    expect: int | None,
+) -> None:
+    from kpatch import arguments
+
     model = _load(path, with_training_state=in_place and not dry_run)
     import kpatch
 
+    bindings = arguments.read(binds, lambda donor: _load(Path(donor)))
     if dry_run:
-        _print(kpatch.plan(model, patch))
+        _print(kpatch.plan(model, patch, expect=expect, **bindings))
         return
     with _status("applying the patch"):
-        applied = kpatch.apply(model, patch)
+        applied = kpatch.apply(model, patch, expect=expect, **bindings)
     target = path if output is None else output
     with _status(f"saving {target}"):
         files.save(model, target)
@@ -173,7 +209,7 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 def show(model: Path, selector: str | None, stats: bool) -> None:
     """Lists every name in MODEL that a patch can address.
 
-    Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variable that it means, or
+    Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variables that it means, or
     those of the layer that it names.
 
     \b
@@ -182,6 +218,7 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
       kpatch show digits.keras conv1
       kpatch show digits.keras conv1.kernel
       kpatch show digits.keras 'conv*.**' --stats
+      kpatch show digits.keras '**.kernel'
     """
     wanted = None if selector is None else _parse_selector(selector)
     from rich.progress import track

@@ -317,3 +317,15 @@ def test_a_journal_of_another_file_is_not_played_back(saved):
         f"'{journal.begun(saved)}' is of an edit that was cut off, and '{saved}' has been replaced since\n"
         "  if the file is as you want it, delete the journal"
     )
+
+
+def test_whole_values_go_through_in_blocks(saved, monkeypatch):
+    """Merging two files never holds an array, whatever is computed from sums and products."""
+    donor = saved.with_name("donor.keras")
+    filled(dense(), seed=1).save(donor)
+    monkeypatch.setattr("kpatch.checkpoint.store.BLOCK", 8)
+    patch = "**.kernel = 0.75 * _ + 0.25 * $donor._; dense_1.bias = 2 - _ * dense_1.bias; dense_2.bias += dense_2.bias"
+    model, out = load(saved), saved.with_name("out.keras")
+    kpatch.apply(model, patch, donor=load(donor))
+    checkpoint.apply(saved, patch, out, donor=checkpoint.open(donor))
+    assert bits(load(out)) == bits(model)

@@ -36,7 +36,7 @@ def selected(checkpoint, selector):
     if selector is None:
         return checkpoint.named()
     try:
-        return [(entry.path, checkpoint.array(entry)) for entry in checkpoint.find(selector)]
+        return [(entry.path, checkpoint.array(entry)) for entry in checkpoint.find_all(selector)]
     except ResolutionError:
         layer = f".{selector}."
         found = [(name, array) for name, array in checkpoint.named() if layer in f".{name}"]

@@ -33,7 +33,7 @@ class Loaded:
     def __init__(self, model):
         self.index = index(model)
 
-    def find(self, selector):
+    def find_all(self, selector):
         return self.index.find_all(selector)
 
     def array(self, entry):

@@ -76,44 +76,19 @@ class Donor:
         if isinstance(node.path, Implied) and (target is None or target.entry is None):
             raise BindingError(f"'${node.name}._' is the variable at the target's place, and here is no target")
         try:
-            return self.counterpart(target) if isinstance(node.path, Implied) else self.find(node.path)[0]
+            return self.counterpart(target) if isinstance(node.path, Implied) else self.find(node.path)
         except (ResolutionError, UnsupportedError) as error:
             error.notes = (f"in the file that '${node.name}' stands for", *error.notes)
             raise
 
 
 class FileNames(ModelNames):
-    """The names of a `Checkpoint`.
-
-    Args:
-        checkpoint: the `Checkpoint`.
-        bindings: the `Given` of this use.
-    """
-
-    def __init__(self, checkpoint, bindings):
-        super().__init__(checkpoint.index, bindings)
-        self._checkpoint = checkpoint
-
-    def place(self, selector):
-        if selector is None:
-            return super().place(selector)
-        if selector not in self._by_selector:
-            [entry] = self._find(selector)
-            self._by_selector[selector] = self._place(entry)
-        return self._by_selector[selector]
-
-    def places(self, selector):
-        if selector is None or not selector.is_glob:
-            return [self.place(selector)]
-        return [self._place(entry) for entry in self._find(selector)]
-
-    def _find(self, selector):
-        return self._checkpoint.find(selector)
+    """The names of a `Checkpoint`, which finds entries as the index of a model does."""
 
     def _place(self, entry):
         key = id(entry.variable)
         if key not in self._by_variable:
-            array = self._checkpoint.array(entry)
+            array = self.index.array(entry)
             self._by_variable[key] = Place(entry.path, array.shape, array.dtype, array, entry)
         return self._by_variable[key]
 

@@ -95,6 +95,11 @@ class Checkpoint(names.Donor):
         return index(self._model[0])
 
     def find(self, selector):
+        """The entry of the one array that a selector without globs means."""
+        [entry] = self.find_all(selector)
+        return entry
+
+    def find_all(self, selector):
         """The entries that a selector means: by the model's names, else by the file's own.
 
         Raises:
@@ -109,6 +114,10 @@ class Checkpoint(names.Donor):
             elif self.note:
                 error.notes = (*error.notes, self.note)
             raise
+
+    @property
+    def nodes(self):
+        return self.index.nodes
 
     def array(self, entry):
         """The `Array` of an entry of either index."""
@@ -151,8 +160,7 @@ class Checkpoint(names.Donor):
     def __getitem__(self, selector):
         """The values of the one array that a selector means."""
         target = parse(f"{selector} = 0").statements[0].target
-        [entry] = self.find(target.selector)
-        return np.array(self.array(entry).view())
+        return np.array(self.array(self.find(target.selector)).view())
 
     def __repr__(self):
         return f"<Checkpoint {self.path}, {len(self.arrays)} arrays>"

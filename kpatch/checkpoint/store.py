@@ -1,7 +1,7 @@
 """Runs a plan on arrays in files: the executor's store, in which what can be done block by block is.
 
-A mask and a number, a number alone, `*=` by a number, and an array handed in: of these no more than a block is ever in
-memory. Everything else takes the memory of what it computes.
+A mask and a number, a number alone, `*=` by a number, an array handed in, and sums and products of such: of these no
+more than a block is ever in memory. Everything else takes the memory of what it computes.
 """
 
 import mmap
@@ -13,6 +13,7 @@ from kpatch import indexing, tensors
 from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.dtypes import check_available, tensor
+from kpatch.elementwise import IN_BLOCKS
 from kpatch.names import Place
 from kpatch.planner import EditStep
 from kpatch.syntax import ast
@@ -86,14 +87,12 @@ class Stored:
     """
 
     implied = None
+    lets_go = False  # nothing is kept here: the editor has the journal
 
     def __init__(self, names, editor=None):
         self.names = names
         self.editor = editor
         self.changes = []
-
-    def begin(self, number):
-        """Nothing is kept here: the editor has the journal."""
 
     # Reading
 
@@ -157,7 +156,7 @@ class Stored:
             return None
         number = step.constant if step.constant is not None and step.constant.size == 1 else None
         if step.mask is not None and number is not None:
-            return _masked(step, self._numbers(step, scope), number.reshape(()))
+            return _masked(step, self._numbers(step, step.mask, scope), number.reshape(()))
         if not isinstance(step.selection, indexing.Region) or not step.selection.full:
             return None
         if number is not None:
@@ -168,13 +167,32 @@ class Stored:
                 np.asarray(step.operand.data, step.place.variable.numpy),
             )
             return lambda start, old: (function(old, operand).astype(old.dtype, copy=False), None)
-        return self._copied(step)
+        return self._copied(step) or self._computed(step, scope)
 
-    def _numbers(self, step, scope):
-        """The numbers of a mask, computed once; of literals without a look at the array."""
-        literal = all(type(node) in LITERALS for node in step.mask.scalars)
+    def _numbers(self, step, program, scope):
+        """The numbers of a program, computed once; of literals without a look at the array."""
+        literal = all(type(node) in LITERALS for node in program.scalars)
         implied = step.place.unknown() if literal else tensor(self.value(step.place))
-        return step.mask.numbers(scope.with_implied(implied))
+        return program.numbers(scope.with_implied(implied))
+
+    def _computed(self, step, scope):
+        """A whole new value by `+ - *`, as `0.7 * _ + 0.3 * $donor._`."""
+        program = step.value
+        if program is None or program.dtype not in IN_BLOCKS:
+            return None
+        places = [
+            None if type(node) is ast.Implied else self.names.meaning(node, step.place) for node in program.arrays
+        ]
+        if not all(place is None or (isinstance(place, Place) and place is not step.place) for place in places):
+            return None
+        views = [place and self.array(place).reshape(-1) for place in places]
+        numbers = self._numbers(step, program, scope)
+
+        def compute(start, old):
+            blocks = [old if view is None else view[start : start + len(old)] for view in views]
+            return program.compute(blocks, numbers), None
+
+        return compute
 
     def _copied(self, step):
         """An array of another file of the same shape and dtype, as it is."""
@@ -237,7 +255,7 @@ class Stored:
 
 def _masked(step, numbers, number):
     def compute(start, old):
-        mask = step.mask.compute(old, numbers)
+        mask = step.mask.compute([old] * len(step.mask.arrays), numbers)
         mask = np.ascontiguousarray(np.broadcast_to(mask, old.shape))
         bits = as_bits(old)
         chosen = np.negative(mask.view("u1").astype(bits.dtype))  # all ones in the mask; `where` is 8 times slower
