@@ -83,6 +83,15 @@ def test_models(name, tmp_path):
     assert bits(model) == bits(keras.saving.load_model(b))
 
 
+def test_layers_that_keras_numbered_otherwise(tmp_path):
+    for letter in "ab":
+        layer = keras.layers.Dense(3, kernel_initializer="ones" if letter == "a" else "zeros")
+        keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / f"{letter}.keras")
+    opened = checkpoint.open(tmp_path / "a.keras")
+    found = checkpoint.diff(opened, tmp_path / "b.keras")
+    assert found.text == f"{next(iter(opened))} = 0.0\n"
+
+
 def test_a_model_and_a_file(tmp_path):
     model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(700, name="large")])
     model.save(tmp_path / "a.keras")

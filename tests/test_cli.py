@@ -510,6 +510,16 @@ def test_undo(run, model):
     assert run("undo", model).exit_code == 1
 
 
+def test_a_donor_is_a_file(run, model):
+    shutil.copy(model, "donor.keras")
+    assert run("apply", "donor.keras", "-e", "head.bias = [1, 2]", "--in-place").exit_code == 0
+    result = run("apply", model, "-e", "**.bias = $d._ * $s", "--bind", "d=@donor.keras", "--bind", "s=2", "--in-place")
+    assert (result.exit_code, result.stderr) == (0, "")
+    np.testing.assert_array_equal(keras.saving.load_model(model).get_layer("head").bias, [2, 4])
+    result = run("apply", model, "-e", "**.bias = 0", "--expect", "3", "--in-place")
+    assert result.stderr.startswith("kpatch.ResolutionError: the patch matches 2 variables, not 3")
+
+
 def test_show_statistics(run, model):
     result = run("show", model, "*.bias", "--stats")
     rows = [line.split() for line in result.stdout.splitlines()]

@@ -142,7 +142,7 @@ def diff(a, b, /, *, tolerance=0.0, progress=None):
         head.kernel[1] = 0.5
         head.bias[2] = 3.0
     """
-    pairs = _pairs(_sides(a), _sides(b))
+    pairs = _pairs(_side(a), _side(b))
     found, names = [], set()
     for name, old, new in pairs:
         each = Difference(name, old, new)
@@ -156,32 +156,36 @@ def diff(a, b, /, *, tolerance=0.0, progress=None):
     return Diff(found)
 
 
-def _sides(side):
-    """The arrays by name."""
+def _side(side):
+    """What an error calls it, and its names and arrays."""
     if isinstance(side, (str, Path)):
         side = Checkpoint(side)
     if isinstance(side, Checkpoint):
-        return str(side.path), side.named()
+        return str(side.path), side.named(), True
     from kpatch.checkpoint.loaded import Loaded
 
-    return "the model", Loaded(side).named()
+    return "the model", Loaded(side).named(), False
 
 
 def _pairs(a, b):
-    (first, old), (second, new) = a, b
-    by_name = dict(new)
-    for name, _ in old:
-        if name not in by_name:
+    """Triples of the first one's name, the old array and the new one.
+
+    Files are matched by the names in them, which do not depend on how Keras numbered the layers in the process.
+    """
+    (first, old, of_files), (second, new, also) = a, b
+    by_key = {array.path if of_files and also else name: (name, array) for name, array in new}
+    pairs = []
+    for name, array in old:
+        _, other = by_key.pop(array.path if of_files and also else name, (name, None))
+        if other is None:
             raise FileError(f"'{second}' has no '{name}', which '{first}' has")
-    known = dict(old)
-    for name, array in new:
-        if name not in known:
-            raise FileError(f"'{first}' has no '{name}', which '{second}' has")
-        other = known[name]
         if (other.shape, other.dtype) != (array.shape, array.dtype):
-            shapes = f"{other.shape} {other.dtype} and {array.shape} {array.dtype}"
+            shapes = f"{array.shape} {array.dtype} and {other.shape} {other.dtype}"
             raise FileError(f"'{name}' is {shapes}: a patch keeps shapes and dtypes")
-    return [(name, array, by_name[name]) for name, array in old]
+        pairs.append((name, array, other))
+    for name, _ in by_key.values():
+        raise FileError(f"'{first}' has no '{name}', which '{second}' has")
+    return pairs
 
 
 def _compare(each, tolerance, progress):
