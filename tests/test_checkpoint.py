@@ -189,6 +189,19 @@ def test_values_and_checkpoints_are_handed_in(saved):
         checkpoint.apply(saved, "dense_1.bias = 0", out, expect=2)
 
 
+def test_a_donor_that_is_the_file_itself_keeps_its_values(saved):
+    model, out = load(saved), saved.with_name("out.keras")
+    patch = "dense_1.bias = 2 * _; dense_2.bias = $d.dense_2.bias + $d.dense_1.bias[:2]"
+    kpatch.apply(model, patch, d=load(saved))
+    checkpoint.apply(saved, patch, out, d=checkpoint.open(saved))
+    assert bits(load(out)) == bits(model)
+    data = saved.read_bytes()
+    with pytest.raises(UnsupportedError) as info:
+        checkpoint.apply(saved, patch, in_place=True, d=checkpoint.open(saved))
+    assert info.value.message == f"'{saved}' is edited in place, and handed in as well"
+    assert saved.read_bytes() == data
+
+
 def test_a_file_is_listed_and_read(saved):
     opened = checkpoint.open(saved)
     assert list(opened) == ["dense_1.kernel", "dense_1.bias", "dense_2.kernel", "dense_2.bias"]

@@ -14,6 +14,7 @@ from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.dtypes import check_available, tensor
 from kpatch.elementwise import IN_BLOCKS
+from kpatch.errors import UnsupportedError
 from kpatch.names import Place
 from kpatch.planner import EditStep
 from kpatch.syntax import ast
@@ -93,6 +94,7 @@ class Stored:
         self.names = names
         self.editor = editor
         self.changes = []
+        self._own = {id(array) for array in names.index.arrays}
 
     # Reading
 
@@ -105,8 +107,19 @@ class Stored:
             return tensors.to_numpy(generic.whole(array))
         if self.editor is None:
             return array.view()
+        if id(array) not in self._own:
+            self._refuse_edited(array)
+            return array.view()
         self.editor.flush()
         return array.view(self.editor.paths.get(array.file))
+
+    def _refuse_edited(self, array):
+        """What is handed in keeps its values, and those of a file that is being edited do not."""
+        if any(path.exists() and path.samefile(array.file) for path in self.editor.paths.values()):
+            raise UnsupportedError(
+                f"'{array.file}' is edited in place, and handed in as well",
+                notes=["with an output of its own the file stays as it was"],
+            )
 
     def value(self, place):
         return _as_tensor(self.array(place))
@@ -202,12 +215,9 @@ class Stored:
         place = self.names.meaning(node, step.place)
         if not isinstance(place, Place) or not isinstance(place.variable, Array):
             return None
-        if (place.shape, place.dtype) != (
-            step.place.shape,
-            step.place.dtype,
-        ) or place.variable.file in self.editor.paths:
+        if (place.shape, place.dtype) != (step.place.shape, step.place.dtype) or id(place.variable) in self._own:
             return None
-        values = place.variable.view().reshape(-1)
+        values = self.array(place).reshape(-1)
         return lambda start, old: (values[start : start + len(old)], None)
 
     def replace(self, step, values):
