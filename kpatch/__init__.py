@@ -1,9 +1,12 @@
 """kpatch: a backend-agnostic edit language for Keras 3.
 
-`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely.
+`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely. `checkpoint`
+does the same to files, and `diff` makes the patch between two.
 """
 
+from kpatch import checkpoint
 from kpatch.api import apply, edit, plan
+from kpatch.checkpoint import diff
 from kpatch.errors import (
     BindingError,
     DTypeError,
@@ -45,6 +48,8 @@ __all__ = [
     "UndoError",
     "UnsupportedError",
     "apply",
+    "checkpoint",
+    "diff",
     "edit",
     "parse",
     "plan",

@@ -229,8 +229,6 @@ def compute(dtype, shape, function, *operands, to=None):
 
 def prepared(value, dtype, place=None, check_only=False):
     """The operand with its data in `dtype`: a literal is fitted, a tensor cast; with `check_only` without the data."""
-    from keras import ops
-
     if value.weak and value.data is not None:
         try:
             array = dtypes.fit(value, dtype)
@@ -240,6 +238,8 @@ def prepared(value, dtype, place=None, check_only=False):
         return Value(dtype, value.shape, None if check_only else numerics.as_tensor(array, dtype))
     if value.dtype == dtype or value.data is None or check_only:
         return value
+    from keras import ops
+
     return Value(dtype, value.shape, ops.cast(value.data, dtype))
 
 

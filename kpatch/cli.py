@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kpatch import linting, sources
-from kpatch.errors import PatchError, ResolutionError
+from kpatch import files, linting, sources
+from kpatch.errors import PatchError
 from kpatch.syntax import Patch, ast, parse
 
 EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
@@ -54,6 +54,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.keras", help="Where the result goes.")
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
+@click.option("--journal", is_flag=True, help="Keep the old bytes beside the result, for 'kpatch undo'.")
 @click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="What $NAME stands for; repeatable.")
 @click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Fail unless the patch matches N variables.")
 def apply(
@@ -63,10 +64,14 @@ def apply(
     output: Path | None,
     in_place: bool,
     dry_run: bool,
+    journal: bool,
     binds: tuple[str, ...],
     expect: int | None,
 ) -> None:
     """Edits the weights in MODEL by a patch.
+
+    MODEL is a .keras, .weights.h5, .weights.json or .safetensors file. It is edited without loading the model, and
+    what the patch does not name is the same bytes in the result.
 
     The patch is the statements in the file PATCH (- is standard input), and then those of each -e.
     The result is written to a file aside, which then takes the place of OUT.keras; if anything is wrong, nothing is
@@ -91,9 +96,58 @@ def apply(
         raise click.UsageError("Nothing to apply: give a PATCH file, or statements by -e.")
     sources = ([_read(patch)] if patch is not None else []) + [(f"-e {text!r}", text) for text in edits]
     try:
-        _apply(model, parse("\n".join(text for _, text in sources)), output, in_place, dry_run, binds, expect)
+        parsed = parse("\n".join(text for _, text in sources))
+        if not _apply_to_file(model, parsed, output, dry_run, binds, expect, journal, patch):
+            _apply(model, parsed, output, in_place, dry_run, binds, expect)
     except PatchError as error:
         raise _with_origins(error, sources) from None
+
+
+def _apply_to_file(
+    path: Path,
+    patch: Patch,
+    output: Path | None,
+    dry_run: bool,
+    binds: tuple[str, ...],
+    expect: int | None,
+    journal: bool,
+    source: str | None,
+) -> bool:
+    """Edits the file where it is possible without loading the model; says whether it is."""
+    from kpatch import arguments, checkpoint
+    from kpatch.checkpoint import commands
+
+    if output is not None and path.suffix == ".keras":
+        files.check_output(output, path)
+    opened = commands.opened(path)
+    if opened is None:
+        return False
+    given = {**commands.sidecar(source, patch), **arguments.read(binds, _donor)}
+    if dry_run:
+        _print(checkpoint.plan(opened, patch, expect=expect, **given))
+        _note(opened)
+        return True
+    with _status(f"editing {path}"):
+        applied = checkpoint.apply(
+            opened, patch, output, in_place=output is None, journal=journal, expect=expect, **given
+        )
+    _print(applied)
+    _note(opened)
+    click.echo(f"wrote {path if output is None else output}")
+    return True
+
+
+def _donor(path: str) -> Any:
+    """A model under a name: the file itself, where it can be read without loading the model."""
+    from kpatch.checkpoint import commands
+
+    opened = commands.opened(Path(path))
+    return _load(Path(path)) if opened is None else opened
+
+
+def _note(opened: Any) -> None:
+    if opened.note:
+        click.echo(f"note: {opened.note}", err=True)
 
 
 def _apply(
@@ -105,10 +159,8 @@ def _apply(
     binds: tuple[str, ...],
     expect: int | None,
 ) -> None:
-    from kpatch import arguments, files
+    from kpatch import arguments
 
-    if output is not None:
-        files.check_output(output, path)
     model = _load(path, with_training_state=in_place and not dry_run)
     import kpatch
 
@@ -153,7 +205,8 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 @main.command()
 @MODEL
 @click.argument("selector", required=False)
-def show(model: Path, selector: str | None) -> None:
+@click.option("--stats", is_flag=True, help="Standard deviation, zeros, and what is no number, too.")
+def show(model: Path, selector: str | None, stats: bool) -> None:
     """Lists every name in MODEL that a patch can address.
 
     Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variables that it means, or
@@ -164,24 +217,79 @@ def show(model: Path, selector: str | None) -> None:
       kpatch show digits.keras
       kpatch show digits.keras conv1
       kpatch show digits.keras conv1.kernel
+      kpatch show digits.keras 'conv*.**' --stats
       kpatch show digits.keras '**.kernel'
     """
     wanted = None if selector is None else _parse_selector(selector)
-    loaded = _load(model)
     from rich.progress import track
 
-    from kpatch.resolve import index
+    from kpatch.checkpoint import commands
 
-    names = index(loaded)
-    entries = list(names.entries) if wanted is None else _matching(names, wanted)
+    opened = commands.opened(model)
+    rows = _of_model(model, wanted) if opened is None else commands.selected(opened, wanted)
     table = Table("name", "shape", "dtype", box=None, pad_edge=False)
-    for heading in ("min", "mean", "max"):
+    for heading in commands.Statistics.HEADINGS + commands.Statistics.MORE * stats:
         table.add_column(heading, justify="right")
     console = Console(stderr=True)
-    for entry in track(entries, "reading", console=console, transient=True, disable=not console.is_terminal):
-        row = (entry.path, str(tuple(entry.shape)), str(entry.dtype), *_range(entry.variable))
+    for name, array in track(rows, "reading", console=console, transient=True, disable=not console.is_terminal):
+        row = (name, str(array.shape), array.dtype, *commands.Statistics(array).row(stats))
         table.add_row(*(Text(cell) for cell in row))
     _print(table)
+    if opened is not None:
+        _note(opened)
+
+
+@main.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.kpatch", help="Where the patch goes.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=0.0, help="Take entries that differ by no more as equal."
+)
+@click.option("--summary", is_flag=True, help="Show what differs, and where, as a table.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of what differs.")
+def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: bool, html: Path | None) -> None:
+    """Makes the patch that leads from OLD to NEW.
+
+    Few entries are written out, a block that takes one value is a slice, and what differs throughout goes to a
+    .safetensors beside the patch, where 'kpatch apply' finds it.
+
+    \b
+    Examples:
+      kpatch diff old.keras new.keras
+      kpatch diff old.keras new.keras -o change.kpatch
+      kpatch diff old.keras new.keras --summary --tolerance 1e-6
+    """
+    from kpatch.checkpoint import commands
+
+    found = commands.difference(old, new, tolerance)
+    if html is not None:
+        commands.write_map(html, found, f"{old} → {new}")
+    if summary:
+        _print(found)
+    if output is not None:
+        for written in found.save(output):
+            click.echo(f"wrote {written}")
+    elif not summary:
+        click.echo(found.text, nl=False)
+        if found.bindings:
+            click.echo(f"note: {', '.join(f'${name}' for name in found.bindings)}: -o keeps the values too", err=True)
+
+
+@main.command()
+@MODEL
+def undo(model: Path) -> None:
+    """Takes back the latest edit of MODEL that was made with --journal.
+
+    \b
+    Examples:
+      kpatch apply digits.keras -e 'head.bias = 0' --in-place --journal
+      kpatch undo digits.keras
+    """
+    from kpatch import checkpoint
+
+    checkpoint.undo(model)
+    click.echo(f"restored {model}")
 
 
 def _parse_selector(text: str) -> ast.Selector:
@@ -196,26 +304,12 @@ def _parse_selector(text: str) -> ast.Selector:
     return target.selector
 
 
-def _matching(names: Any, selector: ast.Selector) -> list[Any]:
-    """The variables that the selector means, else those of the layers whose names it ends."""
-    try:
-        return names.find_all(selector)
-    except ResolutionError:
-        layer = f".{selector}."
-        entries = [entry for entry in names.entries if layer in f".{entry.path}"]
-        if not entries:
-            raise
-        return entries
+def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
+    """The rows of a file that has to be loaded."""
+    from kpatch.checkpoint import commands
+    from kpatch.checkpoint.loaded import Loaded
 
-
-def _range(variable: Any) -> tuple[str, str, str]:
-    from kpatch.tensors import to_numpy
-
-    values = to_numpy(variable)
-    if values.size == 0:
-        return "-", "-", "-"
-    wide = values.astype(values.dtype if values.dtype.kind in "iub" else "float64")
-    return f"{wide.min():.6g}", f"{wide.mean(dtype='float64'):.6g}", f"{wide.max():.6g}"
+    return commands.selected(Loaded(_load(path)), selector)
 
 
 def _read(name: str) -> tuple[str, str]:

@@ -149,6 +149,8 @@ def tensor(data):
 @functools.cache
 def dtype_name(dtype):
     """The name of a backend's dtype, `"float32"`."""
+    if isinstance(dtype, np.dtype):
+        return dtype.name
     from keras import backend
 
     return backend.standardize_dtype(dtype)

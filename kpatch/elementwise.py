@@ -70,13 +70,17 @@ class Program:
         Returns:
             A boolean NumPy array of the tensor's shape.
         """
-        numbers = [number[()] for number in self._numbers(scope)]
+        numbers = self.numbers(scope)
         flat, mask = view.reshape(-1), np.empty(view.size, bool)
         with np.errstate(all="ignore"):
             for start in range(0, len(flat), BLOCK):
                 block = flat[start : start + BLOCK]
                 mask[start : start + BLOCK] = self.compute([block] * len(self.arrays), numbers)
         return mask.reshape(view.shape)
+
+    def numbers(self, scope):
+        """The values of the scalars, as `compute` takes them beside arrays of NumPy."""
+        return [number[()] for number in self._numbers(scope)]
 
     def value(self, scope):
         """The whole value, a new tensor of the backend."""

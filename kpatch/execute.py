@@ -41,6 +41,8 @@ def _held(value):
 
 
 def _write(step, store, scope):
+    if store.stream is not None and store.stream(step, scope):
+        return
     if step.fresh:
         store.replace(step, _whole(step, store, scope))
         return
@@ -116,7 +118,7 @@ def _masked(mask, step):
 class Pure:
     """The place is one tensor, replaced at each write; nothing outside changes."""
 
-    read = None
+    read = stream = None
     lets_go = False
 
     def __init__(self, value, names):
@@ -176,7 +178,7 @@ class Record:
 class Live:
     """The places are variables, written in place, with a journal of what was there."""
 
-    implied = None
+    implied = stream = None
 
     def __init__(self, planned, writer, donate, undo=True):
         self.names = planned.names

@@ -53,14 +53,14 @@ def _load(path: Path, saved_by: str, with_training_state: bool) -> tuple[Any, li
     try:
         return keras.saving.load_model(path), []
     except Exception as error:
-        failure = _failure(path, error, saved_by)
+        failed = failure(path, error, saved_by)
         if with_training_state:
-            raise failure from error
+            raise failed from error
         try:
             model = keras.saving.load_model(path, compile=False)
         except Exception:  # noqa: BLE001
-            raise failure from error  # the first failure says more
-        return model, [f"{failure.message.partition(': ')[2]}; the model was loaded without its training state"]
+            raise failed from error  # the first failure says more
+        return model, [f"{failed.message.partition(': ')[2]}; the model was loaded without its training state"]
 
 
 def _saved_by(path: Path) -> str:
@@ -89,7 +89,7 @@ def _kind(path: Path) -> str:
     return "it is empty" if not start else "it is no zip archive, or a damaged one"
 
 
-def _failure(path: Path, error: Exception, saved_by: str) -> FileError:
+def failure(path: Path, error: Exception, saved_by: str) -> FileError:
     """What Keras's exception means to somebody who has only the file."""
     import keras
 

@@ -2,8 +2,6 @@
 
 from itertools import accumulate, chain
 
-import keras
-
 from kpatch import globs
 from kpatch.errors import ResolutionError
 from kpatch.syntax.ast import Glob, Name
@@ -171,7 +169,7 @@ def _child_names(node):
     names = {}
     for key, children in node.children.items():
         for child in children:
-            if child.kind in (LAYER, GROUP) and not isinstance(child.item, keras.layers.InputLayer):
+            if child.kind in (LAYER, GROUP) and type(child.item).__name__ != "InputLayer":
                 holder, label = child.label() if child.parent is node else (node, key)
                 if holder is node:
                     names.setdefault(id(child), spelled([label]))

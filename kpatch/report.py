@@ -97,7 +97,7 @@ def _entries(plan):
     """How many entries each statement of each step writes."""
     from kpatch import writers
 
-    live = execute.Live(plan, writers.current(), donate=False)
+    live = plan.names.store or execute.Live(plan, writers.current(), donate=False)
     scope = ev.Scope(live.look_up, live.read)
     written, fresh = set(), True
     for step in plan.steps:

@@ -3,8 +3,6 @@
 import reprlib
 from collections import defaultdict
 
-import keras
-
 from kpatch import globs
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.misses import Miss
@@ -25,13 +23,16 @@ class ModelIndex:
     def __init__(self, root):
         vars(root).setdefault(KEPT, None)  # before the attributes are counted
         walk = Walk(root)
-        self.root = walk.root
-        self.nodes = walk.nodes
-        self.entries = walk.entries
         self._watch = walk.watch
+        self._enter(walk.root, walk.nodes, walk.entries)
+
+    def _enter(self, root, nodes, entries):
+        self.root = root
+        self.nodes = nodes
+        self.entries = entries
         self._nodes = defaultdict(list)  # by each of their names
         self._variables = defaultdict(list)
-        for node in walk.nodes:
+        for node in nodes:
             for name, nodes in node.children.items():
                 self._nodes[name] += nodes
             for name, entries in node.variables.items():
@@ -164,6 +165,8 @@ def index(root):
         known = None
     if known is not None and known.root.item is root and known.begin():
         return known
+    import keras
+
     if not isinstance(root, keras.Layer):
         raise PatchError(f"expected a Keras model or layer; Received: {reprlib.repr(root)} (of type {type(root)})")
     known = ModelIndex(root)

@@ -40,6 +40,8 @@ CALLS = {
     "kpatch.plan": Parameter(1, "patch", of_model=True),
     "kpatch.apply": Parameter(1, "patch", of_model=True),
     "kpatch.edit": Parameter(1, "patch", of_model=False),
+    "kpatch.checkpoint.plan": Parameter(1, "patch", of_model=False),
+    "kpatch.checkpoint.apply": Parameter(1, "patch", of_model=False),
 }
 RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
 IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")

@@ -75,10 +75,10 @@ def _take_region(tensor, region):
 
 def to_numpy(tensor):
     """The tensor as a NumPy array; TensorFlow gives one for 0-d bfloat16 only by way of an axis."""
-    from keras import ops
-
     if isinstance(tensor, np.ndarray | np.generic):
         return np.asarray(tensor)
+    from keras import ops
+
     if tuple(tensor.shape):
         return np.asarray(ops.convert_to_numpy(tensor))
     return np.asarray(ops.convert_to_numpy(ops.reshape(tensor, (1,)))).reshape(())

@@ -16,8 +16,6 @@ from functools import cache
 from itertools import chain
 from operator import itemgetter
 
-import keras
-
 from kpatch.errors import PatchError
 from kpatch.syntax.ast import Name, Position
 from kpatch.watch import CONTAINERS, Watch
@@ -147,6 +145,8 @@ class Walk:
                 stack += visits[node.kind](node)[::-1]
 
     def _visit_layer(self, node):
+        import keras
+
         state = vars(node.item)
         if not {"name", "_layers"} <= state.keys():
             raise PatchError(f"a {type(node.item).__name__} of the model was made without 'super().__init__()'")
@@ -248,6 +248,8 @@ class Walk:
 
     def _held(self, node, state, known):
         """Which attributes hold what: pairs of a chain of names, (`blocks`, `0`), and a layer, variable or metric."""
+        import keras
+
         ours = type(node.item).__module__.startswith("keras.") and type(node.item) is not keras.Layer
         modules = state.get("_modules", {})  # where torch keeps the attributes that are layers
         base, tracker, held = _base_attributes(), state["_tracker"], []
@@ -266,6 +268,8 @@ class Walk:
 
     def _hold(self, names, container, known, tracker, ours, held):
         """Adds what a list, tuple or dict holds."""
+        import keras
+
         tracked = getattr(container, "tracker", None) is tracker
         hidden = not tracked and len(names) == 1 and not isinstance(container, tuple)  # kept from Keras's eyes
         if hidden and names[0].startswith("_"):
@@ -282,6 +286,8 @@ class Walk:
 
     def _watch_attributes(self, node, names, ours):
         """Watches what may come to hold another layer or variable; of a layer of Keras's own, what holds one now."""
+        import keras
+
         state = vars(node.item)
         self.watch.name(state)
         grows = not ours or isinstance(node.item, (keras.Model, keras.metrics.Metric))
@@ -293,6 +299,8 @@ class Walk:
             self.watch.container(state["_modules"])
 
     def _add_attributes(self, node, held):
+        import keras
+
         for names, item in held:
             rank = _PRIVATE if names[0].startswith("_") else _PUBLIC if len(names) == 1 else _LISTED
             holder = node
@@ -325,6 +333,8 @@ def is_automatic(name, kind):
 @cache
 def _base_attributes():
     """The attributes that every layer, model or metric has: where they hold layers, they do not name them."""
+    import keras
+
     made = keras.Layer(name="layer"), keras.Model(name="model"), keras.metrics.Metric(name="metric")
     made[0].inner = keras.Layer(name="inner")  # tensorflow adds its own only now
     return frozenset(chain(*map(vars, made), [KEPT])) - {"inner", *_COMPILED}

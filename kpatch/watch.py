@@ -3,8 +3,6 @@
 from itertools import chain
 from operator import is_, itemgetter
 
-import keras
-
 CONTAINERS = (list, tuple, dict)
 
 
@@ -103,5 +101,7 @@ _name_of = itemgetter("name")
 
 def _is_plain(value):
     """Whether the value neither is nor holds a layer or variable."""
+    import keras
+
     named = (keras.Layer, keras.Variable, keras.metrics.Metric, keras.random.SeedGenerator)
     return not isinstance(value, (*named, *CONTAINERS))

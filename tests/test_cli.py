@@ -428,12 +428,12 @@ def test_damaged_bytes_end_in_a_file_error(model):
             files.load(model)
 
 
-def rewrite_config(path, change):
+def rewrite_config(path, change, compression=zipfile.ZIP_STORED):
     """Changes the config.json inside a file."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     parts["config.json"] = json.dumps(change(json.loads(parts["config.json"]))).encode()
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in parts.items():
             archive.writestr(name, data)
 
@@ -456,12 +456,13 @@ def test_a_lambda_is_not_run(tmp_path):
     )
 
 
-def test_an_unknown_loss_costs_the_training_state_and_is_no_reason_to_overwrite(run, tmp_path):
+def test_an_unknown_loss_costs_the_training_state_where_a_model_must_be_loaded(run, tmp_path):
+    """Compressed weights cannot be edited where they are."""
     path = tmp_path / "custom.keras"
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
     model.compile(loss=custom_loss)
     model.save(path)
-    rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("custom_loss", "missing_loss")))
+    rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("custom_loss", "missing_loss")), 8)
     result = run("apply", path, "-e", "head.bias = 1", "-o", "out.keras")
     assert result.exit_code == 0, result.output
     assert result.stderr == (
@@ -473,6 +474,58 @@ def test_an_unknown_loss_costs_the_training_state_and_is_no_reason_to_overwrite(
     assert result.exit_code == 1
     assert "missing_loss" in result.stderr
     assert path.read_bytes() == data
+
+
+def test_the_training_state_is_kept_whatever_it_needs(run, tmp_path):
+    path = tmp_path / "custom.keras"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
+    model.compile(loss=custom_loss)
+    model.save(path)
+    rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("custom_loss", "missing_loss")))
+    result = run("apply", path, "-e", "head.bias = 1", "--in-place")
+    assert (result.exit_code, result.stderr) == (0, "")
+    with zipfile.ZipFile(path) as archive:
+        assert b"missing_loss" in archive.read("config.json")
+
+
+def test_a_model_of_unknown_classes_is_edited_by_the_names_in_the_file(run, tmp_path):
+    path = tmp_path / "custom.keras"
+    keras.Sequential([keras.Input((2,)), Custom(1)]).save(path)
+    rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("Custom", "Missing")))
+    result = run("apply", path, "-e", 'layers.custom.vars."1" = 7', "--in-place")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        "note: it needs the custom class 'Missing', which is not known here; "
+        "the names are those in the file, as in 'layers.custom.vars.\"0\"'\n"
+    )
+
+
+def test_undo(run, model):
+    data = model.read_bytes()
+    assert run("apply", model, "-e", "head.bias = 1", "--in-place", "--journal").exit_code == 0
+    assert model.read_bytes() != data
+    result = run("undo", model)
+    assert (result.exit_code, result.stdout) == (0, f"restored {model}\n")
+    assert model.read_bytes() == data
+    assert run("undo", model).exit_code == 1
+
+
+def test_a_donor_is_a_file(run, model):
+    shutil.copy(model, "donor.keras")
+    assert run("apply", "donor.keras", "-e", "head.bias = [1, 2]", "--in-place").exit_code == 0
+    result = run("apply", model, "-e", "**.bias = $d._ * $s", "--bind", "d=@donor.keras", "--bind", "s=2", "--in-place")
+    assert (result.exit_code, result.stderr) == (0, "")
+    np.testing.assert_array_equal(keras.saving.load_model(model).get_layer("head").bias, [2, 4])
+    result = run("apply", model, "-e", "**.bias = 0", "--expect", "3", "--in-place")
+    assert result.stderr.startswith("kpatch.ResolutionError: the patch matches 2 variables, not 3")
+
+
+def test_show_statistics(run, model):
+    result = run("show", model, "*.bias", "--stats")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["name", "shape", "dtype", "min", "mean", "max", "std", "zeros", "nan", "inf"]
+    assert rows[1] == ["dense_1.bias", "(3,)", "float32", "0", "0", "0", "0", "3", "0", "0"]
+    assert rows[2][0] == "head.bias"
 
 
 def test_a_failed_save_leaves_the_file_and_nothing_beside_it(model, monkeypatch):
@@ -551,7 +604,7 @@ def test_the_backend(tmp_path, monkeypatch):
 
 
 def test_help_has_examples(run):
-    for command in ("apply", "check", "show"):
+    for command in ("apply", "check", "show", "undo"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"  kpatch {command} " in result.stdout

@@ -40,7 +40,7 @@ LANGUAGE, ARCHITECTURE, ERRORS, FUNCTIONS = (
     ROOT / "docs" / f"{name}.md" for name in ("language", "architecture", "errors", "functions")
 )
 PACKAGE = ROOT / "kpatch"
-KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("dynamo", "misses", "resolve", "tree", "watch")}
+KERAS_AT_THE_TOP = {"kpatch.dynamo"}
 
 
 class Block(NamedTuple):

@@ -48,6 +48,8 @@ def only(code):
         "import kpatch.errors; kpatch.apply(m, 'p')",
         "import numpy, kpatch.errors as e, kpatch as k; k.apply(m, 'p')",
         "from kpatch import apply; apply(m, 'p')",
+        "import kpatch; kpatch.checkpoint.apply(path, 'p', out)",
+        "from kpatch import checkpoint; checkpoint.plan(path, 'p')",
         "from kpatch import apply as edit_now; edit_now(m, 'p')",
         "from kpatch import *; apply(m, 'p')",
         "def f():\n    import kpatch\n    return [kpatch.apply(m, 'p') for m in ms]",

@@ -1,0 +1,184 @@
+"""The weights inside a `.keras` archive: where they are stored, and where their checksum stands."""
+
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kpatch.errors import FileError
+
+WEIGHTS = "model.weights.h5"
+LARGEST_CONFIG = 2**26  # bytes of a config.json
+VERIFIED = 2**24  # bytes of weights up to which the checksum is verified before an edit; a wrong one stays wrong above
+
+_LOCAL, _CENTRAL, _DESCRIPTOR = b"PK\3\4", b"PK\1\2", b"PK\7\x08"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored entry of an archive.
+
+    Attributes:
+        start, length: of its bytes in the file.
+        crc: its checksum.
+        fields: the offsets at which the checksum stands.
+    """
+
+    start: int
+    length: int
+    crc: int
+    fields: tuple
+
+
+def read(path):
+    """The text of an archive's config.json, and the `Entry` of its weights.
+
+    Raises:
+        FileError: it is damaged or dangerous, or its weights are not stored as they are.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            _check_names(path, infos)
+            known = {info.filename: info for info in infos}
+            if "config.json" not in known or WEIGHTS not in known:
+                raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its {WEIGHTS}")
+            if known["config.json"].file_size > LARGEST_CONFIG:
+                raise FileError(
+                    f"'{path}' is refused: its config.json would unpack to more than {LARGEST_CONFIG} bytes"
+                )
+            config = archive.read("config.json").decode("utf-8")
+            entry = _entry(path, archive, known[WEIGHTS], infos)
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise FileError(f"'{path}' is damaged: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise FileError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+    if entry.length <= VERIFIED:
+        _verify(path, entry)
+    return config, entry
+
+
+def is_plain(path):
+    """Whether the weights of an archive are stored as they are, so that they can be edited there; also where the
+    archive cannot be read, which `read` then says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            known = {info.filename: info for info in archive.infolist()}
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return True
+    plain = WEIGHTS in known and known[WEIGHTS].compress_type == zipfile.ZIP_STORED
+    return plain or not known.keys() & {WEIGHTS, "model.weights.npz"}
+
+
+def _check_names(path, infos):
+    names = [info.filename for info in infos]
+    for name in names:
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or (parts.parts[:1] and parts.parts[0].endswith(":")):
+            raise FileError(f"'{path}' is refused: its entry '{name}' leads out of the archive")
+    if len(set(names)) < len(names):
+        raise FileError(f"'{path}' is refused: it holds two entries of one name")
+
+
+def _entry(path, archive, info, infos):
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
+        raise FileError(
+            f"the weights in '{path}' are compressed or encrypted, so they cannot be edited where they are",
+            notes=["Keras stores them plain: load the model and save it again"],
+        )
+    directory = archive.start_dir
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)
+        if header[:4] != _LOCAL:
+            raise FileError(f"'{path}' is damaged: the header of {WEIGHTS} is not where the archive says")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        end = start + info.file_size
+        if end > directory:
+            raise FileError(f"'{path}' is damaged: {WEIGHTS} would reach beyond its place")
+        fields = [_in_directory(file, directory, infos, info)]
+        if info.flag_bits & 8:  # the checksum follows the bytes, with or without a signature before it
+            file.seek(end)
+            fields.append(end + 4 * (file.read(4) == _DESCRIPTOR))
+        else:
+            fields.append(info.header_offset + 14)
+        for place in fields:
+            file.seek(place)
+            if file.read(4) != struct.pack("<I", info.CRC):
+                raise FileError(f"'{path}' is damaged: it gives two checksums for {WEIGHTS}")
+    return Entry(start, info.file_size, info.CRC, tuple(fields))
+
+
+def _in_directory(file, at, infos, wanted):
+    """Where the archive's directory has the checksum of an entry."""
+    for info in infos:
+        file.seek(at)
+        header = file.read(46)
+        if header[:4] != _CENTRAL:
+            break
+        if info is wanted:
+            return at + 16
+        at += 46 + sum(struct.unpack("<HHH", header[28:34]))
+    raise FileError(f"'{file.name}' is damaged: its directory does not list {WEIGHTS}")
+
+
+def _verify(path, entry):
+    with path.open("rb") as file:
+        file.seek(entry.start)
+        if zlib.crc32(file.read(entry.length)) != entry.crc:
+            raise FileError(f"'{path}' is damaged: the checksum of {WEIGHTS} is wrong")
+
+
+class Checksum:
+    """The CRC-32 of bytes that change here and there, kept without reading the rest: the sum is linear in them.
+
+    Example:
+        >>> import zlib
+        >>> old, new = b"the old bytes, and more", b"the new bytes, and more"
+        >>> checksum = Checksum(zlib.crc32(old), len(old))
+        >>> checksum.replace(4, b"old", b"new")
+        >>> checksum.value == zlib.crc32(new)
+        True
+    """
+
+    def __init__(self, value, length):
+        self.value = value
+        self.length = length
+
+    def replace(self, at, old, new):
+        difference = _raw(old) ^ _raw(new)
+        self.value ^= _shifted(difference, self.length - at - len(old))
+
+
+def _raw(data):
+    """The sum without what CRC-32 adds at its start and end, so that it is linear."""
+    return zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
+
+
+def _times(a, b):
+    """The product of two polynomials over GF(2), modulo CRC-32's own, the highest power in the lowest bit."""
+    product, bit = 0, 1 << 31
+    while bit:
+        if a & bit:
+            product ^= b
+        b = (b >> 1) ^ (0xEDB88320 if b & 1 else 0)
+        bit >>= 1
+    return product
+
+
+_POWERS = [0x00800000]  # x to the 8, 16, 32, ...: a shift by 1, 2, 4, ... bytes
+while len(_POWERS) < 64:
+    _POWERS.append(_times(_POWERS[-1], _POWERS[-1]))
+
+
+def _shifted(value, count):
+    """The sum of the same bytes with `count` zeros behind them."""
+    for power in _POWERS:
+        if not count:
+            break
+        if count & 1:
+            value = _times(power, value)
+        count >>= 1
+    return value

@@ -1,0 +1,125 @@
+"""What the commands `apply`, `show`, `diff` and `undo` do with files."""
+
+import html
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kpatch.checkpoint import archive
+from kpatch.checkpoint.opened import Checkpoint, kind
+from kpatch.errors import FileError, ResolutionError
+from kpatch.syntax import ast
+
+
+def opened(path):
+    """The `Checkpoint`, or `None` where the weights in an archive are kept in a way that needs loading."""
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "numpy"  # no training backend is needed here
+    if kind(path) == ".keras" and not archive.is_plain(path):
+        return None
+    return Checkpoint(path)
+
+
+def sidecar(patch_file, patch):
+    """The arrays of the `.safetensors` beside a patch file that the patch asks for by `$name`."""
+    beside = Path(patch_file).with_suffix(".safetensors") if patch_file not in (None, "-") else None
+    if beside is None or not beside.is_file():
+        return {}
+    asked = {node.name for statement in patch.statements for node in ast.walk(statement) if type(node) is ast.Binding}
+    return {array.path: array for array in Checkpoint(beside).arrays if array.path in asked}
+
+
+def selected(checkpoint, selector):
+    """Pairs of a name and an `Array`: all, or those that a selector means, or those of the layer that it names."""
+    if selector is None:
+        return checkpoint.named()
+    try:
+        return [(entry.path, checkpoint.array(entry)) for entry in checkpoint.find_all(selector)]
+    except ResolutionError:
+        layer = f".{selector}."
+        found = [(name, array) for name, array in checkpoint.named() if layer in f".{name}"]
+        if not found:
+            raise
+        return found
+
+
+def difference(old, new, tolerance):
+    """The `Diff` of two files, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kpatch.checkpoint.comparing import diff
+
+    pair = []
+    for path in (old, new):
+        checkpoint = opened(path)
+        if checkpoint is None:
+            raise FileError(f"the weights in '{path}' are compressed: load the model and save it again")
+        pair.append(checkpoint)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=sum(array.nbytes for array in pair[0].arrays))
+        return diff(*pair, tolerance=tolerance, progress=lambda count: progress.advance(task, count))
+
+
+def write_map(path, found, title):
+    """Writes a page with a row for each array that differs: how much, and in which parts of it."""
+    from kpatch.checkpoint.comparing import parts
+
+    rows = []
+    for each in found.differences:
+        cells = "".join(f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in parts(each))
+        rows.append(f"<tr><td>{html.escape(each.name)}<td>{each.count:,} of {each.new.size:,}{cells}")
+    text = PAGE.format(title=html.escape(title), rows="\n".join(rows))
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"cannot write '{path}': {(error.strerror or str(error)).lower()}") from error
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }}
+.part {{ width: 16px; border: 1px solid #eee }}</style>
+<h1>{title}</h1>
+<p>Each row is an array, its first entries at the left: the redder, the more of a part's entries differ.</p>
+<table>
+{rows}
+</table>
+"""
+
+
+class Statistics:
+    """Of an array: its range and mean, and how many entries are 0 or no numbers; a block at a time."""
+
+    HEADINGS = ("min", "mean", "max")
+    MORE = ("std", "zeros", "nan", "inf")
+
+    def __init__(self, array):
+        self.size = array.size
+        self.low, self.high, self.sum, self.squares = np.inf, -np.inf, 0.0, 0.0
+        self.zeros = self.nans = self.infinite = 0
+        with np.errstate(all="ignore"):
+            for _, block in array.blocks():
+                self._add(block)
+
+    def _add(self, block):
+        self.zeros += block.size - np.count_nonzero(block)
+        wide = block if block.dtype.kind in "iub" else block.astype("float64")
+        self.low, self.high = np.minimum(self.low, wide.min()), np.maximum(self.high, wide.max())
+        self.sum += float(wide.sum(dtype="float64"))
+        self.squares += float(np.square(wide, dtype="float64").sum())
+        if wide.dtype.kind == "f":
+            self.nans += int(np.isnan(wide).sum())
+            self.infinite += int(np.isinf(wide).sum())
+
+    def row(self, more):
+        if not self.size:
+            return ("-",) * (3 + 4 * more)
+        mean = self.sum / self.size
+        row = (f"{self.low:.6g}", f"{mean:.6g}", f"{self.high:.6g}")
+        if not more:
+            return row
+        deviation = np.sqrt(max(0.0, self.squares / self.size - mean**2)) if np.isfinite(mean) else np.nan
+        return (*row, f"{deviation:.6g}", f"{self.zeros:,}", f"{self.nans:,}", f"{self.infinite:,}")

@@ -1,0 +1,320 @@
+"""The patch that leads from one checkpoint to another, as a person would write it where that is possible.
+
+Of each array: nothing where every bit is the same; the entries where few differ; a slice where what differs is a block
+of it that takes one value; and otherwise the whole of the new one, in a `.safetensors` beside the patch, by `$name`.
+What a text cannot say to the bit (a NaN with a message) goes there as well. The files are read in blocks.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kpatch.checkpoint import safetensors
+from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
+from kpatch.checkpoint.opened import Checkpoint
+from kpatch.dtypes import DTYPES
+from kpatch.errors import FileError
+
+FEW = 64  # entries of an array that are written out at most
+KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
+BINS = 16  # of the map of where an array differs
+
+
+@dataclass
+class Difference:
+    """How one array differs.
+
+    Attributes:
+        name: its selector.
+        old, new: the `Array`s.
+        count: how many entries differ.
+        largest: the largest absolute difference, or `None` where the array is not of numbers.
+        bins: the part of the entries that differs, for equal parts of the array in a row.
+        statements: the lines that change it.
+        sidecar: the name that the whole of it has in the sidecar, or `None`.
+    """
+
+    name: str
+    old: Array
+    new: Array
+    count: int = 0
+    largest: float = 0.0
+    bins: np.ndarray = field(default_factory=lambda: np.zeros(BINS, "int64"))
+    statements: list = field(default_factory=list)
+    sidecar: str | None = None
+
+
+class Diff:
+    """The patch from one checkpoint to another. `kpatch.diff` makes it.
+
+    Attributes:
+        differences: a `Difference` for each array that differs.
+        text: the patch.
+        bindings: the arrays that the patch asks for by `$name`, as `kpatch.checkpoint.apply` takes them.
+    """
+
+    def __init__(self, differences):
+        self.differences = differences
+
+    @property
+    def text(self):
+        return "".join(f"{line}\n" for each in self.differences for line in each.statements)
+
+    @property
+    def bindings(self):
+        return {each.sidecar: each.new for each in self.differences if each.sidecar}
+
+    @property
+    def values(self):
+        """The same as arrays of NumPy, as `kpatch.apply` takes them for a model."""
+        return {name: array.view() for name, array in self.bindings.items()}
+
+    def save(self, path):
+        """Writes the patch, and beside it a `.safetensors` where it needs one; gives the paths written."""
+        path, written = Path(path), []
+        dense = [each for each in self.differences if each.sidecar]
+        beside = path.with_suffix(".safetensors")
+        try:
+            if dense:
+                named = [(each.sidecar, each.new.dtype, each.new.shape, each.new.blocks()) for each in dense]
+                safetensors.write(beside, named)
+                written.append(beside)
+            path.write_text(self.text, encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"cannot write '{path}': {(error.strerror or str(error)).lower()}") from error
+        return [path, *written]
+
+    def __str__(self):
+        return self.text
+
+    def __rich__(self):
+        from kpatch.report import _filled, _table, shape
+
+        rows = [
+            (
+                each.name,
+                shape(each.new.shape),
+                each.new.dtype,
+                f"{each.count:,}",
+                f"{each.count / each.new.size:.2%}",
+                f"{each.largest:.4g}",
+                heat(each),
+            )
+            for each in self.differences
+        ]
+        return _filled(_table("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
+
+
+def parts(difference):
+    """Of each of as many equal parts of an array, in a row, how much of it differs."""
+    sizes = np.diff(np.linspace(0, difference.new.size, BINS + 1).astype("int64"))
+    return np.minimum(1.0, difference.bins / np.maximum(sizes, 1))
+
+
+def heat(difference):
+    """Where an array differs, first entries first, as a row of bars."""
+    return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in parts(difference))
+
+
+def diff(a, b, /, *, tolerance=0.0, progress=None):
+    """The patch that makes one checkpoint, or model, of another.
+
+    Args:
+        a, b: paths, `Checkpoint`s, or Keras models; of the same names and shapes.
+        tolerance: entries that differ by no more are taken as the same; with 0 the result is the same to the bit.
+        progress: called with the number of bytes read of each block.
+
+    Returns:
+        A `Diff`: `.text` is the patch, `.bindings` what it needs, and `.save` writes both.
+
+    Raises:
+        FileError: they do not hold arrays of the same names, shapes and dtypes.
+
+    Example:
+        >>> import keras, kpatch, tempfile
+        >>> from pathlib import Path
+        >>> a, b = (Path(tempfile.mkdtemp(), "small.keras") for _ in "ab")
+        >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")]).save(a)
+        >>> applied = kpatch.checkpoint.apply(a, "head.kernel[1] = 0.5; head.bias[2] = 3", b)
+        >>> print(kpatch.diff(a, b).text, end="")
+        head.kernel[1] = 0.5
+        head.bias[2] = 3.0
+    """
+    pairs = _pairs(_side(a), _side(b))
+    found, names = [], set()
+    for name, old, new in pairs:
+        each = Difference(name, old, new)
+        changed = _compare(each, tolerance, progress or (lambda count: None))
+        if each.count:
+            each.statements = _statements(each, changed) if changed is not None else []
+            if not each.statements:
+                each.sidecar = _free(name, names)
+                each.statements = [f"{name} = ${each.sidecar}"]
+            found.append(each)
+    return Diff(found)
+
+
+def _side(side):
+    """What an error calls it, and its names and arrays."""
+    if isinstance(side, (str, Path)):
+        side = Checkpoint(side)
+    if isinstance(side, Checkpoint):
+        return str(side.path), side.named(), True
+    from kpatch.checkpoint.loaded import Loaded
+
+    return "the model", Loaded(side).named(), False
+
+
+def _pairs(a, b):
+    """Triples of the first one's name, the old array and the new one.
+
+    Files are matched by the names in them, which do not depend on how Keras numbered the layers in the process.
+    """
+    (first, old, of_files), (second, new, also) = a, b
+    by_key = {array.path if of_files and also else name: (name, array) for name, array in new}
+    pairs = []
+    for name, array in old:
+        _, other = by_key.pop(array.path if of_files and also else name, (name, None))
+        if other is None:
+            raise FileError(f"'{second}' has no '{name}', which '{first}' has")
+        if (other.shape, other.dtype) != (array.shape, array.dtype):
+            shapes = f"{array.shape} {array.dtype} and {other.shape} {other.dtype}"
+            raise FileError(f"'{name}' is {shapes}: a patch keeps shapes and dtypes")
+        pairs.append((name, array, other))
+    for name, _ in by_key.values():
+        raise FileError(f"'{first}' has no '{name}', which '{second}' has")
+    return pairs
+
+
+def _compare(each, tolerance, progress):
+    """Counts what differs; gives the offsets, or `None` where they are too many to be of use."""
+    offsets: list | None = []
+    size = each.new.size
+    for (start, old), (_, new) in zip(each.old.blocks(), each.new.blocks(), strict=True):
+        progress(old.nbytes)
+        differ = as_bits(old) != as_bits(new)
+        if not differ.any():
+            continue
+        if each.new.dtype != "bool":
+            apart = _distance(old, new, differ)
+            if tolerance:
+                differ &= ~(apart <= tolerance)
+            each.largest = float(np.maximum(each.largest, np.max(apart[differ], initial=0.0)))
+        flat = np.flatnonzero(differ) + start
+        each.count += len(flat)
+        each.bins += np.bincount(np.minimum(flat * BINS // size, BINS - 1), minlength=BINS)
+        offsets = None if offsets is None or each.count > KEPT else [*offsets, flat]
+    return None if offsets is None else np.concatenate([*offsets, []]).astype("int64")
+
+
+def _distance(old, new, differ):
+    apart = np.zeros(old.shape, "float64")
+    with np.errstate(all="ignore"):
+        apart[differ] = np.abs(new[differ].astype("float64") - old[differ].astype("float64"))
+    return apart
+
+
+def _statements(each, flat):
+    """The lines that change an array, or none where it goes into the sidecar."""
+    if each.new.dtype not in DTYPES:
+        return []
+    values, region = each.new.view().reshape(-1)[flat], _region(each, flat)
+    if region is not None and (as_bits(values) == as_bits(values[:1])).all():
+        return _written([(region, values[0])], each)
+    if len(flat) > FEW:
+        return []
+    if region is not None:
+        return _list(each, region, flat, values)
+    indices = zip(*np.unravel_index(flat, each.new.shape), strict=True)
+    return _written([(", ".join(map(str, index)), value) for index, value in zip(indices, values, strict=True)], each)
+
+
+def _region(each, flat):
+    """The index of the block that the entries fill, or `None` where they do not."""
+    shape = each.new.shape
+    if not shape:
+        return ""
+    axes = np.unravel_index(flat, shape)
+    lows, highs = [int(a.min()) for a in axes], [int(a.max()) + 1 for a in axes]
+    if np.prod([high - low for low, high in zip(lows, highs, strict=True)]) != len(flat):
+        return None
+    items = []
+    for low, high, length in zip(lows, highs, shape, strict=True):
+        whole = (low, high) == (0, length)
+        items.append(
+            ":" if whole and length > 1 else str(low) if high - low == 1
+            else f"{low or ''}:{'' if high == length else high}"
+        )  # fmt: skip
+    while items and items[-1] == ":":
+        items.pop()
+    return ", ".join(items)
+
+
+def _list(each, region, flat, values):
+    """One statement with the numbers of a block, nested as its shape is."""
+    axes = np.unravel_index(flat, each.new.shape)
+    lengths = [int(a.max() - a.min()) + 1 for a in axes]
+    texts = [_literal(value, each.new.dtype) for value in values]
+    if None in texts:
+        return []
+    nested = np.array(texts, object).reshape([n for n in lengths if n > 1]).tolist()
+    return [f"{each.name}{_index(region)} = {_brackets(nested)}"]
+
+
+def _brackets(nested):
+    return nested if isinstance(nested, str) else "[" + ", ".join(map(_brackets, nested)) + "]"
+
+
+def _index(region):
+    return f"[{region}]" if region else ""
+
+
+def _written(pairs, each):
+    texts = [(index, _literal(value, each.new.dtype)) for index, value in pairs]
+    if any(text is None for _, text in texts):
+        return []
+    return [f"{each.name}{_index(index)} = {text}" for index, text in texts]
+
+
+def _literal(value, dtype):
+    """The text that means a value to the bit, or `None`."""
+    if dtype == "bool":
+        return "true" if value else "false"
+    if value.dtype.kind in "iu":
+        return str(int(value))
+    number = float(value)
+    text = repr(number)
+    back = np.asarray(float(text)).astype(BY_NAME[dtype])
+    if not (as_bits(back.reshape(1)) == as_bits(np.asarray(value).reshape(1))).all():
+        return None
+    shorter = _shorter(number, value, dtype)
+    return shorter or text
+
+
+def _shorter(number, value, dtype):
+    """The shortest decimal that rounds to a value of a dtype narrower than Python's."""
+    for digits in range(1, 17):
+        text = f"{number:.{digits}g}"
+        if "n" in text:
+            return None
+        if not re.search(r"[.e]", text):
+            text += ".0"
+        with np.errstate(all="ignore"):
+            back = np.asarray(float(text)).astype(BY_NAME[dtype])
+        if back.tobytes() == np.asarray(value).tobytes():
+            return text
+    return None
+
+
+def _free(name, taken):
+    """A name for the sidecar that no other has."""
+    base = re.sub(r"\W+", "_", name).strip("_") or "x"
+    base = f"x_{base}" if base[0].isdigit() else base
+    free, number = base, 1
+    while free in taken or free in ("expect", "in_place", "journal", "donate", "undo"):
+        number += 1
+        free = f"{base}_{number}"
+    taken.add(free)
+    return free

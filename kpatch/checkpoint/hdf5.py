@@ -1,0 +1,133 @@
+"""Where the arrays of an HDF5 file lie, as Keras writes it, with every link and number mistrusted."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from kpatch.checkpoint.arrays import BY_NAME, Array
+from kpatch.errors import FileError
+
+MAX_DEPTH = 64  # groups in groups
+MAX_OBJECTS = 2**20
+
+
+class Window(io.RawIOBase):
+    """Part of a file, as a file: an archive's entry that is stored as it is."""
+
+    def __init__(self, path, start, length):
+        self._file = open(path, "rb")  # noqa: SIM115 (closed by `close`)
+        self._start, self._length, self._at = start, length, 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self):
+        return self._at
+
+    def readinto(self, buffer):
+        count = max(0, min(len(buffer), self._length - self._at))
+        self._file.seek(self._start + self._at)
+        data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self):
+        self._file.close()
+        super().close()
+
+
+def arrays(path, start=0, length=None):
+    """The `Array`s of an HDF5 file, or of the part of a file that holds one.
+
+    Raises:
+        FileError: it is damaged, or links to other places.
+    """
+    import h5py
+
+    path = Path(path)
+    length = path.stat().st_size - start if length is None else length
+    with Window(path, start, length) as window:
+        try:
+            with h5py.File(window, "r") as file:
+                return sorted(_walk(file, path, start, length), key=_order)
+        except FileError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py makes of libhdf5's errors
+            reason = " ".join(str(error).split())
+            raise FileError(f"'{path}' holds no readable HDF5 data: {reason}") from error
+
+
+def _order(array):
+    """By name, and by number where Keras numbers: `vars/2` before `vars/10`."""
+    return [(not key.isdecimal(), int(key) if key.isdecimal() else 0, key) for key in array.keys]
+
+
+def _walk(file, path, start, length):
+    import h5py
+
+    stack: list[tuple] = [((), file)]
+    seen = set()
+    while stack:
+        keys, group = stack.pop()
+        for name in group:
+            kind = group.get(name, getclass=True, getlink=True)
+            shown = "/".join((*keys, name))
+            if kind is not h5py.HardLink:
+                raise FileError(f"'{path}' is refused: '{shown}' is a link to another place")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                raise FileError(f"'{path}' is refused: '{shown}' is in the file twice, or holds itself")
+            seen.add(address)
+            if len(keys) >= MAX_DEPTH or len(seen) > MAX_OBJECTS:
+                raise FileError(f"'{path}' is refused: it holds more groups than a model has")
+            if isinstance(item, h5py.Group):
+                stack.append(((*keys, name), item))
+            elif isinstance(item, h5py.Dataset) and (dtype := _dtype(item)) is not None:
+                yield _array((*keys, name), item, dtype, path, start, length)
+
+
+def _dtype(dataset):
+    """The dtype's name; bfloat16 has none in HDF5, and Keras writes it beside. `None` for strings and the like."""
+    if dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
+        return "bfloat16"
+    return dataset.dtype.name if dataset.dtype.name in BY_NAME else None
+
+
+def _array(keys, dataset, dtype, path, start, length):
+    shape, offset = tuple(map(int, dataset.shape)), dataset.id.get_offset()
+    nbytes = math.prod(shape) * BY_NAME[dtype].itemsize
+    shown = "/".join(keys)
+    if dataset.external or dataset.is_virtual:
+        raise FileError(f"'{path}' is refused: '{shown}' keeps its values in other files")
+    if offset is not None and offset + nbytes > length:
+        raise FileError(f"'{path}' is damaged: '{shown}' {shape} {dtype} would reach beyond its end")
+    if offset is None and nbytes > max(2**20, 1000 * dataset.id.get_storage_size()):
+        raise FileError(f"'{path}' is refused: '{shown}' {shape} {dtype} is {nbytes} bytes large, with none stored")
+    refusal = None
+    if nbytes and offset is None:
+        refusal = "it is stored compressed or in chunks, and is left as it is"
+    elif dataset.dtype.byteorder == ">":
+        refusal = "its bytes are stored in the order of another machine"
+    if refusal is None:
+        return Array(keys, path, start + (offset or 0), shape, dtype)
+    return Array(keys, path, None, shape, dtype, refusal, lambda: _read(path, start, length, keys, dtype))
+
+
+def _read(path, start, length, keys, dtype):
+    """An array whose bytes h5py has to put together."""
+    import h5py
+
+    with Window(path, start, length) as window, h5py.File(window, "r") as file:
+        values = np.asarray(file["/".join(keys)][()])
+    return values.view(BY_NAME[dtype]) if dtype == "bfloat16" else values.astype(BY_NAME[dtype])

@@ -1,0 +1,43 @@
+"""A model in memory, listed as a `Checkpoint` is."""
+
+import math
+
+from kpatch.checkpoint.arrays import in_blocks
+from kpatch.resolve import index
+from kpatch.tensors import to_numpy
+
+
+class Held:
+    """A variable, with what the listing of a file asks of an `Array`."""
+
+    def __init__(self, entry):
+        self.path = entry.path
+        self.shape = tuple(entry.shape)
+        self.dtype = str(entry.dtype)
+        self._variable = entry.variable
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    def view(self):
+        return to_numpy(self._variable)
+
+    def blocks(self):
+        yield from in_blocks(self.view())
+
+
+class Loaded:
+    """The names of a model."""
+
+    def __init__(self, model):
+        self.index = index(model)
+
+    def find_all(self, selector):
+        return self.index.find_all(selector)
+
+    def array(self, entry):
+        return Held(entry)
+
+    def named(self):
+        return [(entry.path, Held(entry)) for entry in self.index.entries]

@@ -1,0 +1,134 @@
+"""What the names of a patch mean in a file: the model's own selectors where its architecture is known, and behind them
+the file's own names, `layers.dense.vars."0"`."""
+
+from typing import Any
+
+from kpatch.bindings import NONE, Bindings
+from kpatch.checkpoint.arrays import Array
+from kpatch.errors import BindingError, ResolutionError, UnsupportedError
+from kpatch.names import ModelNames, Place
+from kpatch.resolve import ModelIndex
+from kpatch.syntax import Implied
+from kpatch.tree import LAYER, Entry, Node
+
+
+class Folder:
+    """Stands where a model's tree has a layer."""
+
+    built = True
+
+    def __init__(self, name):
+        self.name = name
+
+
+class FileIndex(ModelIndex):
+    """The names in a file: a tree of the arrays' own chains of names.
+
+    Example:
+        >>> from kpatch.checkpoint.arrays import Array
+        >>> from kpatch.syntax import parse
+        >>> index = FileIndex([Array(("layers", "dense", "vars", "0"), None, 0, (4, 3), "float32")])
+        >>> index.find(parse('"layers/dense/vars/0" = 1').statements[0].target.selector)
+        layers.dense.vars."0" (4, 3) float32
+    """
+
+    def __init__(self, arrays):
+        root = Node(Folder(""), LAYER, None)
+        nodes, entries = [root], []
+        for array in arrays:
+            node = root
+            for key in array.keys[:-1]:
+                node = self._child(node, key, nodes)
+            entry = Entry(array, node, len(entries))
+            entry.hidden = False
+            entry.routes.append((0, node, array.keys[-1]))
+            node.own.append(entry)
+            node.variables.setdefault(array.keys[-1], []).append(entry)
+            entries.append(entry)
+        self._enter(root, nodes, entries)
+
+    @staticmethod
+    def _child(node, key, nodes):
+        if key not in node.children:
+            child = Node(Folder(key), LAYER, node)
+            child.routes.append((0, node, key))
+            node.children[key] = [child]
+            nodes.append(child)
+        return node.children[key][0]
+
+
+class Donor:
+    """A file whose arrays are reached by a path after its `$name`, as those of a model are."""
+
+    find: Any
+    array: Any
+    counterpart: Any
+
+    def donated(self, node, target):
+        """The `Place` that a `Binding` node stands for: by its path, or at the target's own place."""
+        entry = self._entry(node, target)
+        array = self.array(entry)
+        return Place(f"${node.name}.{entry.path}", array.shape, array.dtype, array, entry)
+
+    def _entry(self, node, target):
+        if node.path is None:
+            raise BindingError(f"'${node.name}' is a checkpoint; name an array of it, or write '${node.name}._'")
+        if isinstance(node.path, Implied) and (target is None or target.entry is None):
+            raise BindingError(f"'${node.name}._' is the variable at the target's place, and here is no target")
+        try:
+            return self.counterpart(target) if isinstance(node.path, Implied) else self.find(node.path)
+        except (ResolutionError, UnsupportedError) as error:
+            error.notes = (f"in the file that '${node.name}' stands for", *error.notes)
+            raise
+
+
+class FileNames(ModelNames):
+    """The names of a `Checkpoint`, which finds entries as the index of a model does."""
+
+    def _place(self, entry):
+        key = id(entry.variable)
+        if key not in self._by_variable:
+            array = self.index.array(entry)
+            self._by_variable[key] = Place(entry.path, array.shape, array.dtype, array, entry)
+        return self._by_variable[key]
+
+
+class Given:
+    """What is handed in to a patch of a file: arrays of files, checkpoints, and whatever `kpatch.apply` takes.
+
+    Attributes:
+        models: the models among it.
+    """
+
+    def __init__(self, given):
+        self._files = {name: value for name, value in given.items() if isinstance(value, (Array, Donor))}
+        self._used = set()
+        self._places = {}
+        others = {name: value for name, value in given.items() if name not in self._files}
+        self._others = NONE if not others else Bindings(others)
+
+    @property
+    def models(self):
+        return self._others.models
+
+    def meaning(self, node, target):
+        held = self._files.get(node.name)
+        if held is None:
+            return self._others.meaning(node, target)
+        self._used.add(node.name)
+        if node not in self._places or target is not None:
+            self._places[node] = self._place(node, held, target)
+        return self._places[node]
+
+    def _place(self, node, held, target):
+        if isinstance(held, Array):
+            if node.path is not None:
+                raise BindingError(f"'${node.name}' is no model, so it has no '.{node.path}'")
+            return Place(f"${node.name}", held.shape, held.dtype, held)
+        return held.donated(node, target)
+
+    def check_used(self):
+        for name in self._files:
+            if name not in self._used:
+                raise BindingError(f"'{name}' is not used: '${name}' is nowhere in the patch")
+        self._others.check_used()

@@ -1,0 +1,166 @@
+"""A file of weights that is open: its names, and its values as they are asked for."""
+
+import contextlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from kpatch.checkpoint import archive, hdf5, journal, names, safetensors, shards
+from kpatch.errors import FileError, PatchError, ResolutionError
+from kpatch.syntax import parse
+
+KINDS = (".keras", ".weights.h5", ".weights.json", ".safetensors")
+
+
+def kind(path):
+    """The format of a file, by its name."""
+    for suffix in KINDS:
+        if Path(path).name.endswith(suffix):
+            return suffix
+    raise FileError(f"'{path}' does not end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+
+
+class Checkpoint(names.Donor):
+    """The arrays of a file, by name; read as they are asked for. `kpatch.checkpoint.open` makes it.
+
+    Attributes:
+        path: the file.
+        kind: its format: `.keras`, `.weights.h5`, `.weights.json` or `.safetensors`.
+        arrays: the `Array`s in it.
+        files: the paths that they lie in.
+        entry: of an archive, the `archive.Entry` that they lie in.
+        note: why the file's own names are the only ones, or `None`.
+
+    Example:
+        >>> import keras, kpatch, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "small.keras")
+        >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")]).save(path)
+        >>> file = kpatch.checkpoint.open(path)
+        >>> list(file), file["head.bias"]
+        (['head.kernel', 'head.bias'], array([0., 0., 0.], dtype=float32))
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.kind = kind(path)
+        self.entry = self.note = self._config = None
+        try:
+            journal.recover(self.real)
+            self.files, self.arrays = self._read()
+        except OSError as error:
+            raise FileError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+
+    @property
+    def real(self):
+        """The file that the path means, where that is a link."""
+        return self.path.resolve() if self.path.is_symlink() else self.path
+
+    def _read(self):
+        path = self.real
+        if self.kind == ".keras":
+            self._config, self.entry = archive.read(path)
+            return [path], hdf5.arrays(path, self.entry.start, self.entry.length)
+        if self.kind == ".weights.json":
+            files = shards.read(path)
+            return files, shards.arrays(files)
+        return [path], (hdf5 if self.kind == ".weights.h5" else safetensors).arrays(path)
+
+    @cached_property
+    def own(self):
+        """The index of the file's own names."""
+        return names.FileIndex(self.arrays)
+
+    @cached_property
+    def _model(self):
+        """The model without values, and its arrays; `None` where there is none."""
+        if self._config is None:
+            return None
+        from kpatch.checkpoint import architecture
+
+        try:
+            return architecture.build(self._config, self.arrays)
+        except FileError as error:
+            self.note = f"{error.message}; the names are those in the file, as in '{self.own.entries[0].path}'"
+            return None
+
+    @cached_property
+    def index(self):
+        """The index of names: the model's, else the file's own."""
+        if self._model is None:
+            return self.own
+        from kpatch.resolve import index
+
+        return index(self._model[0])
+
+    def find(self, selector):
+        """The entry of the one array that a selector without globs means."""
+        [entry] = self.find_all(selector)
+        return entry
+
+    def find_all(self, selector):
+        """The entries that a selector means: by the model's names, else by the file's own.
+
+        Raises:
+            ResolutionError: as for a model.
+        """
+        try:
+            return self.index.find_all(selector)
+        except ResolutionError as error:
+            if self.index is not self.own:
+                with contextlib.suppress(PatchError):
+                    return self.own.find_all(selector)
+            elif self.note:
+                error.notes = (*error.notes, self.note)
+            raise
+
+    @property
+    def nodes(self):
+        return self.index.nodes
+
+    def array(self, entry):
+        """The `Array` of an entry of either index."""
+        if self._model is None or entry.owner is self.own.root or type(entry.owner.item) is names.Folder:
+            return entry.variable
+        array = self._model[1].get(id(entry.variable))
+        if array is None:
+            raise ResolutionError(f"'{entry.path}' is a variable of the model, and the file has no values for it")
+        return array
+
+    def counterpart(self, target):
+        """The entry at the place that a target has in its own file or model."""
+        return self._counterparts.of(target.entry)
+
+    @cached_property
+    def _counterparts(self):
+        from kpatch.counterparts import Counterparts
+
+        return Counterparts(self.path.name, self.index)
+
+    def named(self):
+        """Pairs of a name and an `Array`, in the model's order, those that only the file names at the end."""
+        found, seen = [], set()
+        for entry in [*self.index.entries, *self.own.entries]:
+            try:
+                array = self.array(entry)
+            except ResolutionError:
+                continue
+            if id(array) not in seen:
+                seen.add(id(array))
+                found.append((entry.path, array))
+        return found
+
+    def __iter__(self):
+        return iter([name for name, _ in self.named()])
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, selector):
+        """The values of the one array that a selector means."""
+        target = parse(f"{selector} = 0").statements[0].target
+        return np.array(self.array(self.find(target.selector)).view())
+
+    def __repr__(self):
+        return f"<Checkpoint {self.path}, {len(self.arrays)} arrays>"

@@ -1,0 +1,76 @@
+"""`.safetensors`: eight bytes, a header of JSON, and the arrays one after the other.
+
+The library of that name gives the values but not where they lie, which is what an edit needs; the format is this page.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+from kpatch.checkpoint.arrays import BY_NAME, Array
+from kpatch.errors import FileError
+
+LARGEST_HEADER = 100_000_000  # bytes; the library's own bound
+DTYPES = {
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BF16": "bfloat16",
+    **{
+        f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+    },
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def arrays(path):
+    """The `Array`s of a file.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    path = Path(path)
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+        if size is None or size > min(LARGEST_HEADER, length - 8):
+            raise FileError(f"'{path}' is no .safetensors file, or a truncated one")
+        try:
+            header = json.loads(file.read(size))
+            return [
+                _array(path, name, item, 8 + size, length) for name, item in header.items() if name != "__metadata__"
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FileError(f"'{path}' is damaged: its header does not say what it holds") from error
+
+
+def _array(path, name, item, data, length):
+    dtype, shape = DTYPES.get(item["dtype"]), tuple(item["shape"])
+    start, end = item["data_offsets"]
+    keys = tuple(name.split("/") if "/" in name else name.split("."))
+    if dtype is None:
+        raise FileError(f"'{path}' holds '{name}' of {item['dtype']}, which is not part of the language")
+    if any(type(n) is not int or n < 0 for n in (start, end, *shape)):
+        raise ValueError(name)
+    if end - start != math.prod(shape) * BY_NAME[dtype].itemsize or data + end > length:
+        raise FileError(f"'{path}' is damaged: '{name}' {shape} {dtype} does not fit its place")
+    return Array(keys, path, data + start, shape, dtype)
+
+
+def write(path, named):
+    """Writes arrays, each as the blocks of it that are given: pairs of a name, a dtype, a shape and the blocks."""
+    header, at = {}, 0
+    for name, dtype, shape, _ in named:
+        size = math.prod(shape) * BY_NAME[dtype].itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for *_, blocks in named:
+            for _, block in blocks:
+                file.write(block.tobytes())

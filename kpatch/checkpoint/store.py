@@ -1,0 +1,300 @@
+"""Runs a plan on arrays in files: the executor's store, in which what can be done block by block is.
+
+A mask and a number, a number alone, `*=` by a number, an array handed in, and sums and products of such: of these no
+more than a block is ever in memory. Everything else takes the memory of what it computes.
+"""
+
+import mmap
+
+import numpy as np
+
+from kpatch import evaluate as ev
+from kpatch import indexing, tensors
+from kpatch.batch import BatchStep
+from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
+from kpatch.dtypes import check_available, tensor
+from kpatch.elementwise import IN_BLOCKS
+from kpatch.errors import UnsupportedError
+from kpatch.names import Place
+from kpatch.planner import EditStep
+from kpatch.syntax import ast
+from kpatch.writers.numpy import OPERATORS, take
+
+LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)
+MAX_KEPT = 2**12  # changed entries of which old and new values are kept as they are
+
+
+class Change:
+    """What a step did to an array.
+
+    Attributes:
+        step: the plan's step.
+        statement: the statement of it.
+        entries: how many entries it wrote.
+        before, after: their values, a `Sample` of each.
+    """
+
+    def __init__(self, step, statement):
+        self.step = step
+        self.statement = statement
+        self.entries = 0
+        self.before = Sample()
+        self.after = Sample()
+
+    def add(self, before, after):
+        self.entries += before.size
+        self.before.add(before)
+        self.after.add(after)
+
+
+class Sample:
+    """Values that pass by: all of them where they are few, else their range and mean."""
+
+    def __init__(self):
+        self._kept = []
+        self._size = 0
+        self._low, self._high, self._sum = np.inf, -np.inf, 0.0
+
+    def add(self, values):
+        self._size += values.size
+        self._kept.append(values)
+        if self._size > MAX_KEPT:
+            for part in self._kept:
+                self._measure(part if any(part.strides) else part[:1], part.size)
+            self._kept = []
+
+    def _measure(self, part, count):
+        """Takes the range and sum of values, of which there may be more than are there, all the same."""
+        if part.size:
+            wide = part.astype("float32" if part.dtype.itemsize < 4 else part.dtype, copy=False)
+            self._low = min(self._low, float(wide.min()))
+            self._high = max(self._high, float(wide.max()))
+            self._sum += float(wide.sum(dtype="float64")) * (count / part.size)
+
+    def __str__(self):
+        from kpatch.report import sample
+
+        if self._kept or not self._size:
+            return sample(np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else [])
+        return f"{self._low:.4g} … {self._high:.4g}, mean {self._sum / self._size:.4g}"
+
+
+class Stored:
+    """The places are arrays in files.
+
+    Args:
+        names: the plan's `FileNames`.
+        editor: the `Editor` that writes, or `None` where nothing is written.
+    """
+
+    implied = None
+    lets_go = False  # nothing is kept here: the editor has the journal
+
+    def __init__(self, names, editor=None):
+        self.names = names
+        self.editor = editor
+        self.changes = []
+        self._own = {id(array) for array in names.index.arrays}
+
+    # Reading
+
+    def array(self, place):
+        """The values of a place as an array of NumPy; of a file, read as they are looked at."""
+        array = place.variable
+        if not isinstance(array, Array):
+            from kpatch.writers import generic
+
+            return tensors.to_numpy(generic.whole(array))
+        if self.editor is None:
+            return array.view()
+        if id(array) not in self._own:
+            self._refuse_edited(array)
+            return array.view()
+        self.editor.flush()
+        return array.view(self.editor.paths.get(array.file))
+
+    def _refuse_edited(self, array):
+        """What is handed in keeps its values, and those of a file that is being edited do not."""
+        if any(path.exists() and path.samefile(array.file) for path in self.editor.paths.values()):
+            raise UnsupportedError(
+                f"'{array.file}' is edited in place, and handed in as well",
+                notes=["with an output of its own the file stays as it was"],
+            )
+
+    def value(self, place):
+        return _as_tensor(self.array(place))
+
+    def view(self, place):
+        return self.array(place)
+
+    def look_up(self, node, target):
+        meaning = self.names.meaning(node, target)
+        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
+
+    def read(self, node, target, selection):
+        meaning = self.names.meaning(node, target)
+        if isinstance(meaning, Place):
+            return tensor(_as_tensor(_taken(self.array(meaning), selection)))
+        return ev.entries(meaning, selection)
+
+    def open(self, step, selection, target, last):
+        if step.constant is not None or isinstance(selection, indexing.Mask):
+            return None
+        return _as_tensor(_taken(self.array(step.place), selection))
+
+    # Writing
+
+    def stream(self, step, scope):
+        """Runs a step block by block; says whether it is one that can be run so."""
+        compute = self._blockwise(step, scope)
+        if compute is None:
+            return False
+        change, array = self._change(step), step.place.variable
+        self.editor.flush()
+        for start in range(0, array.size, count := BLOCK // array.numpy.itemsize):
+            old = self.editor.read(array, start, min(count, array.size - start))
+            with np.errstate(all="ignore"):
+                new, entries = compute(start, old)
+            if entries is None:
+                change.add(old, new)
+            else:
+                changed = old.compress(entries)  # a seventh of the time of `old[entries]`
+                change.add(changed, np.broadcast_to(step.constant.reshape(()), changed.shape))
+            self.editor.put_row(array, start, old, new)
+        return True
+
+    def _blockwise(self, step, scope):
+        """A function of a block: the new one, and which entries are meant where not all are. Or `None`."""
+        if type(step) is not EditStep:
+            return None
+        number = step.constant if step.constant is not None and step.constant.size == 1 else None
+        if step.mask is not None and number is not None:
+            return _masked(step, self._numbers(step, step.mask, scope), number.reshape(()))
+        if not isinstance(step.selection, indexing.Region) or not step.selection.full:
+            return None
+        if number is not None:
+            return lambda start, old: (np.full_like(old, number.reshape(())), None)
+        if step.operand is not None and step.statement.op[:-1] in OPERATORS:
+            function, operand = (
+                OPERATORS[step.statement.op[:-1]],
+                np.asarray(step.operand.data, step.place.variable.numpy),
+            )
+            return lambda start, old: (function(old, operand).astype(old.dtype, copy=False), None)
+        return self._copied(step) or self._computed(step, scope)
+
+    def _numbers(self, step, program, scope):
+        """The numbers of a program, computed once; of literals without a look at the array."""
+        literal = all(type(node) in LITERALS for node in program.scalars)
+        implied = step.place.unknown() if literal else tensor(self.value(step.place))
+        return program.numbers(scope.with_implied(implied))
+
+    def _computed(self, step, scope):
+        """A whole new value by `+ - *`, as `0.7 * _ + 0.3 * $donor._`."""
+        program = step.value
+        if program is None or program.dtype not in IN_BLOCKS:
+            return None
+        places = [
+            None if type(node) is ast.Implied else self.names.meaning(node, step.place) for node in program.arrays
+        ]
+        if not all(place is None or (isinstance(place, Place) and place is not step.place) for place in places):
+            return None
+        views = [place and self.array(place).reshape(-1) for place in places]
+        numbers = self._numbers(step, program, scope)
+
+        def compute(start, old):
+            blocks = [old if view is None else view[start : start + len(old)] for view in views]
+            return program.compute(blocks, numbers), None
+
+        return compute
+
+    def _copied(self, step):
+        """An array of another file of the same shape and dtype, as it is."""
+        node = step.statement.value
+        if step.statement.op != "=" or type(node) is not ast.Binding:
+            return None
+        place = self.names.meaning(node, step.place)
+        if not isinstance(place, Place) or not isinstance(place.variable, Array):
+            return None
+        if (place.shape, place.dtype) != (step.place.shape, step.place.dtype) or id(place.variable) in self._own:
+            return None
+        values = self.array(place).reshape(-1)
+        return lambda start, old: (values[start : start + len(old)], None)
+
+    def replace(self, step, values):
+        self.write(step, step.selection, values)
+
+    def write_constant(self, step, target, constant):
+        self.write(step, target, constant)
+
+    def update(self, step, target, old):
+        return False
+
+    def write(self, step, target, values):
+        array, change = step.place.variable, self._change(step)
+        self.editor.flush()
+        values = np.asarray(_own(tensors.to_numpy(values)), array.numpy)
+        if isinstance(target, indexing.Mask):
+            mask = tensors.to_numpy(target.mask)
+            flat = np.flatnonzero(mask)
+            values = np.broadcast_to(values, mask.shape).reshape(-1)[flat]
+        else:
+            flat = tensors.positions(target, array.shape).flat
+            values = np.broadcast_to(values, target.shape).reshape(-1)
+        if len(flat) > 1 and (np.diff(flat) < 0).any():
+            order = np.argsort(flat)
+            flat, values = flat[order], values[order]
+        if isinstance(step, BatchStep):
+            self._enter_batch(step)
+            self.changes.remove(change)
+        else:
+            change.add(self.array(step.place).reshape(-1)[flat], values)
+        self.editor.put(array, flat, values)
+
+    def _enter_batch(self, step):
+        """One change for each of the statements, as if they were run one after the other."""
+        values = dict(zip(step.offsets.tolist(), self.array(step.place).reshape(-1)[step.offsets], strict=True))
+        for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
+            self.changes.append(change := Change(step, statement))
+            change.add(np.asarray(values[offset]).reshape(1), np.asarray(number).reshape(1))
+            values[offset] = number
+
+    def _change(self, step):
+        self.changes.append(change := Change(step, step.statement))
+        return change
+
+
+def _masked(step, numbers, number):
+    def compute(start, old):
+        mask = step.mask.compute([old] * len(step.mask.arrays), numbers)
+        mask = np.ascontiguousarray(np.broadcast_to(mask, old.shape))
+        bits = as_bits(old)
+        chosen = np.negative(mask.view("u1").astype(bits.dtype))  # all ones in the mask; `where` is 8 times slower
+        return (bits ^ ((bits ^ as_bits(number)) & chosen)).view(old.dtype), mask
+
+    return compute
+
+
+def _taken(array, selection):
+    if isinstance(selection, indexing.Mask):
+        return array.copy()
+    return np.asarray(take(array, selection))
+
+
+def _own(values):
+    """The values in memory: those that are read from a file as they are looked at would change with it."""
+    base = values
+    while base is not None:
+        if isinstance(base, mmap.mmap):
+            return values.copy()
+        base = getattr(base, "base", None)
+    return values
+
+
+def _as_tensor(array):
+    """The array as a tensor of the backend; on numpy it is one."""
+    import keras
+
+    if keras.backend.backend() == "numpy":
+        return array
+    check_available(array.dtype.name)
+    return keras.ops.convert_to_tensor(np.array(array), dtype=array.dtype.name)

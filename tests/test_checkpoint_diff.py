@@ -1,0 +1,189 @@
+"""The patch between two checkpoints: applied to the one it makes the other, to the bit, and it is readable."""
+
+import tempfile
+from pathlib import Path
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoints import MODELS, bits
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import dense, filled
+from safetensors.numpy import save_file
+
+import kpatch
+from kpatch import checkpoint, cli
+from kpatch.errors import FileError
+
+DTYPES = ["float16", "float32", "float64", "bfloat16", "int8", "int32", "uint8", "int64", "bool"]
+
+
+def array_of(draw, dtype, shape):
+    """Any bits: NaN with messages, -0.0, infinities."""
+    size = int(np.prod(shape))
+    if dtype == "bool":
+        return np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool).reshape(shape)
+    kind = np.dtype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+    data = draw(st.binary(min_size=size * kind.itemsize, max_size=size * kind.itemsize))
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+@st.composite
+def pairs(draw):
+    """Two files' arrays: some the same, some changed in entries, in a slice, or throughout."""
+    old, new = {}, {}
+    for number in range(draw(st.integers(1, 3))):
+        dtype, shape = draw(st.sampled_from(DTYPES)), tuple(draw(st.lists(st.integers(0, 9), max_size=3)))
+        a, b = array_of(draw, dtype, shape), array_of(draw, dtype, shape)
+        how = draw(st.sampled_from(["same", "slice", "one value", "all"]))
+        index = tuple(slice(*sorted(draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in shape)
+        c = np.array(b if how == "all" else a)
+        if how == "slice":
+            c[index] = b[index]
+        if how == "one value" and b.size:
+            c[index] = b.reshape(-1)[0]
+        old[f"layer.{number}.w"], new[f"layer.{number}.w"] = np.array(a), c
+    return old, new
+
+
+@settings(max_examples=150)
+@given(pairs())
+def test_the_patch_leads_from_one_to_the_other_to_the_bit(pair):
+    with tempfile.TemporaryDirectory() as directory:
+        a, b, c, patch = (
+            Path(directory, name) for name in ("a.safetensors", "b.safetensors", "c.safetensors", "p.kpatch")
+        )
+        save_file(pair[0], a)
+        save_file(pair[1], b)
+        found = checkpoint.diff(a, b)
+        checkpoint.apply(a, found.text, c, **found.bindings)
+        assert c.read_bytes() == b.read_bytes()
+        assert not checkpoint.diff(b, c).text
+        found.save(patch)
+        beside = patch.with_suffix(".safetensors")
+        given = {array.path: array for array in checkpoint.open(beside).arrays} if beside.exists() else {}
+        checkpoint.apply(a, patch.read_text(encoding="utf-8"), c, **given)
+        assert c.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mixed", "trained", "int8", "mixed_bfloat16", "seeded"])
+def test_models(name, tmp_path):
+    a, b, c = (tmp_path / f"{letter}.keras" for letter in "abc")
+    MODELS[name]().save(a)
+    patch = '**.kernel[0] = cast(_ + _, dtype="int8")' if name == "int8" else "**.kernel *= 0.5; **.bias[-1] = 7"
+    checkpoint.apply(a, patch, b)
+    found = checkpoint.diff(a, b)
+    checkpoint.apply(a, found.text, c, **found.bindings)
+    assert c.read_bytes() == b.read_bytes()
+    model = keras.saving.load_model(a)
+    kpatch.apply(model, found.text, **found.values)
+    assert bits(model) == bits(keras.saving.load_model(b))
+
+
+def test_layers_that_keras_numbered_otherwise(tmp_path):
+    for letter in "ab":
+        layer = keras.layers.Dense(3, kernel_initializer="ones" if letter == "a" else "zeros")
+        keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / f"{letter}.keras")
+    opened = checkpoint.open(tmp_path / "a.keras")
+    found = checkpoint.diff(opened, tmp_path / "b.keras")
+    assert found.text == f"{next(iter(opened))} = 0.0\n"
+
+
+def test_a_model_and_a_file(tmp_path):
+    model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(700, name="large")])
+    model.save(tmp_path / "a.keras")
+    found = checkpoint.diff(tmp_path / "a.keras", model)
+    assert found.text == ""
+    kpatch.apply(model, "large.kernel[299, 699] = 0.5")
+    assert checkpoint.diff(tmp_path / "a.keras", model).text == "large.kernel[299, 699] = 0.5\n"
+
+
+def test_models_in_memory():
+    a, b = filled(dense()), filled(dense(), seed=1)
+    found = checkpoint.diff(a, b)
+    kpatch.apply(a, found.text, **found.values)
+    assert bits(a) == bits(b)
+
+
+def test_what_it_looks_like(tmp_path):
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    old = {
+        "few": np.zeros((4, 5), "float32"),
+        "row": np.arange(20, dtype="float32").reshape(4, 5),
+        "column": np.ones((40, 50), "float16"),
+        "block": np.zeros((3, 4, 5), "int8"),
+        "flag": np.array([True, False, True]),
+        "whole": np.zeros(1000, "float32"),
+        "scalar": np.array(1.0),
+        "same": np.ones(3, "float32"),
+    }
+    new = {name: value.copy() for name, value in old.items()}
+    new["few"][[0, 3], [1, 2]] = [0.1, -np.inf]
+    new["row"][2] = [1, 2.5, 3, 4, 5e20]
+    new["column"][:, 3] = 0.3
+    new["block"][1:, :, 2:4] = -7
+    new["flag"][1] = True
+    new["whole"] += np.arange(1000, dtype="float32")
+    new["scalar"] = np.array(np.nan)
+    save_file(old, a)
+    save_file(new, b)
+    found = checkpoint.diff(a, b)
+    assert sorted(found.text.splitlines()) == [
+        "block[1:, :, 2:4] = -7",
+        "column[:, 3] = 0.3",
+        "few[0, 1] = 0.1",
+        "few[3, 2] = -inf",
+        "flag[1] = true",
+        "row[2] = [1.0, 2.5, 3.0, 4.0, 5e+20]",
+        "scalar = nan",
+        "whole = $whole",
+    ]
+    assert list(found.values) == ["whole"]
+    far = checkpoint.diff(a, b, tolerance=1e30).text.splitlines()
+    assert sorted(far) == ["few[3, 2] = -inf", "flag[1] = true", "scalar = nan"]
+
+
+def test_files_that_a_patch_cannot_lead_between(tmp_path):
+    paths = [tmp_path / f"{letter}.safetensors" for letter in "abcd"]
+    save_file({"w": np.zeros(3, "float32")}, paths[0])
+    save_file({"w": np.zeros(4, "float32")}, paths[1])
+    save_file({"w": np.zeros(3, "float32"), "v": np.zeros(3)}, paths[2])
+    for a, b, message in (
+        (0, 1, "'w' is (3,) float32 and (4,) float32: a patch keeps shapes and dtypes"),
+        (0, 2, f"'{paths[0]}' has no 'v', which '{paths[2]}' has"),
+        (2, 0, f"'{paths[0]}' has no 'v', which '{paths[2]}' has"),
+    ):
+        with pytest.raises(FileError) as info:
+            checkpoint.diff(paths[a], paths[b])
+        assert str(info.value) == message
+
+
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    filled(dense()).save("a.keras")
+    model = filled(dense(), seed=1)
+    model.layers[0].bias.assign([1.0, 2.0, 3.0])
+    model.save("b.keras")
+
+    def run(*args):
+        result = CliRunner().invoke(cli.main, args)
+        assert result.exit_code == 0, result.output
+        return result
+
+    monkeypatch.setattr("kpatch.checkpoint.comparing.FEW", 8)
+    result = run("diff", "a.keras", "b.keras", "-o", "change.kpatch", "--html", "map.html")
+    assert result.stdout == "wrote change.kpatch\nwrote change.safetensors\n"
+    assert (
+        Path("change.kpatch")
+        .read_text()
+        .startswith("dense_1.kernel = $dense_1_kernel\ndense_1.bias = [1.0, 2.0, 3.0]\n")
+    )
+    assert "<td>dense_1.kernel<td>12 of 12<td" in Path("map.html").read_text(encoding="utf-8")
+    assert "dense_1.kernel   (4, 3)   float32" in run("diff", "a.keras", "b.keras", "--summary").stdout
+    result = run("diff", "a.keras", "b.keras")
+    assert result.stderr == "note: $dense_1_kernel: -o keeps the values too\n"
+    run("apply", "a.keras", "change.kpatch", "-o", "c.keras")
+    assert run("diff", "b.keras", "c.keras").stdout == ""
