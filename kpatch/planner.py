@@ -271,7 +271,7 @@ def _selected(statement, place, scope):
     if ev.known(items):
         selection = ev.select(place.shape, items, nodes)
         return selection, selection.shape, False
-    masked = is_mask(items, place.shape)
+    masked = is_mask(items, place.shape) or (scope.traced and is_mask_of_rows(items, place.shape))
     if not masked:
         arithmetic.doubt()
     if scope.traced and not masked:
@@ -282,6 +282,12 @@ def _selected(statement, place, scope):
 def is_mask(items, shape):
     """Whether the items are one boolean tensor of the whole shape."""
     return len(items) == 1 and isinstance(items[0], Value) and items[0].dtype == "bool" and items[0].shape == shape
+
+
+def is_mask_of_rows(items, shape):
+    """Whether the items are one boolean tensor of the shape's first axes."""
+    axes = len(items[0].shape) if len(items) == 1 and isinstance(items[0], Value) else 0
+    return axes > 0 and is_mask(items, shape[:axes])
 
 
 def evaluate_side(statement, scope, implied):
