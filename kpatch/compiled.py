@@ -72,6 +72,14 @@ class TensorPatch(Holder):
         self._refuse_variables()
         self._plans = []
 
+    def refuse_free(self):
+        """Raises for a `$name` without a value, where nothing could hand it in later."""
+        for part in _nodes(self.patch):
+            if type(part) is ast.Binding and part.name in self.free:
+                raise BindingError(f"no value for '${part.name}'; bindings={{'{part.name}': ...}} gives it").locate(
+                    part.span, self.source
+                )
+
     def indices(self):
         """The `$names` that stand in an index: they are constants in any case."""
         brackets = [item for node in _nodes(self.patch) for item in _index(node)]
