@@ -1,7 +1,12 @@
 """kpatch: a backend-agnostic edit language for Keras 3.
 
-`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely.
+`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely. `rewrite`
+puts it into a model's graph, `intervene` into its calls, `hold` keeps it through training. What extends Keras's own
+namespaces is in `kpatch.layers`, `kpatch.initializers`, `kpatch.constraints` and `kpatch.callbacks`; to load a file
+that holds such objects, import the module first.
 """
+
+import importlib
 
 from kpatch.api import apply, edit, plan
 from kpatch.errors import (
@@ -21,7 +26,10 @@ from kpatch.errors import (
     UnsupportedError,
 )
 from kpatch.execute import AppliedPatch
+from kpatch.holding import Hold, hold
+from kpatch.intervening import intervene
 from kpatch.planner import Plan
+from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
 
 __version__ = "0.1.0"
@@ -33,6 +41,7 @@ __all__ = [
     "ExecutionError",
     "FileError",
     "FunctionError",
+    "Hold",
     "LimitError",
     "Patch",
     "PatchAssertionError",
@@ -46,6 +55,16 @@ __all__ = [
     "UnsupportedError",
     "apply",
     "edit",
+    "hold",
+    "intervene",
     "parse",
     "plan",
+    "rewrite",
 ]
+
+
+def __getattr__(name):
+    """The modules that load Keras, when they are first asked for."""
+    if name in ("callbacks", "constraints", "initializers", "layers"):
+        return importlib.import_module(f"kpatch.{name}")
+    raise AttributeError(f"module 'kpatch' has no attribute '{name}'")

@@ -29,6 +29,9 @@ class Holder:
         self.key = next(_numbers)
         _live[self.key] = self
 
+    def __call__(self, names, *values):
+        raise NotImplementedError
+
     def run(self, names, *values):
         """Calls it; in a graph of dynamo, which would take its NumPy arrays for tensors, as one opaque call."""
         from keras import backend
@@ -85,18 +88,18 @@ class TensorPatch(Holder):
         brackets = [item for node in _nodes(self.patch) for item in _index(node)]
         return {part.name for item in brackets for part in ast.walk(item) if type(part) is ast.Binding}
 
-    def plan(self, shape, dtype, given=None):
-        """The plan for a tensor of that shape (lengths may be `None`) and dtype.
+    def plan(self, spec, given=None):
+        """The plan for a tensor of that `(shape, dtype)`; lengths may be `None`.
 
         Args:
-            given: `{name: (shape, dtype)}` of the free names.
+            given: the same of the free names, `{name: (shape, dtype)}`.
         """
-        specs = {"_": (tuple(shape), dtype), **(given or {})}
+        specs = {"_": spec, **(given or {})}
         for known, planned in self._plans:
             if _covers(known, specs):
                 return planned
         values = {name: Value(kind, tuple(lengths)) for name, (lengths, kind) in specs.items() if name != "_"}
-        names = self._names(*specs["_"], values)
+        names = self._names(spec, values)
         planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
         self._refuse_unchecked(planned)
         self._plans.append((specs, planned))
@@ -105,17 +108,17 @@ class TensorPatch(Holder):
     def __call__(self, names, x, *given):
         """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
-        shape, dtype = tuple(x.shape), dtype_name(x.dtype)
-        planned = self.plan(shape, dtype, {name: (value.shape, value.dtype) for name, value in values.items()})
-        store = execute.Pure(x, self._names(shape, dtype, values))
+        spec = tuple(x.shape), dtype_name(x.dtype)
+        planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
+        store = execute.Pure(x, self._names(spec, values))
         execute.run(planned, store, traced=True)
         return store.tensor
 
     def get_config(self):
         return {"patch": self.source, "bindings": {name: encoded(value) for name, value in self.bindings.items()}}
 
-    def _names(self, shape, dtype, values):
-        return TensorNames(Place("_", shape, dtype), Bindings({**self.bindings, **values}), self.owner)
+    def _names(self, spec, values):
+        return TensorNames(Place("_", *spec), Bindings({**self.bindings, **values}), self.owner)
 
     def _refuse_variables(self):
         names = TensorNames(None, Bindings({}), self.owner)

@@ -1,4 +1,4 @@
-"""`kpatch.edit`, and the layers, inside `torch.compile`: one opaque call in dynamo's graph, which AOT autograd then traces through.
+"""`kpatch.edit`, and layers, inside `torch.compile`: one opaque call in dynamo's graph; AOT autograd traces through it.
 
 Dynamo would otherwise trace the parser and the planner, and take their NumPy arrays for tensors.
 """

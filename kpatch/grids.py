@@ -6,6 +6,7 @@ that is not taken whole, so that compilers fuse it. Either way the gradient of w
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,8 @@ def take(tensor, grid):
     from keras import ops
 
     spans = _spans(tensor, grid)
-    index, backward = [], []
+    index: list[Any] = []
+    backward = []
     for axis, span in spans.items():
         if span is None:
             index.append(slice(None))
@@ -143,9 +145,7 @@ def _spans(tensor, grid):
     from keras import ops
 
     lengths = ops.shape(tensor)
-    return {
-        axis: None if item is None else Span(item, lengths[axis], axis) for axis, item in enumerate(grid.items)
-    }
+    return {axis: None if item is None else Span(item, lengths[axis], axis) for axis, item in enumerate(grid.items)}
 
 
 def _on_axes(values, grid, tensor, held):
@@ -191,7 +191,9 @@ def _spread(values, axis, span, places):
     if not span.static:
         return ops.take(ops.pad(values, _padding(values, axis, 0, 1)), places, axis=axis)
     if not span.count:
-        return ops.zeros([span.length if a == axis else length for a, length in enumerate(ops.shape(values))], values.dtype)
+        return ops.zeros(
+            [span.length if a == axis else length for a, length in enumerate(ops.shape(values))], values.dtype
+        )
     if abs(span.step) != 1:
         return ops.take(values, places, axis=axis)
     first = span.start if span.step > 0 else span.start - span.count + 1

@@ -39,7 +39,7 @@ def hold(model, patch, /, **bindings):
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, planned.patch.source)
     applied = api.apply(model, patch, **bindings)
-    return Hold(model, _masks(applied))
+    return Hold(model, written(applied))
 
 
 class Hold:
@@ -89,7 +89,7 @@ class Hold:
         return f"<Hold of {self._told or 'nothing'}>"
 
 
-def _masks(applied):
+def written(applied):
     """Each place with the mask of the entries written."""
     masks = {}
     for record in applied._live.records:

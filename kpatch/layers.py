@@ -54,7 +54,9 @@ class ScatterLayer(keras.layers.Layer):
         indices = self.patch.indices()
         for name, value in self.patch.bindings.items():
             kind = np.asarray(value).dtype
-            if name not in indices and (kind.kind == "f" or kind.name == "bfloat16" or not isinstance(value, np.ndarray)):
+            if name not in indices and (
+                kind.kind == "f" or kind.name == "bfloat16" or not isinstance(value, np.ndarray)
+            ):
                 yield name
 
     def build(self, input_shape):
@@ -74,12 +76,14 @@ class ScatterLayer(keras.layers.Layer):
     def _plan(self, specs):
         given = dict(zip(self._further, specs[1:], strict=True))
         given.update((name, (value.shape, self.compute_dtype)) for name, value in self._weights_by_name.items())
-        return self.patch.plan(*specs[0], {name: given[name] for name in self.patch.free})
+        return self.patch.plan(specs[0], {name: given[name] for name in self.patch.free})
 
     def _check_count(self, inputs):
         if len(inputs) != 1 + len(self._further):
             names = ", ".join(f"'${name}'" for name in self._further)
-            raise BindingError(f"the layer takes the tensor and {names}: {1 + len(self._further)} inputs, not {len(inputs)}")
+            raise BindingError(
+                f"the layer takes the tensor and {names}: {1 + len(self._further)} inputs, not {len(inputs)}"
+            )
 
     def call(self, inputs):
         x, *others = inputs if self._further else [inputs]

@@ -1,5 +1,7 @@
 """The variables of a layer as a patch makes them: tensors to be seen in their stead, while they stay as they are."""
 
+from typing import Any
+
 from kpatch import execute, planner
 from kpatch.bindings import Bindings
 from kpatch.compiled import Holder, encoded, plain
@@ -20,7 +22,7 @@ class WeightsPatch(Holder):
         super().__init__()
         self.patch = parse(patch) if isinstance(patch, str) else patch
         self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
-        self._planned = None
+        self._planned: Any = None
 
     def plan(self, layer):
         """The plan for a built layer; made anew when its variables have changed."""
