@@ -25,6 +25,7 @@ class Counterparts:
     def __init__(self, name, index):
         self.name = name
         self.index = index
+        self._found = {}
         self._parts = _Parts(index.entries)
         self._of_target = {}  # by the id of the target's root: its `_Parts`
         self._aligned = {}  # by the id of a node of the target: the entries of the donor in the order of its own
@@ -35,6 +36,11 @@ class Counterparts:
         Raises:
             ResolutionError: there is none, or not of that shape.
         """
+        if entry not in self._found:
+            self._found[entry] = self._find(entry)
+        return self._found[entry]
+
+    def _find(self, entry):
         found = self._by_order(entry) or self._by_name(entry) or self._by_position(entry)
         if len(found) == 1 and found[0].shape == entry.shape:
             return found[0]

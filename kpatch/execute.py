@@ -41,7 +41,7 @@ def _held(value):
 
 def _write(step, store, scope):
     if step.fresh:
-        store.replace(step, _computed(step, step.selection, store.value(step.place), store, scope))
+        store.replace(step, _whole(step, store, scope))
         return
     selection = step.selection if step.selection is not None else dynamic_selection(step, store, scope)
     last = _last(selection)
@@ -53,6 +53,13 @@ def _write(step, store, scope):
     elif step.operand is None or not store.update(step, target, old):
         values = _computed(step, selection, old, store, scope)
         store.write(step, target, values if last is None else _picked(values, selection.shape, last))
+
+
+def _whole(step, store, scope):
+    """The new value of a whole place."""
+    if step.value is None:
+        return _computed(step, step.selection, store.value(step.place), store, scope)
+    return step.value.value(scope.with_implied(tensor(store.value(step.place))))
 
 
 def _last(selection):
@@ -86,7 +93,7 @@ def dynamic_selection(step, store, scope):
     """The entries of an index that depends on values."""
     nodes, place = step.statement.target.index, step.place
     if step.mask is not None and (view := store.view(place)) is not None:
-        return _masked(step.mask.run(view, scope.with_implied(tensor(store.value(place)))), step)
+        return _masked(step.mask.mask(view, scope.with_implied(tensor(store.value(place)))), step)
     items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
     if scope.traced:  # the plan allows no other index
         return indexing.Mask(_over_rows(items[0].data, len(place.shape)), place.shape)

@@ -166,6 +166,23 @@ def whole(shape):
     return Region((0,) * len(shape), shape, (1,) * len(shape), (), True)
 
 
+def parts(shape, size):
+    """Regions that cover a tensor, in order, of up to `size` entries each (of one entry at least).
+
+    Example:
+        >>> [region.slices for region in parts((2, 5), 3)]
+        [(0, slice(0, 3, 1)), (0, slice(3, 5, 1)), (1, slice(0, 3, 1)), (1, slice(3, 5, 1))]
+    """
+    axis = next((a for a in range(len(shape)) if math.prod(shape[a + 1 :]) <= size), len(shape) - 1)
+    step = max(1, size // max(1, math.prod(shape[axis + 1 :])))
+    for before in np.ndindex(*shape[:axis]):
+        for start in range(0, shape[axis], step):
+            count = min(step, shape[axis] - start)
+            counts = ((1,) * axis, (count,), shape[axis + 1 :])
+            starts = (*before, start, *(0,) * (len(shape) - axis - 1))
+            yield Region(starts, sum(counts, ()), (1,) * len(shape), tuple(range(axis)), size >= math.prod(shape))
+
+
 def select(shape, items):
     """The selection that `items` (a tuple) makes of a tensor of that shape (a tuple).
 

@@ -14,8 +14,8 @@ import numpy as np
 from kpatch import arithmetic, functions, indexing, tensors
 from kpatch import evaluate as ev
 from kpatch.batch import batches, sets_one_entry
-from kpatch.blocks import compile_mask
 from kpatch.dtypes import Value, is_floating
+from kpatch.elementwise import compile_mask, compile_value
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
 from kpatch.names import Names, Place
 from kpatch.syntax import ast
@@ -36,7 +36,8 @@ class EditStep:
         operand: for `op=` by a number, that number as a `Value` of the place's dtype.
         stream: which of a glob's matches the place is.
         fresh: the values are a new tensor of the whole place, which it can take over.
-        mask: for an index that is a mask, the `blocks.Program` that makes it, or `None`.
+        mask: for an index that is a mask, the `elementwise.Program` that makes it, or `None`.
+        value: for fresh values, the `elementwise.Program` that computes them, or `None`.
         prepared: the constant as a writer takes it fastest, filled at the first run.
         may_fail: it can still be an error, on the values that it meets.
     """
@@ -50,6 +51,7 @@ class EditStep:
     stream: int = 0
     fresh: bool = False
     mask: Any = None
+    value: Any = None
     prepared: Any = None
     may_fail: bool = True
 
@@ -237,6 +239,8 @@ def _planned_edit(statement, place, stream, scope):
     value = assigned_value(statement, value, implied, place, shape, scope.traced)
     whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
     step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
+    if step.fresh and statement.op == "=" and not scope.traced:
+        step.value = compile_value(statement.value, scope.with_implied(implied), place)
     return step
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from kpatch.dtypes import NUMPY, RANGES, is_floating
+from kpatch.dtypes import NUMPY, RANGES, dtype_name, is_floating
 from kpatch.numerics import as_tensor, carried, engine, is_traced, recast, scalar, where
 from kpatch.ranks import order_statistics
 
@@ -285,8 +285,7 @@ def quantiles(x, shares, axes, method, dtype):
     """By NumPy's definition, along a new first axis for the shares; NaN where one entry is."""
     from keras import ops
 
-    x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
-    last = x.shape[-1] - 1
+    last = math.prod(x.shape[axis] for axis in axes) - 1
     places = np.array(shares, "float64") * last
     below = np.minimum(np.floor(places), last).astype("int32")
     above = np.minimum(below + 1, last)
@@ -295,17 +294,39 @@ def quantiles(x, shares, axes, method, dtype):
         part = np.round(places) - below
     elif method != "linear":
         part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
-    places = sorted({*below.tolist(), *above.tolist(), last})
+    wanted = np.stack([below, above, np.full_like(below, last)])
+    places = np.unique(wanted)
+    at = np.searchsorted(places, wanted).astype("int32")
+    view = _view(x) if len(axes) == len(x.shape) else None
+    if view is not None:
+        low, high, top = order_statistics(view.reshape(-1), places)[at]
+        return as_tensor(_between(low, high, top, part, np.where), dtype)
+    x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
     x = _placed(x, places, dtype)
-    wanted = (np.searchsorted(places, at).astype("int32") for at in (below, above, np.full_like(below, last)))
-    low, high, top = (ops.take(x, at, axis=-1) for at in wanted)
-    near = part.astype(NUMPY[dtype])
-    from_low, from_high = as_tensor(near, dtype), as_tensor((1 - part).astype(NUMPY[dtype]), dtype)
-    step = high - low
-    result = where(as_tensor(part < 0.5, "bool"), low + step * from_low, high - step * from_high, dtype)
-    result = where(as_tensor(part == 0, "bool"), low, where(as_tensor(part == 1, "bool"), high, result, dtype), dtype)
-    result = where(low == high, low, result, dtype)  # equal infinities have no difference
-    return ops.moveaxis(where(top == top, result, top, dtype), -1, 0)
+
+    def choose(condition, a, b):
+        return where(as_tensor(condition, "bool") if isinstance(condition, np.ndarray) else condition, a, b, dtype)
+
+    low, high, top = (ops.take(x, row, axis=-1) for row in at)
+    return ops.moveaxis(_between(low, high, top, part, choose, lambda share: as_tensor(share, dtype)), -1, 0)
+
+
+def _between(low, high, top, part, choose, made=lambda share: share):
+    """The numbers a share `part` of the way from `low` to `high`; `top` is NaN where one of the entries is."""
+    near, far = (made(share.astype(NUMPY[dtype_name(low.dtype)])) for share in (part, 1 - part))
+    with np.errstate(all="ignore"):
+        step = high - low
+        result = choose(part < 0.5, low + step * near, high - step * far)
+    result = choose(part == 0, low, choose(part == 1, high, result))
+    result = choose(low == high, low, result)  # equal infinities have no difference
+    return choose(top == top, result, top)
+
+
+def _view(x):
+    """The tensor as an array of NumPy, where its memory is within reach."""
+    from kpatch import writers
+
+    return None if is_traced(x) else writers.current().view(x)
 
 
 def _placed(x, places, dtype):
@@ -316,14 +337,9 @@ def _placed(x, places, dtype):
     import keras
     from keras import ops
 
-    from kpatch import writers
-
-    view = writers.current().view(x) if len(x.shape) == 1 and not is_traced(x) else None
-    if view is not None:
-        return as_tensor(order_statistics(view, places), dtype)
     backend = keras.backend.backend()
     if backend == "numpy":
         return np.partition(x, places, axis=-1)[..., places]
     x = ops.sort(x if backend in ("jax", "torch") else _sortable(x, dtype), axis=-1)
-    x = ops.take(x, np.array(places, "int32"), axis=-1)
+    x = ops.take(x, places.astype("int32"), axis=-1)
     return x if backend in ("jax", "torch") else _from_sortable(x, dtype)

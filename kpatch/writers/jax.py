@@ -24,6 +24,7 @@ from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from kpatch import indexing
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
@@ -92,11 +93,11 @@ def exchange(variable, values):
 def view(tensor):
     """The array's memory as one of NumPy that is only read, or `None` where it cannot be reached.
 
-    By DLPack: `np.asarray` would keep the view within the array, and so in the way of its donation.
+    DLPack would do as well, but jax then goes on counting a holder of the buffer until its garbage is collected.
     """
     if not _on_one_device(tensor) or tensor.dtype not in (np.float32, np.float64):
         return None
-    return np.from_dlpack(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
+    return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
 
 def sync(model):
@@ -530,7 +531,8 @@ def _put_sharded(array, selection, values):
         parts = [_put(*each) for each in zip(parts, (Mask(mask, mask.shape) for mask in masks), values, strict=True)]
     elif kind is Region and selection.full:
         parts = [
-            _put(part, whole(part.shape), piece) for part, piece in zip(parts, _pieces(values, array), strict=True)
+            _put(part, indexing.whole(part.shape), piece)
+            for part, piece in zip(parts, _pieces(values, array), strict=True)
         ]
     else:
         values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))

@@ -14,6 +14,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from kpatch import indexing
 from kpatch.indexing import Mask, Point, Positions, Region
 from kpatch.writers import generic
 
@@ -105,7 +106,7 @@ def _put(component, selection, values):
     handle, shape = component.handle, tuple(component.shape)
     kind = type(selection)
     if kind is Mask and shape and values.shape.rank == 0 and selection.size > BLOCK:
-        _put_mask_by_rows(component, selection.mask, values)
+        _put_mask_by_parts(component, selection.mask, values)
         return
     if kind is Mask:
         tensor = raw.ReadVariableOp(resource=handle, dtype=component.dtype)
@@ -131,21 +132,12 @@ def _put(component, selection, values):
         raw.DisableCopyOnRead(resource=handle)
 
 
-def _put_mask_by_rows(component, mask, value):
-    """One value under a large mask, some rows at a time: in memory of a block's size, as no tensor replaces all."""
-    handle, shape = component.handle, tuple(component.shape)
+def _put_mask_by_parts(component, mask, value):
+    """One value under a large mask, part by part: no tensor then replaces the whole, so little memory is needed."""
     mask = np.asarray(mask)
-    step = max(1, BLOCK * shape[0] // mask.size)
-    try:
-        for start in range(0, shape[0], step):
-            rows = np.arange(start, min(start + step, shape[0]))
-            tensor = raw.ReadVariableOp(resource=handle, dtype=component.dtype)
-            old = raw.GatherV2(params=tensor, indices=rows, axis=0)
-            del tensor  # which would make the assignment copy the whole
-            new = raw.SelectV2(condition=mask[start : start + step], t=value, e=old)
-            raw.ResourceScatterUpdate(resource=handle, indices=rows, updates=new)
-    finally:
-        raw.DisableCopyOnRead(resource=handle)
+    for region in indexing.parts(mask.shape, BLOCK):
+        old = _take(component, region)
+        _put(component, region, raw.SelectV2(condition=mask[region.slices], t=value, e=old))
 
 
 def _rows(selection, shape):

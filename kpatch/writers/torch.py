@@ -40,7 +40,11 @@ def write(variable, selection, values, donate=True):
         view, backward = _view(tensor, selection)
         view.copy_(_flip(_like(tensor, values), backward))
     elif kind is Mask:
-        torch.where(_here(tensor, selection.mask), _bits(_like(tensor, values)), _bits(tensor), out=_bits(tensor))
+        mask, values = _here(tensor, selection.mask), _bits(_like(tensor, values))
+        if values.dim() == 0:
+            _bits(tensor).masked_fill_(mask, values)
+        else:  # which takes a temporary of the tensor's size
+            torch.where(mask, values, _bits(tensor), out=_bits(tensor))
     else:
         entries, places = _places(tensor, selection)
         entries.index_put_(places, _bits(_like(tensor, values)).expand(selection.shape).reshape(-1))
@@ -76,9 +80,12 @@ def exchange(variable, values):
 
 
 def view(tensor):
-    """The tensor's memory as an array that is only read, or `None` where it cannot be reached."""
+    """The tensor's memory as an array that is only read, or `None` where it cannot be reached.
+
+    By DLPack: `Tensor.numpy` marks the storage for good as one that others may see.
+    """
     plain = tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.float64)
-    return tensor.detach().numpy() if plain else None
+    return np.from_dlpack(tensor.detach()) if plain else None
 
 
 def _view(tensor, region):
