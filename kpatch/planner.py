@@ -356,8 +356,8 @@ def _implied_under_mask(statement, place, scope):
         fine = isinstance(part, (*ELEMENTWISE, ast.Argument, ast.String)) or (
             isinstance(part, ast.Call) and functions.is_elementwise(part.function)
         )
-        local = isinstance(part, ast.Local) and part.name in scope.locals and scope.locals[part.name].shape == ()
-        if not (fine or local) or (isinstance(part, ast.Binary) and part.op == "@"):
+        scalar = isinstance(part, (ast.Local, ast.Binding)) and ev.evaluate(part, scope).shape == ()
+        if not (fine or scalar) or (isinstance(part, ast.Binary) and part.op == "@"):
             raise UnsupportedError(
                 "under a mask in a compiled function the value is a scalar or element-wise in '_'"
             ).locate(part.span)
