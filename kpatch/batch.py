@@ -39,6 +39,7 @@ class BatchStep:
     prepared: Any = None
 
     fresh = may_fail = False
+    stream = 0
 
     @property
     def statement(self):

@@ -148,13 +148,25 @@ def _value(value):
         raise TypeError("symbolic")
     if not isinstance(value, (np.ndarray, np.generic)):
         if keras.ops.is_tensor(value):
+            _refuse_without_entries(value)
             return tensor(keras.ops.convert_to_tensor(value))
         value = _foreign(value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise PatchError("a masked array leaves entries without a value; 'filled()' gives them one")
     if value.dtype.name in LITERALS:
         return constant(np.array(value))
     if value.dtype.name not in NUMPY:
-        raise TypeError(value.dtype.name)
-    return tensor(keras.ops.convert_to_tensor(np.array(value), dtype=value.dtype.name))
+        raise PatchError(f"an array of {value.dtype} is not part of the language")
+    array = np.array(value, NUMPY[value.dtype.name])  # a copy, in the machine's order of bytes
+    return tensor(keras.ops.convert_to_tensor(array, dtype=value.dtype.name))
+
+
+def _refuse_without_entries(value):
+    """Of a tensor on torch's meta device nothing is known; a sparse or ragged one has no entry at each place."""
+    if getattr(value, "is_meta", False):
+        raise PatchError("a tensor on the meta device has no values")
+    if getattr(value, "is_sparse", False) or type(value).__name__ in ("SparseTensor", "RaggedTensor", "BCOO"):
+        raise TypeError("sparse")
 
 
 def _plain(value):
@@ -165,7 +177,7 @@ def _plain(value):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return value.item()
-    raise TypeError(type(value).__name__)
+    raise PatchError(f"a list holds numbers, and this one a {type(value).__name__}")
 
 
 def _foreign(value):

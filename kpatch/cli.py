@@ -54,8 +54,17 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.keras", help="Where the result goes.")
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
+@click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="What $NAME stands for; repeatable.")
+@click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Fail unless the patch matches N variables.")
 def apply(
-    model: Path, patch: str | None, edits: tuple[str, ...], output: Path | None, in_place: bool, dry_run: bool
+    model: Path,
+    patch: str | None,
+    edits: tuple[str, ...],
+    output: Path | None,
+    in_place: bool,
+    dry_run: bool,
+    binds: tuple[str, ...],
+    expect: int | None,
 ) -> None:
     """Edits the weights in MODEL by a patch.
 
@@ -63,12 +72,16 @@ def apply(
     The result is written to a file aside, which then takes the place of OUT.keras; if anything is wrong, nothing is
     written.
 
+    VALUE is a number, a list, or @ and a file: @v.npy, @w.safetensors:KEY, @arrays.npz:KEY, or @donor.keras for a
+    model, whose variables are then $NAME.dense_1.kernel, or $NAME._ at the target's own place.
+
     \b
     Examples:
       kpatch apply digits.keras -e 'conv1.kernel[..., 3] = 0' -o patched.keras
       kpatch apply digits.keras prune.kpatch --dry-run
       kpatch apply digits.keras prune.kpatch -e 'head.bias = 0' --in-place
       echo 'dense_1.bias *= 0.5' | kpatch apply digits.keras - -o patched.keras
+      kpatch apply a.keras -e '**.kernel = 0.5 * _ + 0.5 * $b._' --bind b=@b.keras --expect 12 -o mean.keras
     """
     if output is not None and in_place:
         raise click.UsageError("-o and --in-place exclude each other.")
@@ -78,24 +91,33 @@ def apply(
         raise click.UsageError("Nothing to apply: give a PATCH file, or statements by -e.")
     sources = ([_read(patch)] if patch is not None else []) + [(f"-e {text!r}", text) for text in edits]
     try:
-        _apply(model, parse("\n".join(text for _, text in sources)), output, in_place, dry_run)
+        _apply(model, parse("\n".join(text for _, text in sources)), output, in_place, dry_run, binds, expect)
     except PatchError as error:
         raise _with_origins(error, sources) from None
 
 
-def _apply(path: Path, patch: Patch, output: Path | None, in_place: bool, dry_run: bool) -> None:
-    from kpatch import files
+def _apply(
+    path: Path,
+    patch: Patch,
+    output: Path | None,
+    in_place: bool,
+    dry_run: bool,
+    binds: tuple[str, ...],
+    expect: int | None,
+) -> None:
+    from kpatch import arguments, files
 
     if output is not None:
         files.check_output(output, path)
     model = _load(path, with_training_state=in_place and not dry_run)
     import kpatch
 
+    bindings = arguments.read(binds, lambda donor: _load(Path(donor)))
     if dry_run:
-        _print(kpatch.plan(model, patch))
+        _print(kpatch.plan(model, patch, expect=expect, **bindings))
         return
     with _status("applying the patch"):
-        applied = kpatch.apply(model, patch)
+        applied = kpatch.apply(model, patch, expect=expect, **bindings)
     target = path if output is None else output
     with _status(f"saving {target}"):
         files.save(model, target)
@@ -134,7 +156,7 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 def show(model: Path, selector: str | None) -> None:
     """Lists every name in MODEL that a patch can address.
 
-    Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variable that it means, or
+    Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variables that it means, or
     those of the layer that it names.
 
     \b
@@ -142,6 +164,7 @@ def show(model: Path, selector: str | None) -> None:
       kpatch show digits.keras
       kpatch show digits.keras conv1
       kpatch show digits.keras conv1.kernel
+      kpatch show digits.keras '**.kernel'
     """
     wanted = None if selector is None else _parse_selector(selector)
     loaded = _load(model)
@@ -174,9 +197,9 @@ def _parse_selector(text: str) -> ast.Selector:
 
 
 def _matching(names: Any, selector: ast.Selector) -> list[Any]:
-    """The variable that the selector means, else the variables of the layers whose names it ends."""
+    """The variables that the selector means, else those of the layers whose names it ends."""
     try:
-        return [names.find(selector)]
+        return names.find_all(selector)
     except ResolutionError:
         layer = f".{selector}."
         entries = [entry for entry in names.entries if layer in f".{entry.path}"]

@@ -223,6 +223,8 @@ def _subscript(node, scope):
     items = index_items(node.index, scope.with_implied(value))
     if value.data is None or any(isinstance(item, Value) and item.data is None for item in items):
         weak = value.weak and all(item.weak for item in items if isinstance(item, Value))
+        if any(isinstance(item, Value) and item.data is None and item.dtype != "bool" for item in items):
+            arithmetic.doubt()  # whether it is in range
         return Value(value.dtype, infer(value.shape, items, node.index), None, weak)
     if scope.traced and not known(items):
         refuse_traced_index(items, node.index)

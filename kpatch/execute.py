@@ -17,8 +17,9 @@ def run(planned, store, traced=False):
     scope = ev.Scope(store.look_up, store.read, traced=traced)
     try:
         for number, step in enumerate(planned.steps):
-            store.begin(number)
-            scope.begin(getattr(step, "place", None), getattr(step, "stream", 0))
+            if store.lets_go:
+                store.begin(number)
+            scope.begin(step.place, step.stream)
             scope.implied = store.implied
             if type(step) is LetStep:
                 scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
@@ -124,6 +125,7 @@ class Pure:
     """The place is one tensor, replaced at each write; nothing outside changes."""
 
     read = None
+    lets_go = False
 
     def __init__(self, value, names):
         self.tensor = value
@@ -139,9 +141,6 @@ class Pure:
     @property
     def implied(self):
         return tensor(self.tensor)
-
-    def begin(self, number):
-        """Nothing is kept, so nothing is let go."""
 
     def value(self, place):
         return self.tensor
@@ -194,18 +193,21 @@ class Live:
         self.names = planned.names
         self.writer = writer
         self.donate = donate
-        self.undo = undo
+        self.lets_go = not undo
         self.keeps = True  # the old values of what is written now
         self.records = []
-        self._doubtful = max((i for i, step in enumerate(planned.steps) if step.may_fail), default=-1)
+        self._planned = planned
 
     def begin(self, number):
         """Without undo old values are kept until no step is left that may fail, and then let go."""
-        if not self.undo:
-            self.keeps = number < self._doubtful
-            if number > self._doubtful:
-                for record in self.records:
-                    record.before = record.after = None
+        self.keeps = number < self._planned.doubtful
+        if number > self._planned.doubtful:
+            self.let_go()
+
+    def let_go(self):
+        """Drops the old values, which then nothing can bring back."""
+        for record in self.records:
+            record.before = record.after = None
 
     def value(self, place):
         """The whole variable, as an alias: it is let go before anything is written."""
@@ -237,10 +239,10 @@ class Live:
 
     def open(self, step, selection, target, last):
         """Enters the old values of the target into the journal; gives those of the selection, if they are needed."""
-        if isinstance(target, indexing.Mask) and isinstance(target.mask, np.ndarray):
+        if type(target) is indexing.Mask and isinstance(target.mask, np.ndarray):
             self._enter(step, target, self._masked(step.place, target.mask) if self.keeps else None)
             return None
-        if not self.keeps and step.constant is not None:
+        if step.constant is not None and not self.keeps:
             self._enter(step, target, None)
             return None
         old = self.writer.read(step.place.variable, selection)
@@ -253,11 +255,13 @@ class Live:
 
     def _enter(self, step, selection, before):
         """A record of a write; none where nothing is kept, and no earlier edit is left that would be in its way."""
-        if not self.keeps and latest_link(step.place.variable) is None:
-            return
-        if isinstance(selection, indexing.Mask) and isinstance(selection.mask, np.ndarray):
+        if not self.keeps:
+            if latest_link(step.place.variable) is None:
+                return
+            before = None
+        if type(selection) is indexing.Mask and isinstance(selection.mask, np.ndarray):
             selection = indexing.PackedMask(selection.mask)
-        self.records.append(Record(step, selection, before if self.keeps else None))
+        self.records.append(Record(step, selection, before))
 
     def _came(self, after):
         if self.keeps:
@@ -330,13 +334,14 @@ def _enter(variable, link):
     if history is None:
         _latest[key] = [weakref.ref(variable, _forgetter(key, _latest)), weakref.ref(link)]
     else:
-        if (latest := latest_link(variable)) is not None:
+        latest = history[1]()  # gone, if no edit is left that could be undone
+        if latest is not None:
             latest.next = link
         history[1] = weakref.ref(link)
 
 
 def latest_link(variable):
-    """The variable's latest edit, or `None` where no edit is left that could be undone."""
+    """The variable's latest edit, or `None` where none is left that could be undone."""
     history = _latest.get(id(variable))
     return history[1]() if history is not None else None
 
@@ -381,7 +386,7 @@ class AppliedPatch:
     def writes(self):
         from kpatch.report import writes
 
-        return writes(self._live.records if self._live.undo else (), self.plan.patch)
+        return writes(() if self._live.lets_go else self._live.records, self.plan.patch)
 
     def undo(self):
         """Restores every bit that the edits changed.
@@ -413,7 +418,7 @@ class AppliedPatch:
                 link = link.next
 
     def _check_kept(self):
-        if not self._live.undo:
+        if self._live.lets_go:
             raise UndoError("this edit was made with undo=False, and kept no old values")
 
     def __enter__(self):
@@ -460,4 +465,6 @@ def apply(planned, writer, model, donate=True, undo=True):
         raise ExecutionError(
             f"the backend failed while the patch ran: {error}", notes=["every variable was put back as it was"]
         ) from error
+    if not undo:
+        live.let_go()
     return AppliedPatch(planned, live, model)

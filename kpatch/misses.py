@@ -57,7 +57,7 @@ class Miss:
         form = self.index.forms(self.selector, self.keys)[-1]
         message, root = f"no variable matches '{self.selector}'", self.index.root
         if below := globs.matching(root, [*form, globs.ANY_DEPTH]):
-            note = f"'{self.selector}.**' matches all their variables: {_listed(below)}"
+            note = f"'{self.selector}.**' matches {_listed(below)}"
             return ResolutionError(f"{message}: it matches layers alone", span=self.selector.span, notes=[note])
         if deeper := globs.matching(root, [globs.ANY_DEPTH, *form]):
             message += f"; did you mean '**.{self.selector}'?"

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kpatch.dtypes import Value, dtype_name
-from kpatch.errors import ResolutionError
+from kpatch.errors import LimitError, ResolutionError
 from kpatch.syntax import ast
+
+MAX_MATCHES = 2**20  # variables that the globs of a patch match, all statements together
+MAX_WALK = 2**22  # layers that its globs are looked up in, times their parts; each glob is looked up once
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +77,9 @@ class ModelNames(Names):
         super().__init__(bindings)
         self.index = index
         self._by_selector = {}
+        self._by_glob = {}
         self._by_variable = {}
+        self._matches = self._walk = 0
 
     def place(self, selector):
         place = self._by_selector.get(selector)
@@ -90,7 +95,18 @@ class ModelNames(Names):
     def places(self, selector):
         if selector is None or not selector.is_glob:
             return [self.place(selector)]
-        return [self._place(entry) for entry in self.index.find_all(selector)]
+        places = self._by_glob.get(selector)
+        if places is None:
+            self._walk += len(self.index.nodes) * len(selector.parts)
+            if self._walk > MAX_WALK:
+                raise LimitError(
+                    f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts"
+                )
+            places = self._by_glob[selector] = [self._place(entry) for entry in self.index.find_all(selector)]
+        self._matches += len(places)
+        if self._matches > MAX_MATCHES:
+            raise LimitError(f"the globs of a patch match at most {MAX_MATCHES} variables, all statements together")
+        return places
 
     def _place(self, entry):
         key = id(entry.variable)

@@ -5,6 +5,7 @@ one step for each variable, so that ten thousand of them cost one write.
 """
 
 import functools
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from kpatch.errors import DTypeError, PatchAssertionError, PatchError, Unsupport
 from kpatch.names import Names, Place
 from kpatch.syntax import ast
 
+NAMED = (ast.Reference, ast.Binding)
 MAX_SHOWN = 8  # entries of an operand that a failed assertion shows
 
 
@@ -65,11 +67,15 @@ class AssertStep:
     statement: ast.Assert
     may_fail: bool = True
 
+    place, stream = None, 0
+
 
 @dataclass(eq=False, slots=True)
 class LetStep:
     statement: ast.Let
     may_fail: bool = True
+
+    place, stream = None, 0
 
 
 @dataclass(eq=False)
@@ -79,7 +85,8 @@ class Plan:
     Attributes:
         patch: the `Patch`.
         steps: what is executed, in order.
-        rows: a `Row` for each statement that writes.
+        rows: a `Row` for each statement that writes, and each of its matches.
+        warnings: a sentence for each statement that edits nothing, or every entry in spite of its index.
 
     Example:
         >>> import keras, kpatch
@@ -99,10 +106,26 @@ class Plan:
         return [step for step in self.steps if not isinstance(step, (AssertStep, LetStep))]
 
     @cached_property
+    def doubtful(self):
+        """The position of the last step that may still fail on the values that it meets, or -1."""
+        return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)
+
+    @cached_property
     def rows(self):
+        return tuple(row for _, row in self._counted)
+
+    @cached_property
+    def _counted(self):
+        """The statements and their rows."""
         from kpatch.report import plan_rows
 
         return plan_rows(self)
+
+    @cached_property
+    def warnings(self):
+        from kpatch.report import plan_warnings
+
+        return plan_warnings(self._counted)
 
     def __str__(self):
         from kpatch.report import as_text
@@ -227,6 +250,8 @@ def _planned_edit(statement, place, stream, scope):
         implied = _implied_under_mask(statement, place, scope)
         shape = place.shape
     value = evaluate_side(statement, scope, implied)
+    if None in shape and value.shape:
+        arithmetic.doubt()  # whether it fits
     step = EditStep(statement, place, selection, stream=stream)
     if masked and not scope.traced:
         step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
@@ -379,31 +404,43 @@ def check_assertion(statement, scope):
     if value.data is None or scope.traced:
         arithmetic.doubt()
         return
-    held = np.asarray(value.data if value.weak else tensors.to_numpy(value.data))
-    if held.all():
+    if np.all(_array(value)):
         return
-    notes = []
+    condition = _inside_all(statement.condition)
+    held = _array(ev.evaluate(condition, scope))
+    first, notes = None, []
     if held.ndim:
-        first = np.unravel_index(np.flatnonzero(~held)[0], held.shape)
-        notes.append(
-            f"{held.size - held.sum()} of {held.size} entries do not hold, the first at {list(map(int, first))}"
-        )
-    notes += _compared(statement.condition, scope)
+        first = tuple(map(int, np.unravel_index(np.flatnonzero(~held)[0], held.shape)))
+        notes.append(f"{held.size - held.sum()} of {held.size} entries do not hold, the first at {list(first)}")
+    notes += _compared(condition, scope, held.shape, first)
     message = "assertion failed" + (f": {statement.message}" if statement.message else "")
     raise PatchAssertionError(message, notes=notes).locate(statement.condition.span)
 
 
-def _compared(node, scope):
-    """What the operands of a failed comparison are, where they are small."""
+def _array(value):
+    return np.asarray(value.data if value.weak else tensors.to_numpy(value.data))
+
+
+def _inside_all(node):
+    """The condition whose entries must hold: of `all(x < 1)` the comparison."""
+    if type(node) is ast.Call and node.function == "all" and len(node.arguments) == 1:
+        return node.arguments[0].value
+    return node
+
+
+def _compared(node, scope, shape, first):
+    """What the operands of a failed comparison are: whole where they are small, else where it first fails."""
     if not isinstance(node, ast.Compare):
         return
     for operand in node.operands:
-        names = any(isinstance(part, ast.Reference | ast.Implied | ast.Local) for part in ast.walk(operand))
+        names = any(isinstance(part, (*NAMED, ast.Implied, ast.Local)) for part in ast.walk(operand))
         value = ev.evaluate(operand, scope) if names else None
-        if value is None or value.data is None or int(np.prod(value.shape)) > MAX_SHOWN:
+        if value is None or value.data is None:
             continue
-        data = value.data if value.weak else tensors.to_numpy(value.data)
-        yield f"{operand} is {np.asarray(data).tolist()}"
+        if math.prod(value.shape) <= MAX_SHOWN:
+            yield f"{operand} is {_array(value).tolist()}"
+        elif first is not None:
+            yield f"{operand} is {np.broadcast_to(_array(value), shape)[first].tolist()} at {list(first)}"
 
 
 def _plan_let(statement, scope):

@@ -1,5 +1,6 @@
 """How plans and edits are shown: as rows, as tables of `rich`, as text."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from kpatch import evaluate as ev
 from kpatch import execute, indexing, planner, tensors
 from kpatch.batch import BatchStep
 from kpatch.dtypes import tensor
+from kpatch.errors import PatchError
 from kpatch.syntax import ast
 
 WIDTH = 120  # columns of a table printed as text
@@ -54,14 +56,37 @@ class Write:
 
 
 def plan_rows(plan):
-    """The rows of a plan, in the order of its statements."""
-    counts = _entries(plan)
+    """Pairs of a statement and its row, in the order of the statements."""
     rows = [
-        (statement.span, Row(_text(statement, plan.patch), step.place.path, step.place.shape, step.place.dtype, count))
-        for step, count in counts
+        (statement, Row(_text(statement, plan.patch), step.place.path, step.place.shape, step.place.dtype, count))
+        for step, count in _entries(plan)
         for statement in step.statements
     ]
-    return tuple(row for _, row in sorted(rows, key=lambda item: item[0]))
+    return sorted(rows, key=lambda pair: pair[0].span)
+
+
+def plan_warnings(rows):
+    """A sentence for each statement that edits nothing, or every entry in spite of its index."""
+    by_statement: dict = {}
+    for statement, row in rows:
+        by_statement.setdefault(id(statement), (statement, []))[1].append(row)
+    return tuple(filter(None, (_warning(statement, found) for statement, found in by_statement.values())))
+
+
+def _warning(statement, rows):
+    counts = [row.entries for row in rows]
+    if statement.target.index is None or None in counts:
+        return None
+    if sum(counts) == 0:
+        return f"'{rows[0].statement}' edits nothing: its index selects no entry"
+    narrowing = any(not (isinstance(item, ast.Ellipsis_) or _is_all(item)) for item in statement.target.index)
+    if narrowing and sum(counts) == sum(math.prod(row.shape) for row in rows) > 1:
+        return f"'{rows[0].statement}' edits everything: its index selects every entry"
+    return None
+
+
+def _is_all(item):
+    return isinstance(item, ast.Slice) and (item.start, item.stop, item.step) == (None, None, None)
 
 
 def _text(statement, patch):
@@ -89,7 +114,7 @@ def _entries(plan):
             yield step, step.selection.size
         else:
             known = fresh and not any(_reads(node, plan, step.place) & written for node in step.statement.target.index)
-            yield step, _count(step, live, scope) if known else None
+            yield step, _count(step, live, scope, plan.patch) if known else None
         written.add(id(step.place))
 
 
@@ -102,8 +127,12 @@ def _reads(node, plan, implied):
     return {id(place) for place in places}
 
 
-def _count(step, live, scope):
-    selection = execute.dynamic_selection(step, live, scope)
+def _count(step, live, scope, patch):
+    scope.begin(step.place, step.stream)
+    try:
+        selection = execute.dynamic_selection(step, live, scope)
+    except PatchError as error:
+        raise planner.in_match(error, step.statement, step.place, step.stream).locate(None, patch.source) from None
     if isinstance(selection, indexing.Mask):
         return int(np.count_nonzero(tensors.to_numpy(selection.mask)))
     return selection.size
@@ -149,12 +178,16 @@ def _batch_writes(record, patch):
 
 
 def plan_table(plan):
+    from rich.console import Group
+    from rich.text import Text
+
     table = _table("statement", "variable", "shape", "dtype", "entries")
     rows = [
         (r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}")
         for r in plan.rows
     ]
-    return _filled(table, rows)
+    warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
+    return Group(_filled(table, rows), *warnings) if warnings else _filled(table, rows)
 
 
 def writes_table(found):
@@ -176,10 +209,12 @@ def _table(*columns):
 def _filled(table, rows):
     from rich.text import Text
 
-    for row in rows[:MAX_ROWS]:
-        table.add_row(*(Text(cell) for cell in row))
+    shown = ""
+    for statement, path, *others in rows[:MAX_ROWS]:
+        table.add_row(*(Text(cell) for cell in ("" if statement == shown else statement, path, *others)))
+        shown = statement
     if len(rows) > MAX_ROWS:
-        table.caption = f"... and {len(rows) - MAX_ROWS:,} more statements"
+        table.caption = f"... and {len(rows) - MAX_ROWS:,} more writes"
     return table
 
 

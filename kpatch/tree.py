@@ -267,8 +267,9 @@ class Walk:
     def _hold(self, names, container, known, tracker, ours, held):
         """Adds what a list, tuple or dict holds."""
         tracked = getattr(container, "tracker", None) is tracker
-        if not tracked and len(names) == 1 and not isinstance(container, tuple):
-            return  # kept from Keras's eyes
+        hidden = not tracked and len(names) == 1 and not isinstance(container, tuple)  # kept from Keras's eyes
+        if hidden and names[0].startswith("_"):
+            return  # such as the `_operations` of a functional model; those of keras_hub's models are public
         before = len(held)
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
             if id(value) in known or (tracked and isinstance(value, (keras.Layer, keras.Variable))):
@@ -276,7 +277,7 @@ class Walk:
             elif isinstance(value, CONTAINERS) and len(names) < MAX_NESTED and id(value) not in self._seen:
                 self._seen.add(id(value))  # a list may hold itself
                 self._hold((*names, str(key)), value, known, tracker, ours, held)
-        if len(held) > before or (not ours and len(container) <= MAX_WATCHED):
+        if len(held) > before or (not ours and not hidden and len(container) <= MAX_WATCHED):
             self.watch.container(container)
 
     def _watch_attributes(self, node, names, ours):

@@ -89,6 +89,8 @@ assertion failed: too small
   line 1, column 8
     assert all(dense_1.bias > 100), 'too small'
            ^^^^^^^^^^^^^^^^^^^^^^^
+  3 of 3 entries do not hold, the first at [0]
+  dense_1.bias is [-2.375, -0.25, -1.25]
 """,
     "assert shape(dense_1.kernel) == [4, 4], 'wrong head'": """
 assertion failed: wrong head

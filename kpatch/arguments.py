@@ -1,0 +1,126 @@
+"""`--bind name=value` on the command line: numbers and lists, arrays and tensors from files, models.
+
+row=3   scale=0.5   rows=[1, 2, 3]   v=@vector.npy   v=@arrays.npz:name   k=@weights.safetensors:name   m=@donor.keras
+"""
+
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kpatch.errors import BindingError, FileError, PatchError
+from kpatch.syntax import is_name, nearest, parse
+
+FORMS = "name=3, name=[1, 2], name=@file.npy, name=@file.safetensors:key or name=@model.keras"
+
+
+def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, Any]:
+    """The bindings that the texts mean.
+
+    Args:
+        texts: of the form `name=value`.
+        load_model: loads a model from a path.
+
+    Raises:
+        BindingError: a text is of another form, or a name is given twice.
+        FileError: a file cannot be read, or holds nothing of that name.
+
+    Example:
+        >>> read(["row=3", "scale=-pi/2", "rows=[1, 2]"], load_model=None)
+        {'row': 3, 'scale': -1.5707963267948966, 'rows': [1, 2]}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not is_name(name):
+            raise BindingError(f"'{text}' is no binding; write {FORMS}")
+        if name in found:
+            raise BindingError(f"'{name}' is bound twice")
+        value = value.strip()
+        found[name] = _from_file(name, value[1:], load_model) if value.startswith("@") else _literal(name, value)
+    return found
+
+
+def _literal(name: str, text: str) -> Any:
+    """A number, a boolean or a list, by the language's own rules."""
+    from kpatch.evaluate import Scope, evaluate
+
+    try:
+        [statement] = parse(f"let {name}_ = {text}").statements
+        value = evaluate(statement.value, Scope(_no_variables))
+    except (PatchError, ValueError) as error:
+        reason = error.message if isinstance(error, PatchError) else "it is several statements"
+        raise BindingError(f"cannot read '{text}' for '{name}': {reason}", notes=[f"write {FORMS}"]) from error
+    if not value.weak:
+        raise BindingError(f"'{text}' for '{name}' is no number or list of numbers", notes=[f"write {FORMS}"])
+    return value.data.tolist()
+
+
+def _no_variables(node: Any, target: Any) -> Any:
+    name = str(node).strip('"')
+    raise BindingError(f"'{name}' is no number; a file is written @{name}")
+
+
+def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
+    """What `path` or `path:key` holds."""
+    match = re.fullmatch(r"(.*?\.(keras|npy|npz|safetensors))(?::(.*))?", text, re.DOTALL)
+    if match is None:
+        raise BindingError(f"cannot read '@{text}' for '{name}'; a file ends in .npy, .npz, .safetensors or .keras")
+    path, kind, key = match[1], match[2], match[3]
+    if kind == "keras":
+        return load_model(path)
+    try:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(2, "no such file or directory")
+        return _READERS[kind](path, key)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FileError(f"'{path}' is damaged, or no .{kind} file") from error
+
+
+def _npy(path: str, key: str | None) -> Any:
+    import numpy as np
+
+    if key is not None:
+        raise FileError(f"'{path}' holds one array, without a name such as '{key}'")
+    return np.load(path, allow_pickle=False)
+
+
+def _npz(path: str, key: str | None) -> Any:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[_key(path, key, arrays.files)]
+
+
+def _safetensors(path: str, key: str | None) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return tensors.get_tensor(_key(path, key, tensors.keys()))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _key(path: str, key: str | None, keys: Iterable[str]) -> str:
+    """The key, if the file has it; where none is given, the only one."""
+    keys = sorted(keys)
+    if key is None and len(keys) == 1:
+        return keys[0]
+    if key in keys:
+        assert key is not None
+        return key
+    has = f"it has: {', '.join(keys[:8])}" + (f", and {len(keys) - 8} more" if len(keys) > 8 else "")
+    if key is None:
+        raise FileError(f"'{path}' holds {len(keys)} tensors; say which, as in '{path}:name'", notes=[has])
+    near = nearest(key, keys)
+    raise FileError(f"'{path}' has no '{key}'" + (f"; did you mean '{near}'?" if near else ""), notes=[has])
+
+
+_READERS: dict[str, Callable[[str, str | None], Any]] = {"npy": _npy, "npz": _npz, "safetensors": _safetensors}
