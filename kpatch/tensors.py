@@ -39,8 +39,9 @@ def replace(tensor, selection, values):
         return tensor
     if isinstance(selection, Region) and selection.full:
         return ops.copy(ops.broadcast_to(values, selection.shape))
-    if isinstance(selection, Region):  # one pass over the tensor: a scatter of rows costs several on jax
-        return grids.replace(tensor, Grid(selection.slices, selection.shape), values)
+    if isinstance(selection, Point | Region):  # one pass over the tensor: a scatter of rows costs several on jax
+        items = selection.index if isinstance(selection, Point) else selection.slices
+        return grids.replace(tensor, Grid(items, selection.shape), values)
     flat = positions(selection, tensor.shape).flat
     values = ops.reshape(ops.broadcast_to(values, selection.shape), (-1,))
     whole = ops.copy(ops.reshape(tensor, (-1,)))  # numpy's scatter writes into its argument

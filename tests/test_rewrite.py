@@ -220,9 +220,7 @@ def test_refused(dense, text):
 
 
 def test_refused_for_want_of_a_graph(mixed):
-    with pytest.raises(
-        kpatch.UnsupportedError, match=r"a Subclassed has no graph to rewrite; kpatch.intervene"
-    ):
+    with pytest.raises(kpatch.UnsupportedError, match=r"a Subclassed has no graph to rewrite; kpatch.intervene"):
         kpatch.rewrite(models.subclassed(), "first.output = 0")
     with pytest.raises(kpatch.UnsupportedError, match="it is inside of 'bi', which has no graph"):
         kpatch.rewrite(mixed, "bi.forward_layer.output = 0")
