@@ -58,8 +58,8 @@ class Hold:
 
         values = np.where(mask, to_numpy(place.variable.value), np.zeros((), mask.dtype).astype(place.dtype))
         held = values[mask]
-        same = held.size and all(entry.tobytes() == held[0].tobytes() for entry in (held.min(), held.max()))
-        bindings = {"mask": mask, "held": held[0] if same else values}
+        bits = held.view("uint8").reshape(held.size, -1)  # 0.0 is not -0.0
+        bindings = {"mask": mask, "held": held[0] if (bits == bits[0]).all() else values}
         before = place.variable.constraint
         constraint = PatchConstraint("_ = where($mask, $held, _)", bindings, before)
         for owner, name in self._homes(place):

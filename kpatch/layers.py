@@ -49,6 +49,7 @@ class ScatterLayer(keras.layers.Layer):
             self._constant_config = self.patch.get_config()
             self.patch = TensorPatch(self.patch.patch, constants, self.patch.owner)
         self._further = tuple(name for name in self.patch.free if name not in self._trained)
+        self._weights_by_name = {}
 
     def _trainable_names(self):
         indices = self.patch.indices()

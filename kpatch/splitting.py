@@ -54,6 +54,7 @@ class Split:
         self.weights = []
         self._parts = {}
         self._names = ModelNames(self.index, Bindings({}))
+        self._check_bindings()
         self._check_assertions(model)
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
@@ -69,6 +70,16 @@ class Split:
     def constants(self, text):
         """The bindings that a part of the patch names."""
         return bindings_of(parse(text), self.bindings)
+
+    def _check_bindings(self):
+        bound = Bindings(self.bindings)
+        for node in ast.walk(self.patch):
+            if type(node) is ast.Binding:
+                try:
+                    bound.meaning(node, None)
+                except PatchError as error:
+                    raise error.locate(node.span, self.patch.source) from None
+        bound.check_used()
 
     def _check_assertions(self, model):
         kept = tuple(s for s in self.patch.statements if not isinstance(s, ast.Edit))

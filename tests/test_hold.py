@@ -93,6 +93,17 @@ def test_after_saving_and_loading(tmp_path):
 
 
 @trains
+def test_every_bit():
+    model = network()
+    model.compile("sgd", "mse")
+    kpatch.apply(model, "a.bias = [0.0, -0.0, nan, inf, 1e-42]")
+    before = to_numpy(model.get_layer("a").bias.value)[:2].tobytes()
+    kpatch.hold(model, "a.bias[:2] = _")
+    model.fit(X, Y, verbose=0)
+    assert to_numpy(model.get_layer("a").bias.value)[:2].tobytes() == before
+
+
+@trains
 def test_release():
     model, hold, before = trained(keras.optimizers.Adam(0.01))
     hold.release()

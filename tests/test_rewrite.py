@@ -197,6 +197,11 @@ REFUSED = {
           line 1, column 29
             let m = 2; dense_1.output = m
                                         ^""",
+    "dense_1.output = $v": """
+        no value for '$v'; pass v=...
+          line 1, column 18
+            dense_1.output = $v
+                             ^^""",
     "_ = 0": """
         '_' is no variable of a model
           line 1, column 1
@@ -217,6 +222,11 @@ def test_refused(dense, text):
     with pytest.raises(kpatch.PatchError) as caught:
         kpatch.rewrite(dense, text)
     assert str(caught.value) == REFUSED[text].replace("\n        ", "\n").strip("\n")
+
+
+def test_a_binding_that_is_not_used(dense):
+    with pytest.raises(kpatch.BindingError, match="'v' is not used"):
+        kpatch.rewrite(dense, "dense_1.output = 0", v=1)
 
 
 def test_refused_for_want_of_a_graph(mixed):
