@@ -1,8 +1,13 @@
 """kpatch: a backend-agnostic edit language for Keras 3.
 
-`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely. `checkpoint`
-does the same to files, and `diff` makes the patch between two.
+`parse` text into a `Patch`, `plan` it against a model, `apply` it in place, or `edit` one tensor purely. `rewrite`
+puts it into a model's graph, `intervene` into its calls, `hold` keeps it through training. What extends Keras's own
+namespaces is in `kpatch.layers`, `kpatch.initializers`, `kpatch.constraints` and `kpatch.callbacks`; to load a file
+that holds such objects, import the module first. `checkpoint` does the same to files, and `diff` makes the patch
+between two.
 """
+
+import importlib
 
 from kpatch import checkpoint
 from kpatch.api import apply, edit, plan
@@ -24,7 +29,10 @@ from kpatch.errors import (
     UnsupportedError,
 )
 from kpatch.execute import AppliedPatch
+from kpatch.holding import Hold, hold
+from kpatch.intervening import intervene
 from kpatch.planner import Plan
+from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
 
 __version__ = "0.1.0"
@@ -36,6 +44,7 @@ __all__ = [
     "ExecutionError",
     "FileError",
     "FunctionError",
+    "Hold",
     "LimitError",
     "Patch",
     "PatchAssertionError",
@@ -51,6 +60,16 @@ __all__ = [
     "checkpoint",
     "diff",
     "edit",
+    "hold",
+    "intervene",
     "parse",
     "plan",
+    "rewrite",
 ]
+
+
+def __getattr__(name):
+    """The modules that load Keras, when they are first asked for."""
+    if name in ("callbacks", "constraints", "initializers", "layers"):
+        return importlib.import_module(f"kpatch.{name}")
+    raise AttributeError(f"module 'kpatch' has no attribute '{name}'")

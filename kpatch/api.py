@@ -109,7 +109,7 @@ def edit(x, patch, /, **bindings):
             return edit_in_graph(x, patch if isinstance(patch, str) else patch.source, bindings)
     patch = _as_patch(patch)
     if isinstance(x, KerasTensor):
-        raise UnsupportedError("a symbolic tensor is edited by a layer, which comes with a later version")
+        raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
     x = ops.convert_to_tensor(x)
     if any(length is None for length in x.shape):
         raise UnsupportedError(f"kpatch.edit needs a known shape. Received: x.shape={tuple(x.shape)}")

@@ -116,6 +116,8 @@ def _read(name, value):
     """The `Value`, `Place` or `Donor` of what was handed in."""
     import keras
 
+    if isinstance(value, Value):
+        return value
     if isinstance(value, keras.Layer):
         return Donor(name, value)
     if isinstance(value, keras.Variable):

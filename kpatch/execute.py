@@ -98,11 +98,19 @@ def dynamic_selection(step, store, scope):
     if step.mask is not None and (view := store.view(place)) is not None:
         return _masked(step.mask.mask(view, scope.with_implied(tensor(store.value(place)))), step)
     items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
+    if scope.traced:  # the plan allows no other index
+        return indexing.Mask(_over_rows(items[0].data, len(place.shape)), place.shape)
     if not planner.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
-    if scope.traced:
-        return indexing.Mask(items[0].data, place.shape)
     return _masked(items[0].data, step)
+
+
+def _over_rows(mask, axes):
+    """The mask with axes of length 1 after its own, to be broadcast."""
+    from keras import ops
+
+    missing = axes - len(mask.shape)
+    return ops.expand_dims(mask, tuple(range(-missing, 0))) if missing else mask
 
 
 def _masked(mask, step):
@@ -142,12 +150,15 @@ class Pure:
     def view(self, place):
         return None
 
+    def put(self, place, value):
+        self.tensor = value
+
     def replace(self, step, values):
-        self.tensor = values
+        self.put(step.place, values)
 
     def open(self, step, selection, target, last):
         whole = step.constant is not None or isinstance(selection, indexing.Mask)
-        return None if whole else tensors.take(self.tensor, selection)
+        return None if whole else tensors.take(self.value(step.place), selection)
 
     def write_constant(self, step, target, constant):
         self.write(step, target, constant)
@@ -156,7 +167,7 @@ class Pure:
         return False
 
     def write(self, step, target, values):
-        self.tensor = tensors.replace(self.tensor, target, values)
+        self.put(step.place, tensors.replace(self.value(step.place), target, values))
 
 
 class Record:

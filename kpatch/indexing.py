@@ -6,7 +6,8 @@
 * `Point`: one entry, every axis by an integer;
 * `Region`: basic indexing, an arithmetic progression on each axis;
 * `Positions`: anything else, as flat offsets in C order;
-* `Mask`: a boolean tensor of the variable's own shape; the executor makes it where the mask never leaves its device.
+* `Mask`: a boolean tensor of the variable's own shape; the executor makes it where the mask never leaves its device;
+* `Grid`: of a tensor some of whose lengths are not known yet, one item an axis.
 
 `infer` gives the shape of the result alone, also where index values and lengths are not known yet.
 """
@@ -17,7 +18,7 @@ from functools import reduce
 
 import numpy as np
 
-from kpatch.errors import LimitError, ShapeError, SubscriptError
+from kpatch.errors import LimitError, ShapeError, SubscriptError, UnsupportedError
 
 MAX_AXES = 64  # of a selection; NumPy's own limit
 MAX_OFFSET = 2**62  # flat offsets stay well inside int64
@@ -119,6 +120,30 @@ class Mask:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Entries of a tensor with lengths that are not known yet: what is taken from each axis by itself.
+
+    `items` holds a slice or an integer for each axis, as they were written, and `None` for the axes of `block`: those
+    of index arrays, which together take the offsets `flat`, counted along these axes. The dimensions that they make,
+    `block`, stand at `place` in the result. `unchecked` is the position of an integer on an axis of unknown length.
+
+    Example:
+        >>> grid = select((None, 4, 5), (slice(1, None), np.array([0, 3]), -1))
+        >>> grid.items, grid.flat, grid.block, grid.place, grid.shape
+        ((slice(1, None, None), None, None), array([ 4, 19]), (2,), 1, (None, 2))
+    """
+
+    items: tuple
+    shape: tuple
+    flat: np.ndarray | None = None
+    block: tuple = ()
+    place: int = 0
+    unchecked: int | None = None
+
+    size = None
+
+
 class PackedMask(Mask):
     """A `Mask` on the host, an eighth of its size: for keeping."""
 
@@ -173,6 +198,8 @@ def select(shape, items):
         >>> select((3, 4), (np.array([0, 2]), np.array([1, 1])))
         Positions(flat=array([1, 9]), shape=(2,))
     """
+    if None in shape:
+        return _grid(shape, items)
     if len(items) == len(shape):  # by far the commonest: one integer an axis
         index = []
         for item, length in zip(items, shape):  # noqa: B905 (equal lengths; strict costs time here)
@@ -467,6 +494,29 @@ def _region(shape, parts):
         return Point(tuple(starts))
     full = not dropped and counts == list(shape) and steps.count(1) == len(steps)
     return Region(tuple(starts), tuple(counts), tuple(steps), tuple(dropped), full)
+
+
+def _grid(shape, items):
+    parts = _resolve(shape, items)
+    taken = {}
+    for value, axis, position in parts:
+        if type(value) is list:
+            item = slice(None) if position is None or items[position] is Ellipsis else items[position]
+            taken.update((axis + i, item) for i in range(len(value)))
+    arrays = [position for value, _, position in parts if type(value) in _ARRAYS]
+    if not arrays:
+        taken.update((axis, items[position]) for value, axis, position in parts if type(value) is not list)
+        unchecked = next((position for value, _, position in parts if value is None), None)
+        return Grid(tuple(taken[axis] for axis in range(len(shape))), infer(shape, items), unchecked=unchecked)
+    for axis, length in enumerate(shape):
+        if axis not in taken and length is None:
+            raise UnsupportedError(f"an index array on axis {axis}, whose length is not known", argument=arrays[0])
+    strides = [math.prod(shape[a] for a in range(axis + 1, len(shape)) if a not in taken) for axis in range(len(shape))]
+    block = _block(parts)
+    offsets = sum(value * strides[axis] for value, axis, _ in parts if type(value) is not list)
+    before, _, result = _arrange(parts)
+    items = tuple(taken.get(axis) for axis in range(len(shape)))
+    return Grid(items, result, np.broadcast_to(offsets, block).reshape(-1), block, len(before))
 
 
 def _positions(shape, parts):

@@ -118,13 +118,14 @@ class ModelNames(Names):
 
 
 class TensorNames(Names):
-    """The one name of `kpatch.edit`: `_`."""
+    """The one name of `kpatch.edit`, and of what holds a patch of one tensor, the `owner`: `_`."""
 
-    def __init__(self, implied, bindings):
+    def __init__(self, implied, bindings, owner="kpatch.edit"):
         super().__init__(bindings)
         self.implied = implied
+        self.owner = owner
 
     def place(self, selector):
         if selector is not None:
-            raise ResolutionError(f"no variable '{selector}': kpatch.edit knows one tensor, '_'", span=selector.span)
+            raise ResolutionError(f"no variable '{selector}': {self.owner} knows one tensor, '_'", span=selector.span)
         return self.implied

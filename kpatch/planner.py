@@ -300,7 +300,7 @@ def _selected(statement, place, scope):
     if ev.known(items):
         selection = ev.select(place.shape, items, nodes)
         return selection, selection.shape, False
-    masked = is_mask(items, place.shape)
+    masked = is_mask(items, place.shape) or (scope.traced and is_mask_of_rows(items, place.shape))
     if not masked:
         arithmetic.doubt()
     if scope.traced and not masked:
@@ -311,6 +311,12 @@ def _selected(statement, place, scope):
 def is_mask(items, shape):
     """Whether the items are one boolean tensor of the whole shape."""
     return len(items) == 1 and isinstance(items[0], Value) and items[0].dtype == "bool" and items[0].shape == shape
+
+
+def is_mask_of_rows(items, shape):
+    """Whether the items are one boolean tensor of the shape's first axes."""
+    axes = len(items[0].shape) if len(items) == 1 and isinstance(items[0], Value) else 0
+    return axes > 0 and is_mask(items, shape[:axes])
 
 
 def evaluate_side(statement, scope, implied):
@@ -375,8 +381,8 @@ def _implied_under_mask(statement, place, scope):
         fine = isinstance(part, (*ELEMENTWISE, ast.Argument, ast.String)) or (
             isinstance(part, ast.Call) and functions.is_elementwise(part.function)
         )
-        local = isinstance(part, ast.Local) and part.name in scope.locals and scope.locals[part.name].shape == ()
-        if not (fine or local) or (isinstance(part, ast.Binary) and part.op == "@"):
+        scalar = isinstance(part, (ast.Local, ast.Binding)) and ev.evaluate(part, scope).shape == ()
+        if not (fine or scalar) or (isinstance(part, ast.Binary) and part.op == "@"):
             raise UnsupportedError(
                 "under a mask in a compiled function the value is a scalar or element-wise in '_'"
             ).locate(part.span)

@@ -4,10 +4,10 @@ import reprlib
 from collections import defaultdict
 
 from kpatch import globs
-from kpatch.errors import PatchError, UnsupportedError
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.misses import Miss
 from kpatch.syntax.ast import Glob, Name, Position
-from kpatch.tree import ACTIVATIONS, KEPT, LAYER, Walk, descend, distinct, variables_of
+from kpatch.tree import ACTIVATIONS, KEPT, LAYER, Walk, descend, distinct, spelled, variables_of
 
 MAX_SUGGESTED = 20  # errors of one use that look for the nearest spelling: milliseconds each, in a large model
 
@@ -118,11 +118,26 @@ class ModelIndex:
             return [node for node, _ in globs.walk(self.root, keys)]
         return self.nodes_ending(keys[:-1])
 
-    def _refuse_activation(self, selector, keys):
+    def activations(self, selector):
+        """The nodes of the layers whose activation a selector means, in the model's order, and `"output"` or `"input"`.
+
+        None, where the selector means variables.
+        """
+        keys = _keys(selector)
         if keys[-1] not in ACTIVATIONS or len(keys) == 1:
-            return
-        if any(node.kind == LAYER for form in self.forms(selector, keys) for node in self.nodes_before(form)):
-            message = f"'{selector}' is an activation, and editing those needs kpatch.rewrite, of a later version"
+            return [], None
+        found = [node for form in self.forms(selector, keys) for node in self.nodes_before(form) if node.kind == LAYER]
+        found = distinct(found)
+        if len(found) > 1 and not selector.is_glob:
+            paths = ", ".join(repr(spelled([*node.keys(), keys[-1]])) for node in found[:8])
+            raise ResolutionError(f"'{selector}' means several activations", notes=[f"candidates: {paths}"]).locate(
+                selector.span
+            )
+        return found, keys[-1]
+
+    def _refuse_activation(self, selector, keys):
+        if keys[-1] in ACTIVATIONS and self.activations(selector)[0]:
+            message = f"'{selector}' is an activation; kpatch.rewrite and kpatch.intervene edit those"
             raise UnsupportedError(message).locate(selector.parts[-1].span)
 
     def layer_names(self):

@@ -42,6 +42,13 @@ CALLS = {
     "kpatch.edit": Parameter(1, "patch", of_model=False),
     "kpatch.checkpoint.plan": Parameter(1, "patch", of_model=False),
     "kpatch.checkpoint.apply": Parameter(1, "patch", of_model=False),
+    "kpatch.hold": Parameter(1, "patch", of_model=True),
+    "kpatch.rewrite": Parameter(1, "patch", of_model=False),
+    "kpatch.intervene": Parameter(1, "patch", of_model=False),
+    "kpatch.layers.ScatterLayer": Parameter(0, "patch", of_model=False),
+    "kpatch.layers.PatchedLayer": Parameter(1, "patch", of_model=False),
+    "kpatch.initializers.PatchedInitializer": Parameter(0, "patch", of_model=False),
+    "kpatch.constraints.PatchConstraint": Parameter(0, "patch", of_model=False),
 }
 RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
 IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")

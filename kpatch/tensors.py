@@ -6,7 +6,8 @@ They hide where the backends' own indexing differs: torch has no negative steps,
 
 import numpy as np
 
-from kpatch.indexing import Mask, Point, Positions, Region
+from kpatch import grids
+from kpatch.indexing import Grid, Mask, Point, Positions, Region
 
 
 def take(tensor, selection):
@@ -17,6 +18,8 @@ def take(tensor, selection):
         return tensor[selection.index]
     if isinstance(selection, Region):
         return _take_region(tensor, selection)
+    if isinstance(selection, Grid):
+        return grids.take(tensor, selection)
     if isinstance(selection, Mask):
         raise TypeError(f"a mask is read by its positions. Received: selection={selection}")
     flat = ops.take(ops.reshape(tensor, (-1,)), selection.flat, axis=0)
@@ -30,10 +33,15 @@ def replace(tensor, selection, values):
     values = ops.convert_to_tensor(values)
     if isinstance(selection, Mask):
         return ops.where(selection.mask, values, tensor)
+    if isinstance(selection, Grid):
+        return grids.replace(tensor, selection, values)
     if selection.size == 0:
         return tensor
     if isinstance(selection, Region) and selection.full:
         return ops.copy(ops.broadcast_to(values, selection.shape))
+    if isinstance(selection, Point | Region):  # one pass over the tensor: a scatter of rows costs several on jax
+        items = selection.index if isinstance(selection, Point) else selection.slices
+        return grids.replace(tensor, Grid(items, selection.shape), values)
     flat = positions(selection, tensor.shape).flat
     values = ops.reshape(ops.broadcast_to(values, selection.shape), (-1,))
     whole = ops.copy(ops.reshape(tensor, (-1,)))  # numpy's scatter writes into its argument

@@ -40,7 +40,8 @@ LANGUAGE, ARCHITECTURE, ERRORS, FUNCTIONS = (
     ROOT / "docs" / f"{name}.md" for name in ("language", "architecture", "errors", "functions")
 )
 PACKAGE = ROOT / "kpatch"
-KERAS_AT_THE_TOP = {"kpatch.dynamo"}
+EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")
+KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("dynamo", *EXTENSIONS)}
 
 
 class Block(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 
 import kpatch
 
+BACKEND = keras.backend.backend()
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PATCHES = sorted(EXAMPLES.glob("*.kpatch"))
 
@@ -74,4 +75,26 @@ def test_the_ablation_study(tmp_path):
     rows = [line.strip("│┃ ").split("│") for line in ran.stdout.splitlines() if "│ " in line]
     found = {(cells[0].strip(), int(cells[1])) for cells in rows}
     assert found == {("conv1", i) for i in range(8)} | {("conv2", i) for i in range(16)}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def run(script, *arguments):
+    ran = subprocess.run([sys.executable, EXAMPLES / script, *map(str, arguments)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_steering(tmp_path):
+    plot = tmp_path / "steering.png"
+    rows = run("steer_digits.py", "--plot", plot).splitlines()
+    assert len([row for row in rows if "direction, strength" in row]) == (9 if BACKEND == "numpy" else 18)
+    assert float(rows[8].split()[6].rstrip("%,")) > 90  # at the greatest strength nearly all are sevens
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+def test_holding(tmp_path):
+    plot = tmp_path / "held.png"
+    out = run("hold_digits.py", "--epochs", 2, "--plot", plot)
+    assert "entries of dense_1.kernel" in out
     assert plot.read_bytes().startswith(b"\x89PNG")

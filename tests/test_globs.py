@@ -342,13 +342,13 @@ sum() has no argument 'axes'; did you mean 'axis'?
   2 of the 2 matches fail
 """,
     "**.output = 0": """
-'**.output' is an activation, and editing those needs kpatch.rewrite, of a later version
+'**.output' is an activation; kpatch.rewrite and kpatch.intervene edit those
   line 1, column 4
     **.output = 0
        ^^^^^^
 """,
     "dense*.input[0] = 0": """
-'dense*.input' is an activation, and editing those needs kpatch.rewrite, of a later version
+'dense*.input' is an activation; kpatch.rewrite and kpatch.intervene edit those
   line 1, column 8
     dense*.input[0] = 0
            ^^^^^

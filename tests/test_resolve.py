@@ -728,7 +728,7 @@ TEXTS = {
             ^^^^^^^^^
           the model has: dense_1, drop, dense_2""",
     "dense_1.output": """
-        'dense_1.output' is an activation, and editing those needs kpatch.rewrite, of a later version
+        'dense_1.output' is an activation; kpatch.rewrite and kpatch.intervene edit those
           line 1, column 9
             dense_1.output = 0
                     ^^^^^^""",

@@ -1,0 +1,96 @@
+"""A callback that applies patches while a model trains."""
+
+import keras
+from keras import ops
+
+from kpatch import api
+from kpatch.holding import written
+from kpatch.syntax import parse
+
+MOMENTS = ("epoch_begin", "epoch_end", "batch_end")
+SLOTS = ("keep", "reset")
+
+
+class PatchCallback(keras.callbacks.Callback):
+    """Applies patches at given epochs or steps of `fit`.
+
+    All are checked before the first step. How many entries were written is logged as `patched_entries`.
+
+    Args:
+        patches: `{number: patch}`: of the epoch, or with `on="batch_end"` of the step, counted from 0.
+        on: `"epoch_begin"`, `"epoch_end"` or `"batch_end"`.
+        slots: what becomes of the optimizer's variables for the entries written (momentum, variance): `"keep"`, or
+            `"reset"` to what they start from; a moving average then starts from the new value.
+        bindings: the values of the patches' `$names`; each patch gets those that it names.
+
+    Example:
+        >>> import keras, kpatch.callbacks
+        >>> callback = kpatch.callbacks.PatchCallback({0: "dense_1.bias = 0"}, slots="reset")
+    """
+
+    def __init__(self, patches, on="epoch_end", slots="keep", bindings=None):
+        super().__init__()
+        if on not in MOMENTS:
+            raise ValueError(f"Argument `on` must be one of {MOMENTS}. Received: on={on!r}")
+        if slots not in SLOTS:
+            raise ValueError(f"Argument `slots` must be one of {SLOTS}. Received: slots={slots!r}")
+        self.patches = {number: parse(patch) if isinstance(patch, str) else patch for number, patch in patches.items()}
+        self.on = on
+        self.slots = slots
+        self.bindings = bindings or {}
+        self._step = 0
+
+    def on_train_begin(self, logs=None):
+        self._step = 0
+        for patch in self.patches.values():
+            api.plan(self.model, patch, **self._bindings(patch))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._apply("epoch_begin", epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._apply("epoch_end", epoch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._apply("batch_end", self._step, logs)
+        self._step += 1
+
+    def _bindings(self, patch):
+        from kpatch.splitting import bindings_of
+
+        return bindings_of(patch, self.bindings)
+
+    def _apply(self, moment, number, logs):
+        if moment != self.on:
+            return
+        entries = 0
+        if number in self.patches:
+            patch = self.patches[number]
+            masks = written(api.apply(self.model, patch, **self._bindings(patch)))
+            entries = sum(int(mask.sum()) for _, mask in masks)
+            if self.slots == "reset":
+                for optimizer in _optimizers(self.model.optimizer):
+                    _reset(optimizer, {id(place.variable): mask for place, mask in masks})
+        if logs is not None:
+            logs["patched_entries"] = entries
+
+
+def _optimizers(optimizer):
+    """The optimizers that update variables: those inside of the ones that wrap others."""
+    inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]
+    return [optimizer] if inner == [None] else [each for one in inner for each in _optimizers(one)]
+
+
+def _reset(optimizer, masks):
+    """Sets the slots of masked entries to what those of a new optimizer are."""
+    variables = optimizer._trainable_variables
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh.build(variables)
+    for name, slots in vars(optimizer).items():
+        if not isinstance(slots, list) or len(slots) != len(variables) or name == "_trainable_variables":
+            continue
+        averages = name == "_model_variables_moving_average"
+        for slot, start, variable in zip(slots, variables if averages else vars(fresh)[name], variables, strict=True):
+            mask = masks.get(id(variable))
+            if mask is not None and isinstance(slot, keras.Variable) and tuple(slot.shape) == mask.shape:
+                slot.assign(ops.where(mask, ops.convert_to_tensor(start), ops.convert_to_tensor(slot)))

@@ -1,0 +1,199 @@
+"""A patch of one tensor `_` for compiled functions: planned once for a shape, run wherever it is traced.
+
+Layers, initializers and constraints hold one. The source text and the values of its `$names` are what they serialise.
+"""
+
+import base64
+import itertools
+import weakref
+import zlib
+
+import numpy as np
+
+from kpatch import execute, planner
+from kpatch.bindings import Bindings
+from kpatch.dtypes import NUMPY, Value, dtype_name, tensor
+from kpatch.errors import BindingError, PatchError, UnsupportedError
+from kpatch.indexing import Grid
+from kpatch.names import Place, TensorNames
+from kpatch.syntax import ast, parse
+
+_numbers = itertools.count()
+_live: "weakref.WeakValueDictionary[int, Holder]" = weakref.WeakValueDictionary()
+
+
+class Holder:
+    """What holds a patch, and is called inside of compiled functions; by its number inside of `torch.compile`."""
+
+    def __init__(self):
+        self.key = next(_numbers)
+        _live[self.key] = self
+
+    def __call__(self, names, *values):
+        raise NotImplementedError
+
+    def run(self, names, *values):
+        """Calls it; in a graph of dynamo, which would take its NumPy arrays for tensors, as one opaque call."""
+        from keras import backend
+
+        if backend.backend() == "torch":
+            import torch
+
+            if torch.compiler.is_dynamo_compiling():
+                from kpatch.dynamo import run_in_graph
+
+                return run_in_graph(self.key, tuple(names), *values)
+        return self(names, *values)
+
+
+class TensorPatch(Holder):
+    """A patch whose every target is `_`.
+
+    Args:
+        patch: a `Patch`, or its text.
+        bindings: the values of `$names` that are constants, `{name: value}`.
+        owner: what it belongs to, for errors: "a ScatterLayer".
+
+    Attributes:
+        source: the text.
+        bindings: `{name: value}`, arrays as NumPy's.
+        free: the `$names` without a value, in the order of the text; each call hands them in.
+    """
+
+    def __init__(self, patch, bindings=None, owner="kpatch.edit"):
+        super().__init__()
+        self.patch = parse(patch) if isinstance(patch, str) else patch
+        if not isinstance(self.patch, ast.Patch):
+            raise TypeError(f"a patch is a str or a kpatch.Patch. Received: patch={patch!r} (of type {type(patch)})")
+        self.source = self.patch.source
+        self.owner = owner
+        self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
+        named = list(dict.fromkeys(node.name for node in _nodes(self.patch) if type(node) is ast.Binding))
+        self.free = tuple(name for name in named if name not in self.bindings)
+        if unused := next((name for name in self.bindings if name not in named), None):
+            raise BindingError(f"'{unused}' is not used: '${unused}' is nowhere in the patch")
+        self._refuse_variables()
+        self._plans = []
+
+    def refuse_free(self):
+        """Raises for a `$name` without a value, where nothing could hand it in later."""
+        for part in _nodes(self.patch):
+            if type(part) is ast.Binding and part.name in self.free:
+                raise BindingError(f"no value for '${part.name}'; bindings={{'{part.name}': ...}} gives it").locate(
+                    part.span, self.source
+                )
+
+    def indices(self):
+        """The `$names` that stand in an index: they are constants in any case."""
+        brackets = [item for node in _nodes(self.patch) for item in _index(node)]
+        return {part.name for item in brackets for part in ast.walk(item) if type(part) is ast.Binding}
+
+    def plan(self, spec, given=None):
+        """The plan for a tensor of that `(shape, dtype)`; lengths may be `None`.
+
+        Args:
+            given: the same of the free names, `{name: (shape, dtype)}`.
+        """
+        specs = {"_": spec, **(given or {})}
+        for known, planned in self._plans:
+            if _covers(known, specs):
+                return planned
+        values = {name: Value(kind, tuple(lengths)) for name, (lengths, kind) in specs.items() if name != "_"}
+        names = self._names(spec, values)
+        planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
+        self._refuse_unchecked(planned)
+        self._plans.append((specs, planned))
+        return planned
+
+    def __call__(self, names, x, *given):
+        """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""
+        values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
+        spec = tuple(x.shape), dtype_name(x.dtype)
+        planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
+        store = execute.Pure(x, self._names(spec, values))
+        execute.run(planned, store, traced=True)
+        return store.tensor
+
+    def get_config(self):
+        return {"patch": self.source, "bindings": {name: encoded(value) for name, value in self.bindings.items()}}
+
+    def _names(self, spec, values):
+        return TensorNames(Place("_", *spec), Bindings({**self.bindings, **values}), self.owner)
+
+    def _refuse_variables(self):
+        names = TensorNames(None, Bindings({}), self.owner)
+        try:
+            for part in _nodes(self.patch):
+                if type(part) in (ast.Target, ast.Reference) and isinstance(part.selector, ast.Selector):
+                    names.place(part.selector)
+        except PatchError as error:
+            raise error.locate(None, self.source) from None
+
+    def _refuse_unchecked(self, planned):
+        """An integer on an axis of unknown length is checked when the length is known: in tensorflow never."""
+        from keras import backend
+
+        if backend.backend() != "tensorflow":
+            return
+        for step in planned.edits:
+            if isinstance(step.selection, Grid) and (position := step.selection.unchecked) is not None:
+                node = step.statement.target.index[position]
+                raise UnsupportedError(
+                    "an integer on an axis of unknown length cannot be checked by tensorflow",
+                    notes=["a slice is empty where there is no such entry: 0:1 for 0, -1: for -1"],
+                ).locate(node.span, self.source)
+
+
+def run_live(key, names, *values):
+    """A live holder by its key: what `torch.compile` calls, whose graphs hold numbers and tensors."""
+    return _live[key](names, *values)
+
+
+def _nodes(patch):
+    return (node for statement in patch.statements for node in ast.walk(statement))
+
+
+def _index(node):
+    return node.index or () if type(node) in (ast.Target, ast.Subscript) else ()
+
+
+def _covers(known, specs):
+    """Whether a plan for `known` serves `specs`: the same dtypes, and lengths that are equal or were left open."""
+    return known.keys() == specs.keys() and all(
+        dtype == specs[name][1]
+        and len(shape) == len(specs[name][0])
+        and all(a is None or a == b for a, b in zip(shape, specs[name][0], strict=True))
+        for name, (shape, dtype) in known.items()
+    )
+
+
+# What is serialised --------------------------------------------------------------------------------------------------
+
+
+def plain(name, value):
+    """Python's numbers and lists as they are, anything else as an array."""
+    import keras
+
+    if isinstance(value, dict) and value.keys() == {"dtype", "shape", "zlib"}:
+        data = np.frombuffer(zlib.decompress(base64.b64decode(value["zlib"])), NUMPY[value["dtype"]])
+        return data.reshape(value["shape"])
+    if isinstance(value, (bool, int, float, list, tuple)):
+        return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, keras.Layer):
+        raise BindingError(f"'${name}' is a model; what is compiled takes numbers, lists, arrays and tensors")
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if isinstance(value, np.ndarray | np.generic):
+        return np.array(value)
+    if keras.ops.is_tensor(value):
+        from kpatch.tensors import to_numpy
+
+        return to_numpy(keras.ops.stop_gradient(value))
+    raise BindingError(f"'${name}' is a {type(value).__name__}; a binding is a number, a list, an array or a tensor")
+
+
+def encoded(value):
+    if not isinstance(value, np.ndarray):
+        return value
+    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 1)).decode()
+    return {"dtype": value.dtype.name, "shape": list(value.shape), "zlib": packed}

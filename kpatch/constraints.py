@@ -1,0 +1,61 @@
+"""A constraint that holds a patch, and keeps to it what an optimizer would bring back: the average that EMA makes."""
+
+import keras
+
+from kpatch.compiled import TensorPatch
+
+
+@keras.saving.register_keras_serializable(package="kpatch")
+class PatchConstraint(keras.constraints.Constraint):
+    """Edits a weight after each step of training.
+
+    An optimizer with `use_ema` overwrites weights by their moving average, also after the last step, when constraints
+    no longer run. So the average itself is edited too, at each step.
+
+    Args:
+        patch: a `kpatch.Patch`, or its text; every target is `_`.
+        bindings: the values of the patch's `$names`.
+        base: another constraint, which comes first, or its name.
+
+    Example:
+        >>> import keras, kpatch.constraints
+        >>> constraint = kpatch.constraints.PatchConstraint("_[abs(_) < 1e-3] = 0")
+        >>> keras.ops.convert_to_numpy(constraint(keras.ops.convert_to_tensor([1.0, 1e-4]))).tolist()
+        [1.0, 0.0]
+        >>> layer = keras.layers.Dense(3, kernel_constraint=constraint)
+    """
+
+    def __init__(self, patch, bindings=None, base=None):
+        self.patch = TensorPatch(patch, bindings, "a PatchConstraint")
+        self.patch.refuse_free()
+        self.base = keras.constraints.get(base)
+
+    def __call__(self, w):
+        average = average_of(w) if isinstance(w, keras.Variable) else None
+        if average is not None:
+            average.assign(self._edited(average))
+        return self._edited(w)
+
+    def _edited(self, w):
+        value = keras.ops.convert_to_tensor(w)
+        return self.patch.run((), value if self.base is None else self.base(value))
+
+    def get_config(self):
+        base = None if self.base is None else keras.constraints.serialize(self.base)
+        return {**self.patch.get_config(), "base": base}
+
+
+def average_of(variable):
+    """The moving average that the optimizer at work keeps of a variable, or `None`.
+
+    Keras hands a constraint the variable alone. The optimizer is the caller of the innermost name scope, in which it
+    applies gradients.
+    """
+    from keras.src.backend.common import global_state
+
+    scopes = global_state.get_global_attribute("name_scope_stack") or ()
+    callers = (getattr(scope, "caller", None) for scope in reversed(scopes))
+    optimizer = next((caller for caller in callers if isinstance(caller, keras.optimizers.Optimizer)), None)
+    if optimizer is None or not optimizer.use_ema:
+        return None
+    return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]

@@ -1,0 +1,111 @@
+"""`hold`: entries of a model keep their values through training."""
+
+import numpy as np
+
+from kpatch import api, indexing
+from kpatch.errors import UnsupportedError
+from kpatch.tensors import positions, to_numpy
+
+
+def hold(model, patch, /, **bindings):
+    """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
+
+    With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
+    values are held by constraints: in layers that have one for the variable (`kernel_constraint`) they are saved with
+    the model, and hold on after loading, once `kpatch.constraints` is imported. Compiled training steps are dropped.
+
+    Args:
+        model: a built Keras model or layer.
+        patch: a `Patch`, or its text.
+        bindings: the values of the patch's `$names`, as for `apply`.
+
+    Returns:
+        A `Hold`; its `release()` ends it, and so does the end of a `with` block.
+
+    Raises:
+        PatchError: the patch fails, or names a variable that no optimizer trains; nothing is changed then.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> held = kpatch.hold(model, "dense_1.kernel[0] = 1.0")
+        >>> held
+        <Hold of 3 entries of dense_1.kernel>
+        >>> held.release()
+    """
+    planned = api.plan(model, patch, **bindings)
+    for step in planned.edits:
+        if not step.place.variable.trainable:
+            message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
+            raise UnsupportedError(message).locate(step.statements[0].target.span, planned.patch.source)
+    applied = api.apply(model, patch, **bindings)
+    return Hold(model, written(applied))
+
+
+class Hold:
+    """Entries that are held. `release()` lets them train again."""
+
+    def __init__(self, model, masks):
+        self._model = model
+        self._undo = []
+        self._told = ", ".join(f"{mask.sum()} entries of {place.path}" for place, mask in masks)
+        for place, mask in masks:
+            self._constrain(place, mask)
+        forget_compiled(model)
+
+    def _constrain(self, place, mask):
+        from kpatch.constraints import PatchConstraint
+
+        values = np.where(mask, to_numpy(place.variable.value), np.zeros((), mask.dtype).astype(place.dtype))
+        held = values[mask]
+        bits = held.view("uint8").reshape(held.size, -1)  # 0.0 is not -0.0
+        bindings = {"mask": mask, "held": held[0] if (bits == bits[0]).all() else values}
+        before = place.variable.constraint
+        constraint = PatchConstraint("_ = where($mask, $held, _)", bindings, before)
+        for owner, name in self._homes(place):
+            self._undo.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, constraint)
+
+    def _homes(self, place):
+        """Where a constraint is looked for: in the variable, and for the configuration in its layer."""
+        yield place.variable, "constraint"
+        layer, name = place.entry.owner.item, f"{place.variable.name}_constraint"
+        if hasattr(layer, name):
+            yield layer, name
+
+    def release(self):
+        """Ends it: what was held trains again, and other constraints are as they were."""
+        while self._undo:
+            setattr(*self._undo.pop())
+        forget_compiled(self._model)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.release()
+
+    def __repr__(self):
+        return f"<Hold of {self._told or 'nothing'}>"
+
+
+def written(applied):
+    """Each place with the mask of the entries written."""
+    masks = {}
+    for record in applied._live.records:
+        place, selection = record.step.place, record.selection
+        _, mask = masks.setdefault(id(place.variable), (place, np.zeros(place.shape, bool)))
+        if isinstance(selection, indexing.Mask):
+            mask |= to_numpy(selection.mask)
+        elif isinstance(selection, indexing.Region):
+            mask[selection.slices] = True
+        else:
+            mask.reshape(-1)[positions(selection, place.shape).flat] = True
+    return [pair for pair in masks.values() if pair[1].any()]
+
+
+def forget_compiled(model):
+    """Drops what Keras has compiled of a model, which would go on as before."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if hasattr(model, name):
+            setattr(model, name, None)

@@ -1,0 +1,36 @@
+"""Initializers that hold a patch."""
+
+import keras
+
+from kpatch.compiled import TensorPatch
+
+
+@keras.saving.register_keras_serializable(package="kpatch")
+class PatchedInitializer(keras.initializers.Initializer):
+    """What another initializer makes, with the edits of a patch: identities, sparse and known values.
+
+    The patch is checked when it is made, and for the shape when a layer is built.
+
+    Args:
+        patch: a `kpatch.Patch`, or its text; every target is `_`.
+        base: an initializer, or its name.
+        bindings: the values of the patch's `$names`.
+
+    Example:
+        >>> import keras, kpatch.initializers
+        >>> initializer = kpatch.initializers.PatchedInitializer("_[0] = [1, 2]", base="zeros")
+        >>> keras.ops.convert_to_numpy(initializer((2, 2))).tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
+    """
+
+    def __init__(self, patch, base="glorot_uniform", bindings=None):
+        self.patch = TensorPatch(patch, bindings, "a PatchedInitializer")
+        self.patch.refuse_free()
+        self.base = keras.initializers.get(base)
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        return self.patch((), self.base(shape, dtype=dtype, **kwargs))
+
+    def get_config(self):
+        base = keras.initializers.serialize(self.base)
+        return {**self.patch.get_config(), "base": base}

@@ -1,0 +1,72 @@
+"""The variables of a layer as a patch makes them: tensors to be seen in their stead, while they stay as they are."""
+
+from typing import Any
+
+from kpatch import execute, planner
+from kpatch.bindings import Bindings
+from kpatch.compiled import Holder, encoded, plain
+from kpatch.dtypes import tensor
+from kpatch.names import ModelNames, Place
+from kpatch.syntax import parse
+
+
+class WeightsPatch(Holder):
+    """A patch of the variables of one layer, planned for compiled functions.
+
+    Args:
+        patch: a `Patch`, or its text.
+        bindings: the values of its `$names`, constants.
+    """
+
+    def __init__(self, patch, bindings=None):
+        super().__init__()
+        self.patch = parse(patch) if isinstance(patch, str) else patch
+        self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
+        self._planned: Any = None
+
+    def plan(self, layer):
+        """The plan for a built layer; made anew when its variables have changed."""
+        from kpatch.resolve import index
+
+        names = index(layer)
+        if self._planned is None or self._planned.names.index is not names:
+            bound = Bindings(self.bindings)
+            self._planned = planner.make(self.patch, ModelNames(names, bound), traced=True)
+            bound.check_used()
+        return self._planned
+
+    def variables(self, layer):
+        """The variables that the patch writes, and those that it may read: all of the layer."""
+        written = {id(step.place.variable): step.place.variable for step in self.plan(layer).edits}
+        read = [entry.variable for entry in self._planned.names.index.entries if id(entry.variable) not in written]
+        return list(written.values()), read
+
+    def __call__(self, names, *values):
+        """The tensors of the written variables; `values` are those of all of them, `names` their identities."""
+        store = Overlay(dict(zip(names, values, strict=True)), self._planned.names)
+        execute.run(self._planned, store, traced=True)
+        return tuple(store.tensors[name] for name in dict.fromkeys(id(s.place.variable) for s in self._planned.edits))
+
+    def get_config(self):
+        bindings = {name: encoded(value) for name, value in self.bindings.items()}
+        return {"patch": self.patch.source, "bindings": bindings}
+
+
+class Overlay(execute.Pure):
+    """The places are variables, of which each has a tensor; a write replaces the tensor."""
+
+    implied = None
+
+    def __init__(self, tensors, names):
+        self.tensors = tensors
+        self.names = names
+
+    def look_up(self, node, target):
+        meaning = self.names.meaning(node, target)
+        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
+
+    def value(self, place):
+        return self.tensors[id(place.variable)]
+
+    def put(self, place, value):
+        self.tensors[id(place.variable)] = value

@@ -1,0 +1,183 @@
+"""`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
+
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.splitting import Split, weights_text
+
+
+def rewrite(model, patch, /, **bindings):
+    """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
+
+    `conv1.output[..., 7] = 0` puts a `ScatterLayer` behind a layer, `head.input[:, 0] *= 2` before it, and of a
+    patched weight, `dense_1.kernel[0, 0] = 1.0`, the layer becomes a `PatchedLayer`. An expression may read the
+    activations of layers that come before. Assertions are checked now. To load such a model, import `kpatch.layers`.
+
+    Args:
+        model: a built Sequential or functional model; models inside are rewritten too.
+        patch: a `Patch`, or its text.
+        bindings: the values of the patch's `$names`, constants: numbers, lists, arrays and tensors.
+
+    Returns:
+        A model of the same class and name.
+
+    Raises:
+        PatchError: for anything wrong with the patch, or with its fit to the model.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> ablated = kpatch.rewrite(model, "dense_1.output[..., 0] = 0")
+        >>> [layer.name for layer in ablated.layers]
+        ['dense_1', 'dense_1_output']
+        >>> ablated.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
+        0.0
+    """
+    split = Split(model, patch, bindings)
+    if not _has_graph(model) or not model.built:
+        raise UnsupportedError(
+            f"a {type(model).__name__} has no graph to rewrite; kpatch.intervene patches the calls of its layers"
+        )
+    try:
+        return _Rewriting(split).model(model)
+    except PatchError as error:
+        raise error.locate(None, split.patch.source) from None
+
+
+def _has_graph(layer):
+    import keras
+    from keras.models import Sequential
+
+    return isinstance(layer, Sequential) or (
+        isinstance(layer, keras.Model) and hasattr(layer, "_run_through_graph") and hasattr(layer, "operations")
+    )
+
+
+KINDS = ("input", "output")
+
+
+class _Rewriting:
+    """One use of `rewrite`: what is put where, and what has become of each layer."""
+
+    def __init__(self, split):
+        self._split = split
+        self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the names that it reads
+        self._weights = {}  # id of a layer of a graph → its statements of weights
+        self._new = {}  # id of a layer → the new one
+        self._old = {}  # id of a new layer → the layer
+        self._touched = set()
+        for part in split.parts:
+            if part.weights:
+                self._weights.setdefault(id(self._leaf(part.node).item), []).extend(part.weights)
+            for kind in KINDS:
+                if part.statements[kind]:
+                    self._insert(part, kind)
+
+    def _leaf(self, node):
+        """The layer of the innermost graph that holds the node; it marks the models around it."""
+        line = [node]
+        while line[0].parent is not None:
+            line.insert(0, line[0].parent)
+        for member in line:
+            if member.item is None or not _has_graph(member.item):
+                break
+            self._touched.add(id(member.item))
+        return member
+
+    def _insert(self, part, kind):
+        from kpatch.layers import ScatterLayer
+
+        node = part.node
+        around = node.parent and self._leaf(node.parent)
+        if around is None or around is not node.parent or not _has_graph(around.item):
+            where = f"it is inside of '{around.item.name}', which has no graph" if around else "it is the model itself"
+            message = f"'{node.item.name}.{kind}' cannot be rewritten: {where}; kpatch.intervene patches calls"
+            raise UnsupportedError(message).locate(part.span)
+        text = part.text(kind)
+        name = f"{node.item.name}_{kind}"
+        layer = ScatterLayer(text, self._split.constants(text), name=name, dtype=node.item.dtype_policy)
+        self._inserted[id(node.item), kind] = layer, part.reads[kind]
+
+    def model(self, model):
+        """The model with its parts put in; itself, where nothing inside of it changes."""
+        import keras
+
+        if not isinstance(model, keras.Sequential):
+            return self._functional(model)
+        if not any(self._names(layer, kind) for layer in model.layers for kind in KINDS):
+            return self._sequential(model)
+        new = self._functional(model._functional)  # what is read passes by the layers between
+        return keras.Model(new.inputs, new.outputs, name=model.name)
+
+    def _names(self, layer, kind):
+        """The activations that are read where the layer is patched."""
+        return self._inserted.get((id(layer), kind), (None, {}))[1]
+
+    def _functional(self, model):
+        import keras
+
+        recorded = {}
+
+        def call(*args, **kwargs):
+            return self._call(recorded, *args, **kwargs)
+
+        return keras.models.clone_model(model, clone_function=self._layer, call_function=call)
+
+    def _sequential(self, model):
+        import keras
+
+        layers = [keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)]
+        for old in model.layers:
+            before, after = (self._inserted.get((id(old), kind), ())[:1] for kind in KINDS)
+            layers += [*before, self._layer(old), *after]
+        new = keras.Sequential(layers, name=model.name, trainable=model.trainable)
+        if model.compiled:
+            new.compile_from_config(model.get_compile_config())
+        return new
+
+    def _layer(self, layer):
+        """What becomes of a layer: itself, a model rewritten, or a `PatchedLayer`."""
+        from kpatch.layers import PatchedLayer
+
+        if id(layer) not in self._new:
+            new = layer
+            if id(layer) in self._touched:
+                new = self.model(layer)
+            elif id(layer) in self._weights:
+                text = weights_text(self._weights[id(layer)], layer, self._split.index)
+                new = PatchedLayer(layer, text, self._split.constants(text), name=layer.name)
+            self._new[id(layer)], self._old[id(new)] = new, layer
+        return self._new[id(layer)]
+
+    def _call(self, recorded, layer, *args, **kwargs):
+        old = self._old.get(id(layer), layer)
+        if args and self._touches(old):
+            args = (self._patched(recorded, old, "input", args[0]), *args[1:])
+        outputs = layer(*args, **kwargs)
+        return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
+
+    def _touches(self, layer):
+        read = {id(node.item) for _, names in self._inserted.values() for node, *_ in names.values()}
+        return id(layer) in read or any((id(layer), kind) in self._inserted for kind in KINDS)
+
+    def _patched(self, recorded, layer, kind, x):
+        import keras
+
+        scatter, names = self._inserted.get((id(layer), kind), (None, {}))
+        if scatter is not None:
+            if not isinstance(x, keras.KerasTensor):
+                raise UnsupportedError(f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them")
+            others = [self._recorded(recorded, names[name], layer) for name in scatter.patch.free]
+            x = scatter([x, *others] if others else x)
+        key = id(layer), kind
+        recorded[key] = None if key in recorded else x
+        return x
+
+    def _recorded(self, recorded, wanted, layer):
+        node, kind, span = wanted
+        name = f"{node.item.name}.{kind}"
+        if (id(node.item), kind) not in recorded:
+            message = f"'{layer.name}' cannot read '{name}': that is computed later, or inside of another model"
+            raise ResolutionError(message).locate(span)
+        if recorded[id(node.item), kind] is None:
+            message = f"'{name}' means several tensors: '{node.item.name}' is called more than once"
+            raise ResolutionError(message).locate(span)
+        return recorded[id(node.item), kind]

@@ -1,0 +1,188 @@
+"""Entries held through training, with every optimizer, on the backend of this process; and callbacks."""
+
+import keras
+import models
+import numpy as np
+import pytest
+
+import kpatch
+from kpatch.callbacks import PatchCallback
+from kpatch.constraints import PatchConstraint
+from kpatch.tensors import to_numpy
+
+BACKEND = keras.backend.backend()
+trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(24, 6)).astype("float32"), RNG.normal(size=(24, 2)).astype("float32")
+MASK = RNG.random((6, 5)) < 0.3
+PATCH = "a.kernel[$mask] = _; b.kernel[0, 0] = 1.1; b.bias = 0.3; norm.gamma[1] = 0.7"
+OPTIMIZERS = (
+    "SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Adafactor",
+    "Muon", "ScheduleFreeAdamW",
+)  # fmt: skip
+EMA = {"use_ema": True, "ema_momentum": 0.9}
+OPTIONS = {
+    "plain": {},
+    "ema": EMA,
+    "overwrite": {**EMA, "ema_overwrite_frequency": 2, "weight_decay": 0.1, "global_clipnorm": 1.0},
+    "accumulation": {**EMA, "gradient_accumulation_steps": 2},
+}
+
+
+def network(dtype=None):
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Dense(5, name="a", kernel_constraint="max_norm", dtype=dtype),
+        keras.layers.BatchNormalization(name="norm", dtype=dtype),
+        keras.layers.Dense(2, name="b", dtype=dtype),
+    ]
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def check_held(model, before):
+    kernel = to_numpy(model.get_layer("a").kernel.value)
+    assert kernel[MASK].tobytes() == before[MASK].tobytes()
+    assert (kernel[~MASK] != before[~MASK]).any()
+    assert to_numpy(model.get_layer("b").kernel.value)[0, 0] == np.float32(1.1)
+    assert (to_numpy(model.get_layer("b").bias.value) == np.float32(0.3)).all()
+    assert to_numpy(model.get_layer("norm").gamma.value)[1] == np.float32(0.7)
+
+
+def trained(optimizer, dtype=None, **options):
+    model = network(dtype)
+    model.compile(optimizer, "mse", **options)
+    hold = kpatch.hold(model, PATCH, mask=MASK)
+    before = np.array(to_numpy(model.get_layer("a").kernel.value))
+    model.fit(X, Y, epochs=2, batch_size=8, verbose=0)
+    check_held(model, before)
+    return model, hold, before
+
+
+@trains
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer(name):
+    momentum = {"momentum": 0.9} if name == "SGD" else {}
+    trained(getattr(keras.optimizers, name)(0.01, **momentum, **OPTIONS["overwrite"]))
+
+
+@trains
+@pytest.mark.parametrize("options", OPTIONS)
+def test_moving_averages_decay_clipping_and_accumulation(options):
+    trained(keras.optimizers.AdamW(0.01, **OPTIONS[options]))
+
+
+@trains
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras compiles a torch step by torch.compile, minutes of it")
+def test_compiled_by_xla():
+    trained(keras.optimizers.AdamW(**OPTIONS["overwrite"]), jit_compile=True)
+
+
+@trains
+def test_mixed_precision_with_loss_scaling():
+    inner = keras.optimizers.Adam(**EMA, ema_overwrite_frequency=2)
+    trained(keras.optimizers.LossScaleOptimizer(inner), dtype="mixed_float16")
+
+
+@trains
+def test_after_saving_and_loading(tmp_path):
+    model, _, before = trained(keras.optimizers.AdamW(0.01, **OPTIONS["overwrite"]))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.fit(X, Y, epochs=2, batch_size=8, verbose=0)
+    check_held(loaded, before)
+
+
+@trains
+def test_every_bit():
+    model = network()
+    model.compile("sgd", "mse")
+    kpatch.apply(model, "a.bias = [0.0, -0.0, nan, inf, 1e-42]")
+    before = to_numpy(model.get_layer("a").bias.value)[:2].tobytes()
+    kpatch.hold(model, "a.bias[:2] = _")
+    model.fit(X, Y, verbose=0)
+    assert to_numpy(model.get_layer("a").bias.value)[:2].tobytes() == before
+
+
+@trains
+def test_release():
+    model, hold, before = trained(keras.optimizers.Adam(0.01))
+    hold.release()
+    assert isinstance(model.get_layer("a").kernel.constraint, keras.constraints.MaxNorm)
+    assert model.get_layer("b").kernel_constraint is None
+    model.fit(X, Y, epochs=1, batch_size=8, verbose=0)
+    assert (to_numpy(model.get_layer("a").kernel.value)[MASK] != before[MASK]).any()
+
+
+def test_a_patch_that_cannot_be_held_changes_nothing():
+    model = models.mixed()
+    before = models.snapshot(model)
+    with pytest.raises(kpatch.UnsupportedError) as caught:
+        kpatch.hold(model, "head.bias = 1; norm.moving_mean[0] = 0")
+    assert str(caught.value) == (
+        "'norm.moving_mean' is not trained, so there is nothing to hold it against\n"
+        "  line 1, column 16\n"
+        "    head.bias = 1; norm.moving_mean[0] = 0\n"
+        "                   ^^^^^^^^^^^^^^^^^^^"
+    )
+    assert models.snapshot(model) == before
+    assert model.get_layer("head").bias.constraint is None
+
+
+def test_as_a_context():
+    model = models.dense()
+    with kpatch.hold(model, "**.kernel[0] = 0") as hold:
+        assert repr(hold) == "<Hold of 3 entries of dense_1.kernel, 2 entries of dense_2.kernel>"
+        assert isinstance(model.get_layer("dense_1").kernel.constraint, PatchConstraint)
+    assert model.get_layer("dense_1").kernel.constraint is None
+
+
+@trains
+def test_a_constraint_in_a_layer():
+    layer = keras.layers.Dense(2, kernel_constraint=PatchConstraint("_[abs(_) < 0.5] = 0", base="non_neg"))
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.compile(keras.optimizers.Adam(0.05, **EMA), "mse")
+    model.fit(X, Y, epochs=2, batch_size=8, verbose=0)
+    kernel = layer.get_weights()[0]
+    assert ((kernel == 0) | (kernel >= 0.5)).all()
+
+
+# Callbacks ------------------------------------------------------------------------------------------------------------
+
+
+@trains
+def test_callback_by_epoch():
+    model = network()
+    model.compile("sgd", "mse")
+    logs = model.fit(X, Y, epochs=3, verbose=0, callbacks=[PatchCallback({1: "a.kernel[0] = 5", 2: "b.bias = 2"})])
+    assert logs.history["patched_entries"] == [0, 5, 2]
+    assert (to_numpy(model.get_layer("b").bias.value) == 2).all()
+    assert (to_numpy(model.get_layer("a").kernel.value)[0] > 1).all()
+
+
+@trains
+def test_callback_by_step_resets_slots():
+    model = network()
+    model.compile(keras.optimizers.Adam(0.01, use_ema=True), "mse")
+    callback = PatchCallback({2: "b.bias[0] = $v"}, on="batch_end", slots="reset", bindings={"v": 3.0})
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                optimizer = self.model.optimizer
+                place = optimizer._get_variable_index(self.model.get_layer("b").bias)
+                kept = (optimizer._momentums, optimizer._velocities, optimizer._model_variables_moving_average)
+                seen.extend(to_numpy(slots[place].value).tolist() for slots in kept)
+
+    model.fit(X, Y, batch_size=8, verbose=0, callbacks=[callback, Look()])
+    momentum, velocity, average = seen
+    assert momentum[0] == 0 != momentum[1]
+    assert velocity[0] == 0 != velocity[1]
+    assert average[0] == 3
+
+
+def test_callback_arguments():
+    with pytest.raises(ValueError, match=r"Argument `on` must be one of .* Received: on='epoch'"):
+        PatchCallback({}, on="epoch")
+    with pytest.raises(kpatch.PatchSyntaxError):
+        PatchCallback({0: "a ="})

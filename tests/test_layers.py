@@ -1,0 +1,381 @@
+"""Layers and initializers that hold a patch, on the backend of this process."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kpatch
+from kpatch import indexing, tensors
+from kpatch.initializers import PatchedInitializer
+from kpatch.layers import PatchedLayer, ScatterLayer
+from kpatch.tensors import to_numpy
+
+BACKEND = keras.backend.backend()
+trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+X = (np.round(np.random.default_rng(0).normal(size=(3, 4, 5)) * 8) / 8 + 1 / 32).astype("float32")
+V = np.array([0.5, -1.5], "float32")
+
+
+def gradients(function, *arrays):
+    """The gradients of `function(*tensors)`, a scalar."""
+    values = [ops.convert_to_tensor(array) for array in arrays]
+    if BACKEND == "jax":
+        import jax
+
+        return [to_numpy(g) for g in jax.grad(function, tuple(range(len(values))))(*values)]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss = function(*values)
+        return [to_numpy(g) for g in tape.gradient(loss, values, unconnected_gradients="zero")]
+    import torch
+
+    leaves = [value.clone().requires_grad_() for value in values]
+    found = torch.autograd.grad(function(*leaves), leaves, allow_unused=True, materialize_grads=True)
+    return [to_numpy(g) for g in found]
+
+
+# What flows through ---------------------------------------------------------------------------------------------------
+
+# statement → what it does to `a`, with the value `v`, and where the gradient of `a` is zero
+FORMS = {
+    "_[..., 3] = 0": lambda a, v: a.__setitem__((..., 3), 0),
+    "_[:, 1:3] = 2": lambda a, v: a.__setitem__((slice(None), slice(1, 3)), 2),
+    "_[:, ::2, -1] *= 3": lambda a, v: a.__setitem__(np.s_[:, ::2, -1], a[:, ::2, -1] * 3),
+    "_[..., [0, 3]] = $v": lambda a, v: a.__setitem__(np.s_[..., [0, 3]], v),
+    "_[:, ::-1] = _ * 2": lambda a, v: a.__setitem__(np.s_[:, ::-1], a[:, ::-1] * 2),
+    "_[:, [2, 0], [1, 1]] += $v": lambda a, v: a.__setitem__(np.s_[:, [2, 0], [1, 1]], a[:, [2, 0], [1, 1]] + v),
+    "_[:, [1, 1], 2] = $v": lambda a, v: a.__setitem__(np.s_[:, 1, 2], v[1]),
+    "_[abs(_) > 1] = 0.5": lambda a, v: a.__setitem__(abs(a) > 1, 0.5),
+    "_[_ < 0] *= 0.25": lambda a, v: a.__setitem__(a < 0, a[a < 0] * np.float32(0.25)),
+    "_[:, 0] = _ ** 2 - $v[0]": lambda a, v: a.__setitem__(np.s_[:, 0], a[:, 0] ** 2 - v[0]),
+    "_ = _ * $v[1] + 1": lambda a, v: a.__setitem__(..., a * v[1] + 1),
+    "_[:, 0] = mean(_)": lambda a, v: a.__setitem__(np.s_[:, 0], a[:, 0].mean()),
+    "_[..., 0] = 0; _[..., :2] += 1": lambda a, v: (a[..., 0].fill(0), a[..., :2].__iadd__(1)),
+}
+
+
+def by_numpy(text, x, v):
+    a = x.copy()
+    FORMS[text](a, v)
+    return a
+
+
+def layer_of(text):
+    """The layer, and a function of the tensor and the value `v`, handed in as a further input where it is named."""
+    layer = ScatterLayer(text)
+    return layer, (lambda x, v: layer([x, v])) if "$v" in text else (lambda x, v: layer(x))
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_it_does_what_numpy_does(text):
+    x = ops.convert_to_tensor(X.copy())
+    _, function = layer_of(text)
+    np.testing.assert_allclose(to_numpy(function(x, ops.convert_to_tensor(V))), by_numpy(text, X, V), rtol=1e-6)
+    np.testing.assert_array_equal(to_numpy(x), X)
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_unknown_lengths(text):
+    """A functional model with free batch and sequence axes; on tensorflow its graph has them too."""
+    second = any(part in text for part in (":, ::2, -1", "[2, 0]", "[1, 1]", ":, 0]"))
+    shape = (4 if second else None, 5)  # with an index on the second axis only the batch is free
+    layer = ScatterLayer(text)
+    inputs = [keras.Input(shape), keras.Input(batch_shape=(2,))][: 1 + ("$v" in text)]
+    model = keras.Model(inputs, layer(inputs if len(inputs) > 1 else inputs[0]))
+    assert model.output_shape == (None, *shape)
+    function = model.__call__
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        signature = [tf.TensorSpec(i.shape) for i in inputs]
+        function = tf.function(lambda *args: model(list(args)), input_signature=signature)
+        got = function(*[X, V][: len(inputs)])
+    else:
+        got = function([X, V][: len(inputs)])
+    np.testing.assert_allclose(to_numpy(got), by_numpy(text, X, V), rtol=1e-6)
+
+
+@trains
+@pytest.mark.parametrize("text", FORMS)
+def test_gradients_are_those_of_finite_differences(text):
+    _, function = layer_of(text)
+    weights = np.arange(X.size, dtype="float32").reshape(X.shape) / X.size
+    scale = ops.convert_to_tensor(weights)
+    found = gradients(lambda x, v: ops.sum(function(x, v) * scale), X, V)
+    for which, gradient in enumerate(found):
+        numeric = np.zeros_like(gradient, "float64")
+        for place in np.ndindex(gradient.shape):
+            sides = []
+            for step in (1, -1):
+                arrays = [X.astype("float64"), V.astype("float64")]
+                arrays[which][place] += step * 1e-4
+                sides.append((by_numpy(text, *arrays) * weights).sum())
+            numeric[place] = (sides[0] - sides[1]) / 2e-4
+        np.testing.assert_allclose(gradient, numeric, atol=2e-4)
+
+
+@trains
+@pytest.mark.parametrize("text", ["_[..., 3] = 0", "_[:, ::2, 1] = inf", "_[..., [0, 3]] = nan", "_[_ > 1] = 7"])
+def test_gradients_of_overwritten_entries_are_exactly_zero(text):
+    layer = ScatterLayer(text)
+    [gradient] = gradients(lambda x: ops.sum(layer(x) * 2.0), X)
+    changed = X.copy()
+    exec(text.replace("_", "a").replace("inf", "np.inf").replace("nan", "np.nan"), {"a": changed, "np": np})  # noqa: S102
+    overwritten = changed != X
+    assert (gradient[overwritten] == 0).all()
+    assert (gradient[~overwritten] == 2).all()
+
+
+GRIDS = [
+    np.s_[..., 3, :],
+    np.s_[1:, 2],
+    np.s_[::-1, 1:4:2],
+    np.s_[:, [0, 2], [1, 1]],
+    np.s_[:, [0, 2, 0], :, [1, 1, 1]],
+    np.s_[..., [True, False]],
+    np.s_[-2:, :, [[0, 1], [1, 1]]],
+    np.s_[-1:0:-2, 3:0:-1],
+    np.s_[:, 2:2],
+    np.s_[5:9],
+]
+
+
+@pytest.mark.parametrize("place", range(len(GRIDS)))
+@pytest.mark.parametrize("unknown", [(0,), (0, 1), (2,)])
+def test_grids_are_numpys_selections(place, unknown):
+    given = GRIDS[place] if isinstance(GRIDS[place], tuple) else (GRIDS[place],)
+    items = tuple(np.array(item) if isinstance(item, list) else item for item in given)
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype("float32")
+    shape = tuple(None if axis in unknown else length for axis, length in enumerate(x.shape))
+    try:
+        grid = indexing.select(shape, items)
+    except kpatch.UnsupportedError:
+        return  # an index array on an axis of unknown length
+    np.testing.assert_array_equal(to_numpy(tensors.take(ops.convert_to_tensor(x), grid)), x[items])
+    full = np.random.default_rng(1).normal(size=x[items].shape).astype("float32")
+    for values in (np.float32(7), full, full[:1]):
+        after = x.copy()
+        after[items] = values
+
+        def edit(x, values, grid=grid):
+            return tensors.replace(x, grid, values)
+
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            edit = tf.function(edit, input_signature=[tf.TensorSpec(shape), tf.TensorSpec(np.shape(values))])
+        got = edit(ops.convert_to_tensor(x.copy()), ops.convert_to_tensor(values))
+        np.testing.assert_array_equal(to_numpy(got), after)
+
+
+def test_a_mask_of_rows():
+    got = to_numpy(ScatterLayer("_[_[:, 0] > 0] = 9")(ops.convert_to_tensor(np.array([[1, 2], [-1, 3]], "float32"))))
+    np.testing.assert_array_equal(got, [[9, 9], [-1, 3]])
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="refused there")
+def test_an_integer_on_an_axis_of_unknown_length_is_checked_when_it_runs():
+    layer = ScatterLayer("_[:, 3] = 0")
+    model = keras.Sequential([keras.Input((None, 2)), layer])
+    assert not to_numpy(model(np.ones((1, 4, 2))))[:, 3].any()
+    with pytest.raises(Exception, match="index 3 is out of range for axis 1 with 2 entries"):
+        model(np.ones((1, 2, 2)))
+
+
+# As a citizen of Keras ------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded(tmp_path):
+    layers = [
+        ScatterLayer("_[..., $i] = $v; _[_ > 9] = $s", bindings={"i": [0, 2], "v": V, "s": 1.5}, trainable_values=True),
+        PatchedLayer(keras.layers.Dense(2), "kernel[0] = $row; bias += 1", bindings={"row": np.array([1.0, 2.0])}),
+    ]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    assert [tuple(w.shape) for w in layers[0].weights] == [(2,), ()]
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(to_numpy(loaded(x)), to_numpy(model(x)))
+
+
+def test_masks_pass_through():
+    layer, mask = ScatterLayer("_[..., 0] = 0"), ops.convert_to_tensor([[True, False]])
+    assert layer.supports_masking
+    assert layer.compute_mask(None, mask) is mask
+    if BACKEND != "numpy":  # whose arrays hold no mask
+        model = keras.Sequential([keras.layers.Embedding(5, 3, mask_zero=True), layer])
+        assert to_numpy(model(np.array([[1, 2, 0]]))._keras_mask).tolist() == [[True, True, False]]
+
+
+def test_mixed_precision():
+    layer = ScatterLayer("_[..., 0] = $v", bindings={"v": 0.1}, trainable_values=True, dtype="mixed_float16")
+    got = layer(np.ones((2, 3), "float32"))
+    assert keras.backend.standardize_dtype(got.dtype) == "float16"
+    assert layer.weights[0].dtype == "float32"
+    assert to_numpy(got)[0, 0] == np.float16(0.1)
+    seen = PatchedLayer(keras.layers.Dense(1, dtype="mixed_float16"), "kernel = 0.5; bias = 0")
+    assert to_numpy(seen(np.ones((1, 4), "float32"))).tolist() == [[2.0]]
+
+
+def test_patched_layer_sees_and_keeps():
+    dense = keras.layers.Dense(2)
+    layer = PatchedLayer(dense, "kernel[0, 0] = 1.0; bias = sum(kernel)")
+    dense.build((None, 3))
+    before = [np.array(w) for w in dense.get_weights()]
+    x = np.ones((1, 3), "float32")
+    kernel = before[0].copy()
+    kernel[0, 0] = 1
+    np.testing.assert_allclose(to_numpy(layer(x)), x @ kernel + kernel.sum(), rtol=1e-6)
+    assert all((a == b).all() for a, b in zip(before, dense.get_weights(), strict=True))
+
+
+def test_patched_layer_updates_its_state():
+    layer = PatchedLayer(keras.layers.BatchNormalization(momentum=0.5), "gamma[0] = 0")
+    x = np.array([[1.0, 2.0], [3.0, 6.0]], "float32")
+    got = to_numpy(layer(x, training=True))
+    assert (got[:, 0] == 0).all()
+    np.testing.assert_allclose(to_numpy(layer.layer.moving_mean.value), [1, 2])
+
+
+@trains
+@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND != "torch" else [False])
+def test_training_moves_what_is_not_overwritten(jit_compile):
+    dense = keras.layers.Dense(2, kernel_regularizer="l2")
+    scatter = ScatterLayer("_[:, 1] = $v", bindings={"v": 0.5}, trainable_values=True)
+    model = keras.Sequential([keras.Input((4,)), scatter, PatchedLayer(dense, "kernel[0, 0] = 1.0")])
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    before = np.array(dense.get_weights()[0])
+    dense.kernel_regularizer = None
+    dense.kernel.regularizer = None
+    rng = np.random.default_rng(0)
+    model.fit(rng.normal(size=(16, 4)), rng.normal(size=(16, 2)), epochs=2, verbose=0)
+    moved = dense.get_weights()[0] != before
+    assert not moved[0, 0]
+    assert moved.sum() == 7
+    assert scatter.get_weights()[0] != 0.5
+
+
+@trains
+def test_a_hundred_steps_compile_once():
+    calls = []
+
+    class Counted(ScatterLayer):
+        def call(self, inputs):
+            calls.append(1)
+            return super().call(inputs)
+
+    model = keras.Sequential([keras.Input((4,)), Counted("_[..., 0] = 0; _[_ > 1] = 1"), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=False)
+    x, y = np.ones((100, 4)), np.ones((100, 1))
+    model.fit(x[:2], y[:2], batch_size=1, verbose=0)
+    traced = len(calls)
+    model.fit(x, y, batch_size=1, verbose=0)
+    assert BACKEND == "torch" or len(calls) == traced
+
+
+def test_plans_are_made_once():
+    layer = ScatterLayer("_[..., 0] = 0")
+    for batch in (1, 2, 3):
+        keras.Sequential([keras.Input((4,)), layer])(np.ones((batch, 4)))
+    assert len(layer.patch._plans) == 1
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
+def test_torch_compile():
+    import torch
+
+    layer = ScatterLayer("_[..., 1] = $v; _[_ > 1] *= 0.5", bindings={"v": 3.0}, trainable_values=True)
+    patched = PatchedLayer(keras.layers.Dense(2), "kernel[0] = 0")
+    model = keras.Sequential([keras.Input((4,)), layer, patched])
+    x = torch.ones((2, 4))
+    compiled = torch.compile(model, backend="aot_eager")
+    np.testing.assert_allclose(to_numpy(compiled(x)), to_numpy(model(x)), rtol=1e-6)
+
+
+# Initializers ---------------------------------------------------------------------------------------------------------
+
+
+def test_initializer():
+    layer = keras.layers.Dense(3, kernel_initializer=PatchedInitializer("_[0, 0] = $v; _[1:] *= 0", bindings={"v": 7}))
+    layer.build((None, 3))
+    kernel = layer.get_weights()[0]
+    assert kernel[0, 0] == 7
+    assert kernel[0, 1] != 0
+    assert (kernel[1:] == 0).all()
+    again = keras.layers.Dense.from_config(layer.get_config())
+    again.build((None, 3))
+    assert again.get_weights()[0][0, 0] == 7
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "_[..., 4] = 0": """
+        index 4 is out of range for axis 1 with 4 entries
+          line 1, column 8
+            _[..., 4] = 0
+                   ^
+          axis 1 takes indices from -4 to 3""",
+    "dense.kernel = 0": """
+        no variable 'dense.kernel': a ScatterLayer knows one tensor, '_'
+          line 1, column 1
+            dense.kernel = 0
+            ^^^^^^^^^^^^""",
+    "_[argmax(_)] = 0": """
+        an index computed from a tensor cannot be checked inside a compiled function
+          line 1, column 3
+            _[argmax(_)] = 0
+              ^^^^^^^^^
+          a mask of the whole tensor can be assigned to, a constant index anywhere""",
+    "_[_ > 0] = sum(_)": """
+        under a mask in a compiled function the value is a scalar or element-wise in '_'
+          line 1, column 12
+            _[_ > 0] = sum(_)
+                       ^^^^^^""",
+    "_[:, :2] = [1, 2, 3]": """
+        value of shape (3,) does not fit the selection of shape (None, 2)
+          line 1, column 12
+            _[:, :2] = [1, 2, 3]
+                       ^^^^^^^^^
+          axis 1 of the selection has length 2: the value's must be 2 or 1, not 3""",
+    "_[[0, 1]] = 0": """
+        an index array on axis 0, whose length is not known
+          line 1, column 3
+            _[[0, 1]] = 0
+              ^^^^^^""",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_refused_at_build(text):
+    with pytest.raises(kpatch.PatchError) as caught:
+        ScatterLayer(text).build((None, 4))
+    assert str(caught.value) == REFUSED[text].replace("\n        ", "\n").strip("\n")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="others check it when it runs")
+def test_an_integer_on_an_axis_of_unknown_length_is_refused():
+    with pytest.raises(kpatch.UnsupportedError) as caught:
+        ScatterLayer("_[0] = 1").build((None, 4))
+    assert str(caught.value) == (
+        "an integer on an axis of unknown length cannot be checked by tensorflow\n"
+        "  line 1, column 3\n"
+        "    _[0] = 1\n"
+        "      ^\n"
+        "  a slice is empty where there is no such entry: 0:1 for 0, -1: for -1"
+    )
+
+
+def test_bindings_are_checked():
+    with pytest.raises(kpatch.BindingError, match="'v' is not used"):
+        ScatterLayer("_ = 0", bindings={"v": 1})
+    with pytest.raises(kpatch.BindingError, match="no value for '\\$v'"):
+        PatchedInitializer("_ = $v")
+    with pytest.raises(kpatch.BindingError, match="no binding is a floating value"):
+        ScatterLayer("_[..., $i] = 0", bindings={"i": 0}, trainable_values=True)
+    with pytest.raises(kpatch.ResolutionError, match="no variable 'kernal'"):
+        PatchedLayer(keras.layers.Dense(2), "kernal = 0").build((None, 3))

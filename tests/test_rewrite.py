@@ -1,0 +1,236 @@
+"""Models rewritten, and calls patched for a while, on the backend of this process."""
+
+from pathlib import Path
+
+import keras
+import models
+import numpy as np
+import pytest
+
+import kpatch
+from kpatch.layers import PatchedLayer, ScatterLayer
+
+BACKEND = keras.backend.backend()
+DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
+X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+TOKENS = np.arange(10).reshape(2, 5)
+
+
+def predicted(model, x):
+    return np.asarray(model.predict(x, verbose=0))
+
+
+def same(a, b):
+    return a.tobytes() == b.tobytes()
+
+
+@pytest.fixture
+def dense():
+    return models.dense()
+
+
+@pytest.fixture
+def mixed():
+    model = models.mixed()
+    kpatch.apply(model, "norm.moving_variance = 1")
+    return model
+
+
+def test_the_empty_patch_is_the_identity(dense, mixed):
+    for model, x in ((dense, X), (mixed, TOKENS)):
+        new = kpatch.rewrite(model, "")
+        assert new is not model
+        assert all(a is b for a, b in zip(new.weights, model.weights, strict=True))
+        assert same(predicted(new, x), predicted(model, x))
+
+
+def test_a_sequential_model(dense):
+    before = predicted(dense, X)
+    text = "dense_1.output[..., 0] = 0; dense_2.kernel[1] = $v; dense_2.input[:, 1] *= 2"
+    new = kpatch.rewrite(dense, text, v=[1.0, 2.0])
+    assert [layer.name for layer in new.layers] == ["dense_1", "dense_1_output", "dense_2_input", "dense_2"]
+    assert [type(layer) for layer in new.layers[1:]] == [ScatterLayer, ScatterLayer, PatchedLayer]
+    kernel_1, bias_1, kernel_2, bias_2 = (np.array(w) for w in dense.get_weights())
+    hidden = X @ kernel_1 + bias_1
+    hidden[:, 0] = 0
+    hidden[:, 1] *= 2
+    kernel_2[1] = [1, 2]
+    np.testing.assert_allclose(predicted(new, X), hidden @ kernel_2 + bias_2, rtol=1e-5)
+    assert same(predicted(dense, X), before)
+
+
+def test_weights_are_shared(dense):
+    new = kpatch.rewrite(dense, "dense_1.kernel[0] = 0")
+    kpatch.apply(dense, "dense_2.bias = 7; dense_1.kernel[0] = 5")
+    assert all(a is b for a, b in zip(new.weights, dense.weights, strict=True))
+    with kpatch.apply(dense, "dense_1.kernel[0] = 0"):
+        expected = predicted(dense, X)
+    np.testing.assert_allclose(predicted(new, X), expected, rtol=1e-6)
+
+
+def test_activations_are_read(dense):
+    text = "dense_2.output[:, 0] = mean(dense_1.output); dense_2.output[:, 1] = max(dense_2.output)"
+    new = kpatch.rewrite(dense, text)
+    kernel_1, bias_1, kernel_2, bias_2 = dense.get_weights()
+    hidden = X @ kernel_1 + bias_1
+    outputs = hidden @ kernel_2 + bias_2
+    outputs[:, 0] = hidden.mean()
+    outputs[:, 1] = outputs.max()
+    np.testing.assert_allclose(predicted(new, X), outputs, rtol=1e-5)
+
+
+def test_a_functional_model_with_models_inside(mixed, tmp_path):
+    before = predicted(mixed, TOKENS)
+    text = "norm.output[..., 0] = 0; inner.proj.output[:, 1] = 3; head.kernel[0] *= 0.5"
+    text += "; head.output[:, 0] = sum(pool.output)"
+    new = kpatch.rewrite(mixed, text)
+    after = predicted(new, TOKENS)
+    with kpatch.intervene(mixed, text.rpartition(";")[0]):
+        assert not same(predicted(mixed, TOKENS), before)
+        np.testing.assert_allclose(predicted(mixed, TOKENS)[:, 1], after[:, 1], rtol=1e-5)
+    assert same(predicted(mixed, TOKENS), before)
+    new.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(predicted(loaded, TOKENS), after, rtol=1e-6)
+
+
+def test_shared_layers_and_several_inputs():
+    shared = keras.layers.Dense(3, name="shared")
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    model = models.filled(keras.Model([a, b], {"sum": shared(a) + shared(b), "first": shared(a)}))
+    new = kpatch.rewrite(model, "shared.output[:, 0] = 1")
+    got = new.predict([X, X], verbose=0)
+    assert got["sum"][:, 0].tolist() == [2, 2, 2]
+    assert got["first"][:, 0].tolist() == [1, 1, 1]
+    two = keras.Model([a, b], keras.layers.Dense(1, name="last")(shared(a) + shared(b)))
+    with pytest.raises(kpatch.ResolutionError, match=r"'shared.output' means several tensors"):
+        kpatch.rewrite(two, "last.output = sum(shared.output)")
+
+
+def test_globs(dense):
+    new = kpatch.rewrite(dense, "dense_*.kernel = 0; dense_*.output += 1")
+    np.testing.assert_allclose(predicted(new, X), np.broadcast_to(dense.get_weights()[3] + 1, (3, 2)))
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+def test_a_rewritten_model_trains(dense):
+    new = kpatch.rewrite(dense, "dense_1.kernel[0] = 0; dense_1.output[:, 0] = 1")
+    new.compile("sgd", "mse")
+    before = [np.array(w) for w in dense.get_weights()]
+    new.fit(X, np.ones((3, 2)), epochs=2, verbose=0)
+    moved = [a != b for a, b in zip(before, dense.get_weights(), strict=True)]
+    assert not moved[0][0].any()
+    assert not moved[0][:, 0].any()
+    assert moved[0][1:, 1:].all()
+    assert moved[2].all()
+
+
+def test_the_digits_classifier():
+    model = keras.saving.load_model(DIGITS)
+    x = np.random.default_rng(0).random((8, *model.input_shape[1:])).astype("float32")
+    before = predicted(model, x)
+    new = kpatch.rewrite(model, "conv1.kernel[..., 3] = 0; conv1.bias[3] = 0")
+    with kpatch.apply(model, "conv1.kernel[..., 3] = 0; conv1.bias[3] = 0"):
+        expected = predicted(model, x)
+    np.testing.assert_allclose(predicted(new, x), expected, rtol=1e-5, atol=1e-6)
+    assert same(predicted(model, x), before)
+    assert same(predicted(kpatch.rewrite(model, ""), x), before)
+
+
+def test_mobilenet():
+    model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=5)
+    x = np.random.default_rng(0).random((2, 32, 32, 3)).astype("float32")
+    before = predicted(model, x)
+    new = kpatch.rewrite(model, "block_3_expand.kernel[..., :4] = 0; out_relu.output = _ + 1")
+    assert not same(predicted(new, x), before)
+    assert same(predicted(kpatch.rewrite(model, ""), x), before)
+    assert same(predicted(model, x), before)
+
+
+# For a while ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_subclassed_model():
+    model = models.subclassed()
+    x = X[:, :3]
+    before, bits = predicted(model, x), models.snapshot(model)
+    with kpatch.intervene(model, "block_b.output[..., 2] = $v; block_b.input = 0; block_b.bias = 1", v=9):
+        assert predicted(model, x).tolist() == [[1, 1, 9, 1]] * 3
+    assert same(predicted(model, x), before)
+    assert models.snapshot(model) == bits
+    assert "call" not in vars(model.blocks[1])
+
+
+def test_an_exception_ends_it(dense):
+    with pytest.raises(ZeroDivisionError), kpatch.intervene(dense, "dense_1.output = 0; dense_1.bias = 3"):
+        raise ZeroDivisionError
+    assert "call" not in vars(dense.layers[0])
+    assert (dense.get_weights()[1] != 3).any()
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "dense_1.output[:, 3] = 0": """
+        index 3 is out of range for axis 1 with 3 entries
+          line 1, column 6
+            _[:, 3] = 0
+                 ^
+          axis 1 takes indices from -3 to 2""",
+    "dense_1.output = dense_2.kernel": """
+        'dense_2.kernel' is a weight; what edits an activation reads activations
+          line 1, column 18
+            dense_1.output = dense_2.kernel
+                             ^^^^^^^^^^^^^^""",
+    "dense_1.output[:, 0] = mean(dense_2.output)": """
+        'dense_1' cannot read 'dense_2.output': that is computed later, or inside of another model
+          line 1, column 29
+            dense_1.output[:, 0] = mean(dense_2.output)
+                                        ^^^^^^^^^^^^^^""",
+    "dense_1.kernel[0] = dense_2.kernel[0, 0]": """
+        'dense_2.kernel' is a weight of another layer, which 'dense_1' cannot read
+          line 1, column 21
+            dense_1.kernel[0] = dense_2.kernel[0, 0]
+                                ^^^^^^^^^^^^^^""",
+    "let m = 2; dense_1.output = m": """
+        'm' is bound by a 'let' of the model, which a layer of its own does not know
+          line 1, column 29
+            let m = 2; dense_1.output = m
+                                        ^""",
+    "dense_1.output = $v": """
+        no value for '$v'; pass v=...
+          line 1, column 18
+            dense_1.output = $v
+                             ^^""",
+    "_ = 0": """
+        '_' is no variable of a model
+          line 1, column 1
+            _ = 0
+            ^
+          name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit""",
+    "assert shape(dense_1.kernel) == [1, 2]; dense_1.output = 0": """
+        assertion failed
+          line 1, column 8
+            assert shape(dense_1.kernel) == [1, 2]; dense_1.output = 0
+                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+          shape(dense_1.kernel) is [4, 3]""",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_refused(dense, text):
+    with pytest.raises(kpatch.PatchError) as caught:
+        kpatch.rewrite(dense, text)
+    assert str(caught.value) == REFUSED[text].replace("\n        ", "\n").strip("\n")
+
+
+def test_a_binding_that_is_not_used(dense):
+    with pytest.raises(kpatch.BindingError, match="'v' is not used"):
+        kpatch.rewrite(dense, "dense_1.output = 0", v=1)
+
+
+def test_refused_for_want_of_a_graph(mixed):
+    with pytest.raises(kpatch.UnsupportedError, match=r"a Subclassed has no graph to rewrite; kpatch.intervene"):
+        kpatch.rewrite(models.subclassed(), "first.output = 0")
+    with pytest.raises(kpatch.UnsupportedError, match="it is inside of 'bi', which has no graph"):
+        kpatch.rewrite(mixed, "bi.forward_layer.output = 0")
