@@ -370,3 +370,54 @@ def test_patch_is_a_value():
     a, b = kpatch.parse("a.b = 1"), kpatch.parse("a . b=1 # one")
     assert (a, hash(a), str(b)) == (b, hash(b), "a.b = 1")
     assert pickle.loads(pickle.dumps(a)) == a
+
+
+# What a plan warns of, and what an assertion shows --------------------------------------------------------------------
+
+
+def test_a_plan_counts_the_entries_of_each_match(model):
+    plan = kpatch.plan(model, "**.bias = 0; **.kernel[0] += 1")
+    assert [(row.path, row.entries) for row in plan.rows] == [
+        ("dense_1.bias", 3),
+        ("dense_2.bias", 2),
+        ("dense_1.kernel", 3),
+        ("dense_2.kernel", 2),
+    ]
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("patch", "warnings"),
+    [
+        ("**.kernel[_ > 99] = 0", ("'**.kernel[_ > 99] = 0' edits nothing: its index selects no entry",)),
+        ("dense_1.bias[3:] = 0", ("'dense_1.bias[3:] = 0' edits nothing: its index selects no entry",)),
+        ("**.bias[_ < 99] = 0", ("'**.bias[_ < 99] = 0' edits everything: its index selects every entry",)),
+        ("dense_1.bias[:] = 0; dense_1.kernel[...] = 0; **.kernel = 0", ()),
+        ("**.kernel[abs(_) < median(abs(_))] = 0", ()),
+        ("dense_1.bias = 0; dense_1.bias[_ > 0] = 1", ()),  # it depends on what was written before
+    ],
+)
+def test_a_plan_warns_of_statements_that_edit_nothing_or_everything(model, patch, warnings):
+    plan = kpatch.plan(model, patch)
+    assert plan.warnings == warnings
+    assert all(f"warning: {warning}" in str(plan) for warning in warnings)
+
+
+def test_a_plan_that_cannot_count_says_where(model):
+    with pytest.raises(kpatch.SubscriptError) as caught:
+        kpatch.plan(model, 'dense_1.bias[cast(sum(_) * 0 + 7, "int32")] = 0').rows  # noqa: B018
+    assert str(caught.value).startswith("index 7 is out of range for axis 0 with 3 entries\n  line 1, column 14\n")
+
+
+def test_a_failed_assertion_shows_the_first_entry_at_fault(model):
+    layer(model, "dense_1").kernel.assign(np.arange(12, dtype="float32").reshape(4, 3))
+    with pytest.raises(kpatch.PatchAssertionError) as caught:
+        kpatch.apply(model, "assert all(abs(dense_1.kernel) < 7), 'too large'")
+    assert str(caught.value) == (
+        "assertion failed: too large\n"
+        "  line 1, column 8\n"
+        "    assert all(abs(dense_1.kernel) < 7), 'too large'\n"
+        "           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n"
+        "  5 of 12 entries do not hold, the first at [2, 1]\n"
+        "  abs(dense_1.kernel) is 7.0 at [2, 1]"
+    )
