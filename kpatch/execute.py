@@ -1,6 +1,8 @@
 """Running a plan: on live variables with a journal, so that a failure or `undo()` restores every bit; or purely."""
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +188,25 @@ class Record:
         self.link = None
 
 
-class Live:
+class Named:
+    """What a store does for the names of an expression, by its `value(place)` and `taken(place, selection)`."""
+
+    names: Any
+    value: Callable
+    taken: Callable
+
+    def look_up(self, node, target):
+        meaning = self.names.meaning(node, target)
+        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
+
+    def read(self, node, target, selection):
+        meaning = self.names.meaning(node, target)
+        if isinstance(meaning, Place):
+            return tensor(self.taken(meaning, selection))
+        return ev.entries(meaning, selection)
+
+
+class Live(Named):
     """The places are variables, written in place, with a journal of what was there."""
 
     implied = stream = None
@@ -229,15 +249,8 @@ class Live:
             self._enter(step, step.selection, old)
             self._came(values)
 
-    def look_up(self, node, target):
-        meaning = self.names.meaning(node, target)
-        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
-
-    def read(self, node, target, selection):
-        meaning = self.names.meaning(node, target)
-        if isinstance(meaning, Place):
-            return tensor(self.writer.read(meaning.variable, selection))
-        return ev.entries(meaning, selection)
+    def taken(self, place, selection):
+        return self.writer.read(place.variable, selection)
 
     def open(self, step, selection, target, last):
         """Enters the old values of the target into the journal; gives those of the selection, if they are needed."""

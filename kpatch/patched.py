@@ -5,8 +5,7 @@ from typing import Any
 from kpatch import execute, planner
 from kpatch.bindings import Bindings
 from kpatch.compiled import Holder, encoded, plain
-from kpatch.dtypes import tensor
-from kpatch.names import ModelNames, Place
+from kpatch.names import ModelNames
 from kpatch.syntax import parse
 
 
@@ -56,14 +55,11 @@ class Overlay(execute.Pure):
     """The places are variables, of which each has a tensor; a write replaces the tensor."""
 
     implied = None
+    look_up = execute.Named.look_up
 
     def __init__(self, tensors, names):
         self.tensors = tensors
         self.names = names
-
-    def look_up(self, node, target):
-        meaning = self.names.meaning(node, target)
-        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
 
     def value(self, place):
         return self.tensors[id(place.variable)]

@@ -8,8 +8,7 @@ import mmap
 
 import numpy as np
 
-from kpatch import evaluate as ev
-from kpatch import indexing, tensors
+from kpatch import execute, indexing, tensors
 from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.dtypes import check_available, tensor
@@ -79,7 +78,7 @@ class Sample:
         return f"{self._low:.4g} … {self._high:.4g}, mean {self._sum / self._size:.4g}"
 
 
-class Stored:
+class Stored(execute.Named):
     """The places are arrays in files.
 
     Args:
@@ -127,15 +126,8 @@ class Stored:
     def view(self, place):
         return self.array(place)
 
-    def look_up(self, node, target):
-        meaning = self.names.meaning(node, target)
-        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
-
-    def read(self, node, target, selection):
-        meaning = self.names.meaning(node, target)
-        if isinstance(meaning, Place):
-            return tensor(_as_tensor(_taken(self.array(meaning), selection)))
-        return ev.entries(meaning, selection)
+    def taken(self, place, selection):
+        return _as_tensor(_taken(self.array(place), selection))
 
     def open(self, step, selection, target, last):
         if step.constant is not None or isinstance(selection, indexing.Mask):
