@@ -67,8 +67,9 @@ class Miss:
         names = _names(nodes, "variables" if at == len(form) - 1 else "children")
         pattern = form[at].pattern if type(form[at]) is Glob else form[at]
         if type(pattern) is str and self.index.may_suggest() and (near := nearest(pattern, names)):
-            better = [*form[:at], near if type(form[at]) is str else Name(near), *form[at + 1 :]]
-            message += f"; did you mean '{spelled(better)}'?"
+            better = [*form[:at], near, *form[at + 1 :]]
+            if globs.matching(root, better):
+                message += f"; did you mean '{spelled(better)}'?"
         notes = [_contents(node, spelled(node.keys()) or "the model") for node in nodes[:1]]
         return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
 
