@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kpatch.errors import BindingError, FileError, PatchError
+from kpatch.errors import BindingError, FileError, PatchError, reason
 from kpatch.syntax import is_name, nearest, parse
 
 FORMS = "name=3, name=[1, 2], name=@file.npy, name=@file.safetensors:key or name=@model.keras"
@@ -51,8 +51,8 @@ def _literal(name: str, text: str) -> Any:
         [statement] = parse(f"let {name}_ = {text}").statements
         value = evaluate(statement.value, Scope(_no_variables))
     except (PatchError, ValueError) as error:
-        reason = error.message if isinstance(error, PatchError) else "it is several statements"
-        raise BindingError(f"cannot read '{text}' for '{name}': {reason}", notes=[f"write {FORMS}"]) from error
+        why = error.message if isinstance(error, PatchError) else "it is several statements"
+        raise BindingError(f"cannot read '{text}' for '{name}': {why}", notes=[f"write {FORMS}"]) from error
     if not value.weak:
         raise BindingError(f"'{text}' for '{name}' is no number or list of numbers", notes=[f"write {FORMS}"])
     return value.data.tolist()
@@ -78,7 +78,7 @@ def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot read '{path}': {reason(error)}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FileError(f"'{path}' is damaged, or no .{kind} file") from error
 

@@ -130,6 +130,16 @@ def _columns(text):
     return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
 
 
+def reason(error):
+    """What the operating system says of an `OSError`.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory"))
+        'no such file or directory'
+    """
+    return (error.strerror or str(error)).lower()
+
+
 def combine(errors):
     """The first of the errors, in the order of the source, carrying the others; or `None`."""
     if not errors:

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kpatch.errors import FileError
+from kpatch.errors import FileError, reason
 
 SHOWN = 300  # characters of a message of Keras's that are shown
 WEIGHTS = ("model.weights.h5", "model.weights.npz")
@@ -72,7 +72,7 @@ def _saved_by(path: Path) -> str:
                 raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its weights")
             metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
     except OSError as error:
-        raise FileError(f"cannot read '{path}': {_reason(error)}") from error
+        raise FileError(f"cannot read '{path}': {reason(error)}") from error
     except zipfile.BadZipFile as error:
         raise FileError(f"'{path}' is no .keras file: {_kind(path)}") from error
     except (ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
@@ -119,10 +119,6 @@ def _short(error: Any) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
 def check_output(output: str | os.PathLike[str], model: str | os.PathLike[str]) -> None:
     """Raises a `FileError` where a model could not be saved to `output`, or would overwrite the file it came from."""
     output = Path(output)
@@ -153,18 +149,18 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         model.save(written)
         if path.exists():
             written.chmod(stat.S_IMODE(path.stat().st_mode))
-        _sync(written)
+        sync(written)
         os.replace(written, path)
-        _sync(path.parent)
+        sync(path.parent)
     except Exception as error:
-        reason = _reason(error) if isinstance(error, OSError) else _short(error)
-        raise FileError(f"cannot save '{path}': {reason}") from error
+        said = reason(error) if isinstance(error, OSError) else _short(error)
+        raise FileError(f"cannot save '{path}': {said}") from error
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until the file, or the directory's list of names, is on the disk."""
     if path.is_dir() and os.name != "posix":
         return  # only POSIX systems open directories

@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from kpatch.errors import FileError
+from kpatch.errors import FileError, reason
 
 MAX_PYTHON = 4 * 2**20  # bytes in a Python file; its tree takes a hundred times as much memory
 MAX_CHAIN = 10_000  # operators in a row, where Python itself has no bound
@@ -77,7 +77,7 @@ def read(name: str, limit: int = MAX_PATCH) -> bytes:
 
 
 def unreadable(name: str, error: OSError) -> FileError:
-    return FileError(f"cannot read '{name}': {(error.strerror or str(error)).lower()}")
+    return FileError(f"cannot read '{name}': {reason(error)}")
 
 
 def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:

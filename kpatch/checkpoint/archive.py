@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kpatch.errors import FileError
+from kpatch.errors import FileError, reason
 
 WEIGHTS = "model.weights.h5"
 LARGEST_CONFIG = 2**26  # bytes of a config.json
@@ -54,7 +54,7 @@ def read(path):
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise FileError(f"'{path}' is damaged: {' '.join(str(error).split())}") from error
     except OSError as error:
-        raise FileError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot read '{path}': {reason(error)}") from error
     if entry.length <= VERIFIED:
         _verify(path, entry)
     return config, entry

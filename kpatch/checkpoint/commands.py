@@ -9,7 +9,7 @@ import numpy as np
 
 from kpatch.checkpoint import archive
 from kpatch.checkpoint.opened import Checkpoint, kind
-from kpatch.errors import FileError, ResolutionError
+from kpatch.errors import FileError, ResolutionError, reason
 from kpatch.syntax import ast
 
 
@@ -76,7 +76,7 @@ def write_map(path, found, title):
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise FileError(f"cannot write '{path}': {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot write '{path}': {reason(error)}") from error
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>

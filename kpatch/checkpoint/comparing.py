@@ -15,7 +15,7 @@ from kpatch.checkpoint import safetensors
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.dtypes import DTYPES
-from kpatch.errors import FileError
+from kpatch.errors import FileError, reason
 
 FEW = 64  # entries of an array that are written out at most
 KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
@@ -83,7 +83,7 @@ class Diff:
                 written.append(beside)
             path.write_text(self.text, encoding="utf-8")
         except OSError as error:
-            raise FileError(f"cannot write '{path}': {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot write '{path}': {reason(error)}") from error
         return [path, *written]
 
     def __str__(self):

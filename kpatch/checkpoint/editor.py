@@ -17,7 +17,8 @@ import numpy as np
 from kpatch.checkpoint import journal
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
-from kpatch.errors import FileError
+from kpatch.errors import FileError, reason
+from kpatch.files import sync
 
 GAP = 2**12  # bytes between two changed entries from which they are two replacements
 CHUNK = 2**26  # bytes copied at a time
@@ -163,18 +164,18 @@ def aside(outputs, entry, keep, texts=None):
             moves += [(_written(made / output.name, text), output) for output, text in (texts or {}).items()]
             if log is not None:
                 log.close()
-                journal.sync(log.path)
+                sync(log.path)
                 moves.insert(0, (log.path, journal.done(last)))
             for source, target in moves:
                 os.replace(source, target)
-            journal.sync(last.parent)
+            sync(last.parent)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _written(path, text):
     path.write_text(text, encoding="utf-8")
-    journal.sync(path)
+    sync(path)
     return path
 
 
@@ -199,7 +200,7 @@ def in_place(path, files, entry, keep):
                     yield editor
                     editor.finish()
                 os.replace(begun, journal.done(path)) if keep else begun.unlink()
-                journal.sync(path.parent)
+                sync(path.parent)
         except BaseException:
             if begun.exists():
                 journal.roll_back(path)
@@ -211,7 +212,7 @@ def _failing(what):
     try:
         yield
     except OSError as error:
-        raise FileError(f"{what}: {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"{what}: {reason(error)}") from error
 
 
 def _copy(source, target):

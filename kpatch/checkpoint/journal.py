@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 from kpatch.errors import FileError, UndoError
+from kpatch.files import sync
 
 MAGIC = b"kpatch journal 1 "
 _HEAD = struct.Struct("<HQIII")
@@ -180,14 +181,3 @@ def write_all(descriptor, data, offset):
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
-
-
-def sync(path):
-    """Waits until the file, or the directory's list of names, is on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # only POSIX systems open directories
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kpatch.checkpoint import archive, hdf5, journal, names, safetensors, shards
-from kpatch.errors import FileError, PatchError, ResolutionError
+from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.syntax import parse
 
 KINDS = (".keras", ".weights.h5", ".weights.json", ".safetensors")
@@ -50,7 +50,7 @@ class Checkpoint(names.Donor):
             journal.recover(self.real)
             self.files, self.arrays = self._read()
         except OSError as error:
-            raise FileError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot read '{path}': {reason(error)}") from error
 
     @property
     def real(self):
