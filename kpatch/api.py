@@ -33,7 +33,7 @@ def plan(model, patch, /, *, expect=None, **bindings):
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
     """
-    return _planned(model, _as_patch(patch), bindings, expect)
+    return _planned(model, as_patch(patch), bindings, expect)
 
 
 def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
@@ -68,7 +68,7 @@ def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
     """
     from kpatch import writers
 
-    planned = _planned(model, _as_patch(patch), bindings, expect)
+    planned = _planned(model, as_patch(patch), bindings, expect)
     return execute.apply(planned, writers.current(), model, donate, undo)
 
 
@@ -106,8 +106,8 @@ def edit(x, patch, /, **bindings):
         if torch.compiler.is_dynamo_compiling():
             from kpatch.dynamo import edit_in_graph
 
-            return edit_in_graph(x, patch if isinstance(patch, str) else patch.source, bindings)
-    patch = _as_patch(patch)
+            return edit_in_graph(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
+    patch = as_patch(patch)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
     x = ops.convert_to_tensor(x)
@@ -126,7 +126,8 @@ def edit(x, patch, /, **bindings):
     return ops.copy(x) if store.tensor is x else store.tensor
 
 
-def _as_patch(patch):
+def as_patch(patch):
+    """A `Patch`, from one or from its text."""
     if isinstance(patch, Patch):
         return patch
     if isinstance(patch, str):
@@ -150,7 +151,7 @@ def _planned(model, patch, bindings, expect):
                 cache.pop(next(iter(cache)))
             cache[patch] = planned
     if expect is not None:
-        _check_expected(planned, expect)
+        check_expected(planned, expect)
     return planned
 
 
@@ -161,7 +162,8 @@ def _made(patch, names, traced=False):
     return planned
 
 
-def _check_expected(planned, expect):
+def check_expected(planned, expect):
+    """Raises a `ResolutionError` where the plan is of another number of variables."""
     places = list({id(step.place): step.place for step in planned.edits}.values())
     if len(places) != expect:
         shown = [repr(place) for place in places[:MAX_LISTED]]

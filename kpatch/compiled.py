@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 
 from kpatch import execute, planner
+from kpatch.api import as_patch
 from kpatch.bindings import Bindings
 from kpatch.dtypes import NUMPY, Value, dtype_name, tensor
 from kpatch.errors import BindingError, PatchError, UnsupportedError
@@ -55,17 +56,15 @@ class TensorPatch(Holder):
         owner: what it belongs to, for errors: "a ScatterLayer".
 
     Attributes:
-        source: the text.
+        text: what is serialised.
         bindings: `{name: value}`, arrays as NumPy's.
         free: the `$names` without a value, in the order of the text; each call hands them in.
     """
 
     def __init__(self, patch, bindings=None, owner="kpatch.edit"):
         super().__init__()
-        self.patch = parse(patch) if isinstance(patch, str) else patch
-        if not isinstance(self.patch, ast.Patch):
-            raise TypeError(f"a patch is a str or a kpatch.Patch. Received: patch={patch!r} (of type {type(patch)})")
-        self.source = self.patch.source
+        self.patch = as_patch(patch)
+        self.text = text_of(self.patch)
         self.owner = owner
         self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
         named = list(dict.fromkeys(node.name for node in _nodes(self.patch) if type(node) is ast.Binding))
@@ -80,7 +79,7 @@ class TensorPatch(Holder):
         for part in _nodes(self.patch):
             if type(part) is ast.Binding and part.name in self.free:
                 raise BindingError(f"no value for '${part.name}'; bindings={{'{part.name}': ...}} gives it").locate(
-                    part.span, self.source
+                    part.span, self.patch.source
                 )
 
     def indices(self):
@@ -115,7 +114,7 @@ class TensorPatch(Holder):
         return store.tensor
 
     def get_config(self):
-        return {"patch": self.source, "bindings": {name: encoded(value) for name, value in self.bindings.items()}}
+        return {"patch": self.text, "bindings": {name: encoded(value) for name, value in self.bindings.items()}}
 
     def _names(self, spec, values):
         return TensorNames(Place("_", *spec), Bindings({**self.bindings, **values}), self.owner)
@@ -127,7 +126,7 @@ class TensorPatch(Holder):
                 if type(part) in (ast.Target, ast.Reference) and isinstance(part.selector, ast.Selector):
                     names.place(part.selector)
         except PatchError as error:
-            raise error.locate(None, self.source) from None
+            raise error.locate(None, self.patch.source) from None
 
     def _refuse_unchecked(self, planned):
         """An integer on an axis of unknown length is checked when the length is known: in tensorflow never."""
@@ -141,7 +140,7 @@ class TensorPatch(Holder):
                 raise UnsupportedError(
                     "an integer on an axis of unknown length cannot be checked by tensorflow",
                     notes=["a slice is empty where there is no such entry: 0:1 for 0, -1: for -1"],
-                ).locate(node.span, self.source)
+                ).locate(node.span, self.patch.source)
 
 
 def run_live(key, names, *values):
@@ -168,6 +167,11 @@ def _covers(known, specs):
 
 
 # What is serialised --------------------------------------------------------------------------------------------------
+
+
+def text_of(patch):
+    """The source, or where a patch is a part of another and has the source of the whole, its own text."""
+    return patch.source if parse(patch.source) == patch else str(patch)
 
 
 def plain(name, value):

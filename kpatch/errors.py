@@ -34,6 +34,7 @@ class PatchError(Exception):
     """
 
     __module__ = "kpatch"
+    _keras_call_info_injected = True  # Keras, which makes errors inside of calls anew, would take the caret away
 
     def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
         super().__init__(message)

@@ -5,10 +5,9 @@ import functools
 
 from kpatch import api
 from kpatch.compiled import TensorPatch
-from kpatch.errors import PatchError, UnsupportedError
+from kpatch.errors import ResolutionError, UnsupportedError
 from kpatch.holding import forget_compiled
 from kpatch.splitting import Split
-from kpatch.syntax import ast
 
 
 @contextlib.contextmanager
@@ -20,11 +19,16 @@ def intervene(model, patch, /, **bindings):
 
     Args:
         model: a Keras model or layer.
-        patch: a `Patch`, or its text: weights (edited first, and restored), and activations, each of one tensor.
+        patch: a `Patch`, or its text: weights (edited first, and restored), and activations, each of one tensor. An
+            expression reads the activations of layers that were called before, in the same call of the model.
         bindings: the values of the patch's `$names`; for activations constants.
 
     Returns:
         A context manager.
+
+    Raises:
+        PatchError: for anything wrong with the patch, or with its fit to the model; for what depends on the shapes
+            of activations, or on their order, when the model is called.
 
     Example:
         >>> import keras, kpatch
@@ -34,19 +38,13 @@ def intervene(model, patch, /, **bindings):
         7.0
     """
     split = Split(model, patch, bindings)
-    wrapped = [
-        (part.node.item, kind, _tensor_patch(split, part, kind))
-        for part in split.parts
-        for kind in ("input", "output")
-        if part.statements[kind]
-    ]
-    weights = ast.Patch(tuple(split.weights), split.patch.source)
+    calls = _Calls(split)
     models = [node.item for node in split.index.nodes if node.item is not None]
+    weights, given = split.weights_patch()
     with contextlib.ExitStack() as stack:
         stack.callback(_forget, models)
-        stack.enter_context(api.apply(model, weights, **split.constants(str(weights))))
-        for layer, kind, edit in wrapped:
-            _wrap(layer, kind, edit, stack)
+        stack.enter_context(api.apply(model, weights, **given))
+        calls.patch(model, stack)
         _forget(models)
         yield
 
@@ -56,32 +54,91 @@ def _forget(models):
         forget_compiled(model)
 
 
-def _tensor_patch(split, part, kind):
-    if part.reads[kind]:
-        message = f"what edits '{part.node.item.name}.{kind}' reads another activation, which needs kpatch.rewrite"
-        raise UnsupportedError(message)
-    text = part.text(kind)
-    edit = TensorPatch(text, split.constants(text), "kpatch.intervene")
-    edit.refuse_free()
-    return edit
+class _Calls:
+    """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
 
+    def __init__(self, split):
+        self._parts = {}
+        for part in split.parts:
+            edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
+            self._parts[id(part.node.item), part.kind] = part, edit
+        self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
+        self._source = split.patch.source
+        self._kept = []  # for each call of the model under way, what its layers have given
+        nodes = [node for part in split.parts for node, _, _ in part.reads.values()]
+        self._layers = {id(node.item): node.item for node in [*(part.node for part in split.parts), *nodes]}
+        for part in split.parts:
+            for node, kind, span in part.reads.values():
+                self._refuse_loops(node, kind, span)
 
-def _wrap(layer, kind, edit, stack):
-    """The layer's `call`, with its first argument or its result edited; as it was when the stack closes."""
-    call, before = layer.call, vars(layer).get("call")
+    def _refuse_loops(self, node, kind, span):
+        """What a loop computes anew in each step cannot be read outside of it."""
+        import keras
 
-    def edited(x):
+        holder = node.parent
+        while holder is not None:
+            if isinstance(holder.item, (keras.layers.RNN, keras.layers.TimeDistributed)):
+                message = f"'{node.item.name}.{kind}' is computed in the steps of '{holder.item.name}', once for each"
+                raise UnsupportedError(message, span=span, source=self._source)
+            holder = holder.parent
+
+    def patch(self, model, stack):
+        """Patches the calls until the stack closes."""
+        for key, layer in self._layers.items():
+            kinds = [kind for kind in ("input", "output") if (key, kind) in self._parts or (key, kind) in self._read]
+            _replace_call(layer, functools.partial(self._called, layer, kinds), stack)
+        if self._read:
+            _replace_call(model, self._of_model, stack)
+
+    def _of_model(self, call, *args, **kwargs):
+        self._kept.append({})
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self._kept.pop()
+
+    def _called(self, layer, kinds, call, *args, **kwargs):
+        if "input" in kinds:
+            if not args:
+                raise UnsupportedError(
+                    f"'{layer.name}' is called without a positional argument, so it has no one input"
+                )
+            args = (self._patched(layer, "input", args[0]), *args[1:])
+        outputs = call(*args, **kwargs)
+        return self._patched(layer, "output", outputs) if "output" in kinds else outputs
+
+    def _patched(self, layer, kind, x):
+        key = id(layer), kind
+        part, edit = self._parts.get(key, (None, None))
         if not hasattr(x, "shape"):
-            raise UnsupportedError(f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them")
-        return edit.run((), x)
+            message = f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them"
+            raise UnsupportedError(message, span=part and part.span, source=self._source)
+        if edit is not None:
+            x = edit.run(edit.free, x, *[self._recorded(part, *part.reads[name]) for name in edit.free])
+        if key in self._read and self._kept:
+            self._kept[-1][key] = None if key in self._kept[-1] else x
+        return x
+
+    def _recorded(self, part, node, kind, span):
+        name = f"{node.item.name}.{kind}"
+        key = id(node.item), kind
+        kept = self._kept[-1] if self._kept else {}
+        if key not in kept:
+            message = f"'{part.node.item.name}' cannot read '{name}': that is computed later, or in another call"
+        elif kept[key] is None:
+            message = f"'{name}' means several tensors: '{node.item.name}' is called more than once"
+        else:
+            return kept[key]
+        raise ResolutionError(message, span=span, source=self._source)
+
+
+def _replace_call(layer, function, stack):
+    """The layer's `call` becomes `function(call, ...)`, and is as it was when the stack closes."""
+    call, before = layer.call, vars(layer).get("call")
 
     @functools.wraps(call)
     def patched(*args, **kwargs):
-        if kind == "output":
-            return edited(call(*args, **kwargs))
-        if not args:
-            raise PatchError(f"'{layer.name}' is called without a positional argument, so it has no one input")
-        return call(edited(args[0]), *args[1:], **kwargs)
+        return function(call, *args, **kwargs)
 
     def restore():
         if before is None:

@@ -6,6 +6,7 @@ from keras import ops
 
 from kpatch.compiled import TensorPatch
 from kpatch.errors import BindingError
+from kpatch.naming import named_by, unique
 from kpatch.patched import WeightsPatch
 
 
@@ -26,7 +27,8 @@ class ScatterLayer(keras.layers.Layer):
             the order of the text: `layer([x, v])`.
         trainable_values: the bindings are weights, named as they are, that start from the values given. Those in an
             index, and arrays of integers or booleans, remain constants.
-        **kwargs: of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+        name: by default it tells the patch, as far as names can, so that `model.summary()` shows it.
+        **kwargs: of `keras.layers.Layer`: `dtype`, `trainable`.
 
     Example:
         >>> import keras, kpatch.layers
@@ -35,9 +37,10 @@ class ScatterLayer(keras.layers.Layer):
         [[1.0, 5.0, 1.0], [1.0, 5.0, 1.0]]
     """
 
-    def __init__(self, patch, bindings=None, trainable_values=False, **kwargs):
-        super().__init__(**kwargs)
-        self.patch = TensorPatch(patch, bindings, f"a {type(self).__name__}")
+    def __init__(self, patch, bindings=None, trainable_values=False, name=None, **kwargs):
+        patch = TensorPatch(patch, bindings, f"a {type(self).__name__}")
+        super().__init__(name=name or unique(named_by(patch.text, "scatter_layer")), **kwargs)
+        self.patch = patch
         self.trainable_values = trainable_values
         self.supports_masking = True
         self._trained = tuple(self._trainable_names()) if trainable_values else ()
@@ -103,6 +106,9 @@ class ScatterLayer(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask=None):
         return previous_mask[0] if self._further and previous_mask is not None else previous_mask
 
+    def __repr__(self):
+        return f"<{type(self).__name__} name={self.name}, patch={self.patch.text!r}>"
+
     def get_config(self):
         own = self._constant_config if self._trained else self.patch.get_config()
         return {**super().get_config(), **own, "trainable_values": self.trainable_values}
@@ -119,6 +125,7 @@ class PatchedLayer(keras.layers.Wrapper):
         layer: the layer; its weights are shared, not copied.
         patch: a `kpatch.Patch`, or its text.
         bindings: the values of the patch's `$names`, constants.
+        name: by default it tells the layer and the patch, so that `model.summary()` shows them.
         **kwargs: of `keras.layers.Layer`.
 
     Example:
@@ -131,9 +138,11 @@ class PatchedLayer(keras.layers.Wrapper):
         [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
 
-    def __init__(self, layer, patch, bindings=None, **kwargs):
-        super().__init__(layer, autocast=False, **kwargs)  # so that the patch sees the precision that is stored
-        self.patch = WeightsPatch(patch, bindings)
+    def __init__(self, layer, patch, bindings=None, name=None, **kwargs):
+        patch = WeightsPatch(patch, bindings)
+        name = name or unique(named_by(patch.text, layer.name))
+        super().__init__(layer, name=name, autocast=False, **kwargs)  # so that the patch sees what is stored
+        self.patch = patch
         self.supports_masking = layer.supports_masking
         if layer.built:
             self.patch.plan(layer)
@@ -165,6 +174,9 @@ class PatchedLayer(keras.layers.Wrapper):
 
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
+
+    def __repr__(self):
+        return f"<{type(self).__name__} name={self.name}, patch={self.patch.text!r}>"
 
     def get_config(self):
         config = super().get_config()

@@ -91,7 +91,7 @@ class ModelNames(Names):
                     "'_' is no variable of a model",
                     notes=["name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit"],
                 )
-            place = self._by_selector[selector] = self._place(self.index.find(selector))
+            place = self._by_selector[selector] = self.of_entry(self.index.find(selector))
         return place
 
     def places(self, selector):
@@ -104,13 +104,14 @@ class ModelNames(Names):
                 raise LimitError(
                     f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts"
                 )
-            places = self._by_glob[selector] = [self._place(entry) for entry in self.index.find_all(selector)]
+            places = self._by_glob[selector] = [self.of_entry(entry) for entry in self.index.find_all(selector)]
         self._matches += len(places)
         if self._matches > MAX_MATCHES:
             raise LimitError(f"the globs of a patch match at most {MAX_MATCHES} variables, all statements together")
         return places
 
-    def _place(self, entry):
+    def of_entry(self, entry):
+        """The `Place` of a variable of the model."""
         key = id(entry.variable)
         if key not in self._by_variable:
             self._by_variable[key] = place_of(entry.variable, entry.path, entry)

@@ -3,10 +3,10 @@
 from typing import Any
 
 from kpatch import execute, planner
+from kpatch.api import as_patch
 from kpatch.bindings import Bindings
-from kpatch.compiled import Holder, encoded, plain
+from kpatch.compiled import Holder, encoded, plain, text_of
 from kpatch.names import ModelNames
-from kpatch.syntax import parse
 
 
 class WeightsPatch(Holder):
@@ -19,7 +19,8 @@ class WeightsPatch(Holder):
 
     def __init__(self, patch, bindings=None):
         super().__init__()
-        self.patch = parse(patch) if isinstance(patch, str) else patch
+        self.patch = as_patch(patch)
+        self.text = text_of(self.patch)
         self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
         self._planned: Any = None
 
@@ -48,7 +49,7 @@ class WeightsPatch(Holder):
 
     def get_config(self):
         bindings = {name: encoded(value) for name, value in self.bindings.items()}
-        return {"patch": self.patch.source, "bindings": bindings}
+        return {"patch": self.text, "bindings": bindings}
 
 
 class Overlay(execute.Pure):

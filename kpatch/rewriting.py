@@ -1,7 +1,8 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.splitting import Split, weights_text
+from kpatch.naming import named_by
+from kpatch.splitting import Split
 
 
 def rewrite(model, patch, /, **bindings):
@@ -27,7 +28,7 @@ def rewrite(model, patch, /, **bindings):
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
         >>> ablated = kpatch.rewrite(model, "dense_1.output[..., 0] = 0")
         >>> [layer.name for layer in ablated.layers]
-        ['dense_1', 'dense_1_output']
+        ['dense_1', 'dense_1_output_all_0_is_0']
         >>> ablated.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         0.0
     """
@@ -64,12 +65,10 @@ class _Rewriting:
         self._new = {}  # id of a layer → the new one
         self._old = {}  # id of a new layer → the layer
         self._touched = set()
+        for statement, entry in split.weights:
+            self._weights.setdefault(id(self._leaf(entry.owner).item), []).append((statement, entry))
         for part in split.parts:
-            if part.weights:
-                self._weights.setdefault(id(self._leaf(part.node).item), []).extend(part.weights)
-            for kind in KINDS:
-                if part.statements[kind]:
-                    self._insert(part, kind)
+            self._insert(part)
 
     def _leaf(self, node):
         """The layer of the innermost graph that holds the node; it marks the models around it."""
@@ -82,19 +81,18 @@ class _Rewriting:
             self._touched.add(id(member.item))
         return member
 
-    def _insert(self, part, kind):
+    def _insert(self, part):
         from kpatch.layers import ScatterLayer
 
         node = part.node
         around = node.parent and self._leaf(node.parent)
         if around is None or around is not node.parent or not _has_graph(around.item):
             where = f"it is inside of '{around.item.name}', which has no graph" if around else "it is the model itself"
-            message = f"'{node.item.name}.{kind}' cannot be rewritten: {where}; kpatch.intervene patches calls"
+            message = f"'{part.path}' cannot be rewritten: {where}; kpatch.intervene patches calls"
             raise UnsupportedError(message).locate(part.span)
-        text = part.text(kind)
-        name = f"{node.item.name}_{kind}"
-        layer = ScatterLayer(text, self._split.constants(text), name=name, dtype=node.item.dtype_policy)
-        self._inserted[id(node.item), kind] = layer, part.reads[kind]
+        name = named_by(part.text, f"{node.item.name}_{part.kind}")
+        layer = ScatterLayer(part.patch, part.constants, name=name, dtype=node.item.dtype_policy)
+        self._inserted[id(node.item), part.kind] = layer, part.reads
 
     def model(self, model):
         """The model with its parts put in; itself, where nothing inside of it changes."""
@@ -142,8 +140,7 @@ class _Rewriting:
             if id(layer) in self._touched:
                 new = self.model(layer)
             elif id(layer) in self._weights:
-                text = weights_text(self._weights[id(layer)], layer, self._split.index)
-                new = PatchedLayer(layer, text, self._split.constants(text), name=layer.name)
+                new = PatchedLayer(layer, *self._split.layer_patch(layer, self._weights[id(layer)]), name=layer.name)
             self._new[id(layer)], self._old[id(new)] = new, layer
         return self._new[id(layer)]
 

@@ -1,12 +1,15 @@
 """A patch of a model, split into patches of single layers: of their weights, of what they are given, of what they give.
 
-`rewrite` puts them into a graph, `intervene` into the calls of layers.
+`rewrite` puts them into a graph, `intervene` into the calls of layers. The parts keep the spans of the whole patch, so
+that their errors show its text. A `let` goes to every part that names it, and is computed there.
 """
 
+import itertools
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from kpatch import api
+from kpatch import api, functions
 from kpatch.bindings import Bindings
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.names import ModelNames
@@ -15,24 +18,33 @@ from kpatch.syntax import ast, parse
 
 @dataclass(eq=False)
 class Part:
-    """What a patch does to one layer.
+    """What a patch does to one activation.
 
     Attributes:
         node: the layer's node in the index of the model.
+        kind: "input" or "output".
         span: of the first target that names it.
-        statements: `{"input": [...], "output": [...]}`, whose implied tensor is the activation.
-        reads: for each of these the activations of other layers that it reads, `{name: (node, "output", span)}`.
-        weights: `[(statement, entry)]`.
+        edits: the statements that write it, as they stand in the patch.
+        patch: the same as a `Patch` of one tensor.
+        constants: the values of its `$names`.
+        reads: the activations of other layers that it reads, `{$name: (node, kind, span)}`.
     """
 
     node: Any
+    kind: str
     span: tuple
-    statements: dict = field(default_factory=lambda: {"input": [], "output": []})
-    reads: dict = field(default_factory=lambda: {"input": {}, "output": {}})
-    weights: list = field(default_factory=list)
+    edits: list = field(default_factory=list)
+    patch: Any = None
+    constants: Any = None
+    reads: dict = field(default_factory=dict)
 
-    def text(self, kind):
-        return "\n".join(map(str, self.statements[kind]))
+    @property
+    def path(self):
+        return f"{self.node.item.name}.{self.kind}"
+
+    @property
+    def text(self):
+        return "; ".join(str(s) for s in self.patch.statements if isinstance(s, ast.Edit))
 
 
 class Split:
@@ -41,65 +53,84 @@ class Split:
     Attributes:
         patch: the `Patch`.
         index: the index of the model's names.
-        parts: a `Part` for each layer named, in the order of the patch.
-        weights: the statements that write weights.
+        parts: a `Part` for each activation that is written, in the order of the patch.
+        weights: `[(statement, entry)]` of the statements that write weights.
     """
 
     def __init__(self, model, patch, bindings):
         from kpatch.resolve import index
 
-        self.patch = parse(patch) if isinstance(patch, str) else patch
+        self.patch = mapped(api.as_patch(patch), _without_quoted)
         self.index = index(model)
         self.bindings = bindings
         self.weights = []
         self._parts = {}
-        self._names = ModelNames(self.index, Bindings({}))
-        self._check_bindings()
-        self._check_assertions(model)
+        self._bound = Bindings(bindings)
+        self._names = ModelNames(self.index, self._bound)
+        self._order = {id(statement): position for position, statement in enumerate(self.patch.statements)}
+        self._lets = {statement.name: statement for statement in self.patch.statements if type(statement) is ast.Let}
+        nodes = ast.walk(self.patch)
+        self._taken = {node.name for node in nodes if type(node) in (ast.Binding, ast.Let)}
+        self._given = {}  # what a part reads → its name
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
-                try:
-                    self._add(statement)
-                except PatchError as error:
-                    raise error.locate(statement.target.span, self.patch.source) from None
+                self._located(self._add, statement)
+        self._check_bindings()
+        self._check_once(model)
+        for part in self.parts:
+            self._located(self._finish, part)
 
     @property
     def parts(self):
         return list(self._parts.values())
 
-    def constants(self, text):
-        """The bindings that a part of the patch names."""
-        return bindings_of(parse(text), self.bindings)
+    def with_lets(self, statements):
+        """The statements, after the `let`s that they name, in the order of the patch."""
+        found = {id(statement): statement for statement in statements}
+        stack = [*statements]
+        while stack:
+            for node in ast.walk(stack.pop()):
+                let = self._lets.get(node.name) if type(node) is ast.Local else None
+                if let is not None and id(let) not in found:
+                    found[id(let)] = let
+                    stack.append(let)
+        return sorted(found.values(), key=lambda statement: self._order[id(statement)])
 
-    def _check_bindings(self):
-        bound = Bindings(self.bindings)
-        for node in ast.walk(self.patch):
-            if type(node) is ast.Binding:
-                try:
-                    bound.meaning(node, None)
-                except PatchError as error:
-                    raise error.locate(node.span, self.patch.source) from None
-        bound.check_used()
+    def weights_patch(self):
+        """What the patch does to weights, as a patch of the model, and the bindings of it."""
+        written = ast.Patch(tuple(self.with_lets([statement for statement, _ in self.weights])), self.patch.source)
+        return written, bindings_of(written, self.bindings)
 
-    def _check_assertions(self, model):
-        kept = tuple(s for s in self.patch.statements if not isinstance(s, ast.Edit))
-        if kept:
-            asked = ast.Patch(kept, self.patch.source)
-            api.apply(model, asked, **bindings_of(asked, self.bindings))
+    def layer_patch(self, layer, weights):
+        """Some of the `weights` as a patch of the layer that holds them, and its constants."""
+        from kpatch.resolve import index
 
-    def _add(self, statement):
-        for node in ast.walk(statement):
-            if type(node) is ast.Local:
-                message = f"'{node.name}' is bound by a 'let' of the model, which a layer of its own does not know"
-                raise UnsupportedError(message).locate(node.span)
-        selector = statement.target.selector
-        nodes, kind = self.activations(selector)
-        if not nodes:
-            self._add_weights(statement)
-        for node in nodes:
-            part = self._part(node, selector)
-            own = ast.Edit(ast.Target(ast.Implied(), statement.target.index), statement.op, statement.value)
-            part.statements[kind] += self._reading(own, part, kind)
+        paths = {id(entry.variable): entry.path for entry in index(layer).entries}
+        constants = {}
+
+        def own(entry, at):
+            if id(entry.variable) not in paths:
+                message = f"'{entry.path}' is a weight of another layer, which '{layer.name}' cannot read"
+                raise UnsupportedError(message).locate(at.span, self.patch.source)
+            selector = parse(f"{paths[id(entry.variable)]} = 0").statements[0].target.selector
+            return ast.Selector(selector.parts, at.span)
+
+        def changed(node, place):
+            if type(node) is ast.Reference:
+                return ast.Reference(own(self.index.find(node.selector), node), node.span)
+            return self._constant(node, place, constants) if type(node) is ast.Binding else node
+
+        statements = []
+        for statement in self.with_lets([statement for statement, _ in weights]):
+            entries = [entry for written, entry in weights if written is statement]
+            for entry in entries or [None]:
+                place = None if entry is None else self._names.of_entry(entry)
+                new = mapped(statement, lambda node, place=place: changed(node, place))
+                if entry is not None:
+                    target = ast.Target(own(entry, statement.target), new.target.index, statement.target.span)
+                    new = ast.Edit(target, new.op, new.value, new.span)
+                statements.append(new)
+        return ast.Patch(tuple(statements), self.patch.source), constants
 
     def activations(self, selector):
         """The layers whose activation a selector means, and which of the two; no layers where it means weights."""
@@ -107,45 +138,137 @@ class Split:
             self._names.place(None)
         return self.index.activations(selector)
 
-    def _add_weights(self, statement):
+    def _add(self, statement):
+        """Puts a statement that writes where it belongs."""
         selector = statement.target.selector
-        entries = self.index.find_all(selector)
+        nodes, kind = self.activations(selector)
+        if not nodes:
+            self._add_weights(statement)
+        for node in nodes:
+            key = id(node.item), kind
+            self._parts.setdefault(key, Part(node, kind, selector.span)).edits.append(statement)
+
+    def _add_weights(self, statement):
+        entries = self.index.find_all(statement.target.selector)
         if len(entries) > 1 and any(type(n) is ast.Call and n.function in RANDOM for n in ast.walk(statement.value)):
             raise UnsupportedError("random numbers for several variables by one statement; name them one by one")
-        self.weights.append(statement)
-        for entry in entries:
-            self._part(entry.owner, selector).weights.append((statement, entry))
+        for node in self._activations_in(self.with_lets([statement])):
+            message = f"'{node.selector}' is an activation; what edits weights reads weights"
+            raise UnsupportedError(message).locate(node.span)
+        self.weights += [(statement, entry) for entry in entries]
 
-    def _part(self, node, selector):
-        return self._parts.setdefault(id(node.item), Part(node, selector.span))
+    def _activations_in(self, statements):
+        """The references to activations."""
+        nodes = (node for statement in statements for node in ast.walk(statement))
+        return [node for node in nodes if type(node) is ast.Reference and self.activations(node.selector)[0]]
 
-    def _reading(self, statement, part, kind):
-        """The statement with activations that it reads as `let`s and bindings."""
-        lets = {}
+    def _check_bindings(self):
+        targets = {}
+        for statement, entry in self.weights:
+            targets.setdefault(id(statement), []).append(self._names.of_entry(entry))
+        for statement in self.patch.statements:
+            for node in ast.walk(statement):
+                if type(node) is ast.Binding:
+                    for target in targets.get(id(statement), [None]):
+                        self._located(self._bound.meaning, node, target)
+        self._bound.check_used()
 
-        def change(node):
-            if type(node) is not ast.Reference:
-                return node
-            nodes, which = self.activations(node.selector)
-            if not nodes:
-                message = f"'{node.selector}' is a weight; what edits an activation reads activations"
-                raise UnsupportedError(message).locate(node.span)
-            if nodes[0].item is part.node.item and which == kind:
-                lets["present"] = ast.Let("present", ast.Implied())
-                return ast.Local("present")
-            name = f"{which}_of_{len(part.reads[kind])}"
-            known = part.reads[kind].items()
-            name = next((n for n, (held, its, _) in known if held is nodes[0] and its == which), name)
-            part.reads[kind].setdefault(name, (nodes[0], which, node.span))
-            return ast.Binding(name)
+    def _check_once(self, model):
+        """Assertions, which are checked once, and the `let`s that can be: all but those that read activations."""
+        kept = []
+        for statement in self.patch.statements:
+            if isinstance(statement, ast.Edit):
+                continue
+            read = self._activations_in(self.with_lets([statement]))
+            if not read:
+                kept.append(statement)
+            elif isinstance(statement, ast.Assert):
+                message = f"'{read[0].selector}' is an activation, and an assertion is checked once, when there is none"
+                raise UnsupportedError(message, span=read[0].span, source=self.patch.source)
+        if kept:
+            asked = ast.Patch(tuple(kept), self.patch.source)
+            api.apply(model, asked, **bindings_of(asked, self.bindings))
 
-        value = mapped(statement.value, change)
-        target = mapped(statement.target, change)
-        count = sum(isinstance(s, ast.Let) for s in part.statements[kind])
-        if lets:  # a name of its own for each: a `let` may not bind a name twice
-            rename = lambda n: ast.Local(f"present_{count}") if n == ast.Local("present") else n  # noqa: E731
-            value, target = mapped(value, rename), mapped(target, rename)
-        return [*[ast.Let(f"present_{count}", ast.Implied())] * bool(lets), ast.Edit(target, statement.op, value)]
+    def _finish(self, part):
+        """Makes the part's patch: of what it reads, its own activation is `_`, others are `$names`."""
+        part.constants = {}
+        statements = [made for statement in self.with_lets(part.edits) for made in self._own(statement, part)]
+        part.patch = ast.Patch(tuple(statements), self.patch.source)
+
+    def _own(self, statement, part):
+        if isinstance(statement, ast.Let):
+            _refuse_implied(statement.value, self._names)
+            return [mapped(statement, lambda node: self._read(node, part, ast.Implied(node.span)))]
+        own = ast.Local(self._name("present", id(statement)))  # `_` is the entries that are written, and not the whole
+        new = mapped(statement, lambda node: self._read(node, part, own))
+        edit = ast.Edit(ast.Target(ast.Implied(), new.target.index, new.target.span), new.op, new.value, new.span)
+        return [ast.Let(own.name, ast.Implied()), edit] if own in ast.walk(edit) else [edit]
+
+    def _read(self, node, part, own):
+        if type(node) is ast.Binding:
+            return self._constant(node, None, part.constants)
+        if type(node) is not ast.Reference:
+            return node
+        nodes, kind = self.activations(node.selector)
+        if not nodes:
+            message = f"'{node.selector}' is a weight; what edits an activation reads activations"
+            raise UnsupportedError(message).locate(node.span)
+        if nodes[0].item is part.node.item and kind == part.kind:
+            return own
+        name = self._name(f"{nodes[0].item.name}_{kind}", (id(nodes[0].item), kind))
+        part.reads.setdefault(name, (nodes[0], kind, node.span))
+        return ast.Binding(name, None, node.span)
+
+    def _constant(self, node, target, constants):
+        """A binding of a part: a variable of a model that was handed in becomes a constant of its own."""
+        name, value = node.name, self.bindings[node.name]
+        if node.path is not None:
+            place = self._bound.meaning(node, target)
+            name, value = self._name(place.path, id(place.variable)), place.variable
+        constants[name] = value
+        return ast.Binding(name, None, node.span)
+
+    def _name(self, stem, key):
+        """A name for what a part reads, which the patch does not use itself."""
+        if key not in self._given:
+            stem = re.sub(r"^(?=\d)|[^A-Za-z0-9_]+", "_", stem.lstrip("$"))
+            numbered = (f"{stem}_{number}" for number in itertools.count(2))
+            self._given[key] = next(name for name in itertools.chain([stem], numbered) if name not in self._taken)
+            self._taken.add(self._given[key])
+        return self._given[key]
+
+    def _located(self, function, statement, *args):
+        """Calls it; its errors get the statement's place in the patch."""
+        span = statement.target.span if isinstance(statement, ast.Edit) else statement.span
+        try:
+            return function(statement, *args)
+        except PatchError as error:
+            raise error.locate(span, self.patch.source) from None
+
+
+def _refuse_implied(node, names):
+    """Refuses `_` in a `let` of a model, but in an index, where it is what is indexed."""
+    if type(node) is ast.Implied:
+        try:
+            names.place(None)
+        except PatchError as error:
+            raise error.locate(node.span) from None
+    for child in [node.value] if type(node) is ast.Subscript else ast.children(node):
+        _refuse_implied(child, names)
+
+
+def _without_quoted(node):
+    """A call whose strings that are names of variables are references."""
+    if type(node) is not ast.Call:
+        return node
+    keys = [argument.name or position for position, argument in enumerate(node.arguments)]
+    arguments = [
+        ast.Argument(argument.name, argument.value.reference, argument.span)
+        if type(argument.value) is ast.String and not functions.takes_string(node.function, key)
+        else argument
+        for key, argument in zip(keys, node.arguments, strict=True)
+    ]
+    return ast.Call(node.function, tuple(arguments), node.span)
 
 
 def bindings_of(patch, bindings):
@@ -155,37 +278,6 @@ def bindings_of(patch, bindings):
 
 
 RANDOM = ("normal", "uniform", "bernoulli", "permutation", "randint")
-
-
-def weights_text(weights, leaf, whole):
-    """The statements of the weights of a layer, with the names that the layer itself knows.
-
-    Args:
-        whole: the index of the model, in which the statements have their names.
-    """
-    from kpatch.resolve import index
-
-    paths = {id(entry.variable): entry.path for entry in index(leaf).entries}
-
-    def own(entry, at):
-        if id(entry.variable) not in paths:
-            message = f"'{entry.path}' is a weight of another layer, which '{leaf.name}' cannot read"
-            raise UnsupportedError(message).locate(at.span)
-        return parse(f"{paths[id(entry.variable)]} = 0").statements[0].target.selector
-
-    def change(node):
-        return ast.Reference(own(whole.find(node.selector), node)) if type(node) is ast.Reference else node
-
-    return "\n".join(
-        str(
-            ast.Edit(
-                mapped(ast.Target(own(entry, statement), statement.target.index), change),
-                statement.op,
-                mapped(statement.value, change),
-            )
-        )
-        for statement, entry in weights
-    )
 
 
 def mapped(node, change):

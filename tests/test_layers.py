@@ -54,6 +54,12 @@ FORMS = {
     "_[:, 0] = _ ** 2 - $v[0]": lambda a, v: a.__setitem__(np.s_[:, 0], a[:, 0] ** 2 - v[0]),
     "_ = _ * $v[1] + 1": lambda a, v: a.__setitem__(..., a * v[1] + 1),
     "_[:, 0] = mean(_)": lambda a, v: a.__setitem__(np.s_[:, 0], a[:, 0].mean()),
+    "_[:, 1] /= $v[1]; _[:, 0] **= 2": lambda a, v: (a[:, 1].__itruediv__(v[1]), a[:, 0].__ipow__(2)),
+    "let m = mean(_); _[..., 1] -= m": lambda a, v: a.__setitem__((..., 1), a[..., 1] - a.mean()),
+    "_ = where(_ > 0, _, tanh(_) * $v[0])": lambda a, v: a.__setitem__(..., np.where(a > 0, a, np.tanh(a) * v[0])),
+    "_[..., :2] = _[..., :2] @ [[1, 2], [3, 4]]": lambda a, v: a.__setitem__(
+        np.s_[..., :2], a[..., :2] @ np.array([[1, 2], [3, 4]], a.dtype)
+    ),
     "_[..., 0] = 0; _[..., :2] += 1": lambda a, v: (a[..., 0].fill(0), a[..., :2].__iadd__(1)),
 }
 
@@ -81,7 +87,7 @@ def test_it_does_what_numpy_does(text):
 @pytest.mark.parametrize("text", FORMS)
 def test_unknown_lengths(text):
     """A functional model with free batch and sequence axes; on tensorflow its graph has them too."""
-    second = any(part in text for part in (":, ::2, -1", "[2, 0]", "[1, 1]", ":, 0]"))
+    second = any(part in text for part in (":, ::2, -1", "[2, 0]", "[1, 1]", ":, 0]", ":, 1]"))
     shape = (4 if second else None, 5)  # with an index on the second axis only the batch is free
     layer = ScatterLayer(text)
     inputs = [keras.Input(shape), keras.Input(batch_shape=(2,))][: 1 + ("$v" in text)]

@@ -48,7 +48,12 @@ def test_a_sequential_model(dense):
     before = predicted(dense, X)
     text = "dense_1.output[..., 0] = 0; dense_2.kernel[1] = $v; dense_2.input[:, 1] *= 2"
     new = kpatch.rewrite(dense, text, v=[1.0, 2.0])
-    assert [layer.name for layer in new.layers] == ["dense_1", "dense_1_output", "dense_2_input", "dense_2"]
+    assert [layer.name for layer in new.layers] == [
+        "dense_1",
+        "dense_1_output_all_0_is_0",
+        "dense_2_input_all_1_times_2",
+        "dense_2",
+    ]
     assert [type(layer) for layer in new.layers[1:]] == [ScatterLayer, ScatterLayer, PatchedLayer]
     kernel_1, bias_1, kernel_2, bias_2 = (np.array(w) for w in dense.get_weights())
     hidden = X @ kernel_1 + bias_1
@@ -105,6 +110,71 @@ def test_shared_layers_and_several_inputs():
     two = keras.Model([a, b], keras.layers.Dense(1, name="last")(shared(a) + shared(b)))
     with pytest.raises(kpatch.ResolutionError, match=r"'shared.output' means several tensors"):
         kpatch.rewrite(two, "last.output = sum(shared.output)")
+
+
+def test_lets_go_where_they_are_named(dense):
+    text = """
+        let m = mean(dense_1.output)
+        let top = max(dense_2.kernel) / 2
+        let twice = m * $factor
+        dense_1.output[:, 0] = 0
+        dense_1.output[:, 1] = m
+        dense_2.output[:, 0] = twice
+        dense_2.kernel[_ > top] = top
+    """
+    new = kpatch.rewrite(dense, text, factor=2)
+    kernel_1, bias_1, kernel_2, bias_2 = (np.array(w) for w in dense.get_weights())
+    hidden = X @ kernel_1 + bias_1
+    mean = hidden.mean()
+    hidden[:, 0], hidden[:, 1] = 0, mean
+    top = kernel_2.max() / 2
+    outputs = hidden @ np.minimum(kernel_2, top) + bias_2
+    outputs[:, 0] = hidden.mean() * 2  # of what flows out of the layer, edited
+    np.testing.assert_allclose(predicted(new, X), outputs, rtol=1e-5)
+
+
+def test_models_handed_in_become_constants(dense, tmp_path):
+    donor = models.filled(models.dense(), seed=5)
+    given = [np.array(w) for w in donor.get_weights()]
+    new = kpatch.rewrite(dense, "dense_2.* = $d._; dense_1.output += $d.dense_1.bias; dense_1.kernel = $k", d=donor,
+                         k=donor.layers[0].kernel)  # fmt: skip
+    kernel_1, bias_1, kernel_2, bias_2 = given
+    expected = (X @ kernel_1 + dense.get_weights()[1] + bias_1) @ kernel_2 + bias_2
+    np.testing.assert_allclose(predicted(new, X), expected, rtol=1e-5)
+    kpatch.apply(donor, "** = 0")
+    np.testing.assert_allclose(predicted(new, X), expected, rtol=1e-5)
+    new.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(predicted(keras.saving.load_model(tmp_path / "model.keras"), X), expected, rtol=1e-5)
+
+
+def test_names_that_are_taken(dense):
+    """What a part reads gets a name; those of the patch are its own."""
+    text = (
+        "let present = 3; dense_2.output[:, 0] = max(dense_2.output) + present * mean(dense_1.output) * $dense_1_output"
+    )
+    new = kpatch.rewrite(dense, text, dense_1_output=0.5)
+    kernel_1, bias_1, kernel_2, bias_2 = dense.get_weights()
+    hidden = X @ kernel_1 + bias_1
+    outputs = hidden @ kernel_2 + bias_2
+    outputs[:, 0] = outputs.max() + 3 * hidden.mean() * 0.5
+    np.testing.assert_allclose(predicted(new, X), outputs, rtol=1e-5)
+
+
+def test_a_quoted_name_in_a_call():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense-1")])
+    new = kpatch.rewrite(model, '"dense-1".kernel[0] = max("dense-1/kernel")')
+    kernel = np.array(model.get_weights()[0])
+    kernel[0] = kernel.max()
+    np.testing.assert_allclose(predicted(new, X), X @ kernel, rtol=1e-5)
+
+
+def test_the_summary_shows_the_patch(dense):
+    lines = []
+    new = kpatch.rewrite(dense, "dense_1.output[..., 0] = 0; dense_2.bias = 1")
+    new.summary(print_fn=lines.append, line_length=120)
+    assert "dense_1_output_all_0_is_0 (ScatterLayer)" in "\n".join(map(str, lines))
+    assert repr(new.layers[1]) == "<ScatterLayer name=dense_1_output_all_0_is_0, patch='_[..., 0] = 0'>"
+    assert repr(new.layers[2]) == "<PatchedLayer name=dense_2, patch='bias = 1'>"
 
 
 def test_globs(dense):
@@ -168,14 +238,56 @@ def test_an_exception_ends_it(dense):
     assert (dense.get_weights()[1] != 3).any()
 
 
+def test_activations_are_read_in_a_subclassed_model():
+    model = models.subclassed()
+    x = X[:, :3]
+    block = model.blocks[1]
+    text = "let m = mean(block_a.output); block_b.output[:, 0] = m; block_b.output[:, 1] = max(block_b.input)"
+    with kpatch.intervene(model, f"block_a.output[:, 2] = 5; {text}"):
+        hidden = np.array(keras.ops.convert_to_numpy(model.blocks[0](model.encoder(x))))
+        assert (hidden[:, 2] == 5).all()
+        expected = np.array(keras.ops.convert_to_numpy(keras.layers.Dense.call(block, hidden)))
+        expected[:, 0], expected[:, 1] = hidden.mean(), hidden.max()
+        np.testing.assert_allclose(predicted(model, x), expected, rtol=1e-5)
+    assert "call" not in vars(model)
+
+
+def test_what_cannot_be_read_in_a_call():
+    model = models.subclassed()
+    with kpatch.intervene(model, "block_a.output[:, 0] = mean(block_b.output)"):
+        with pytest.raises(kpatch.ResolutionError) as caught:
+            model(X[:, :3])
+        assert str(caught.value) == (
+            "'block_a' cannot read 'block_b.output': that is computed later, or in another call\n"
+            "  line 1, column 29\n"
+            "    block_a.output[:, 0] = mean(block_b.output)\n"
+            "                                ^^^^^^^^^^^^^^"
+        )
+    shared = keras.layers.Dense(4, name="shared")
+    twice = models.filled(keras.Sequential([keras.Input((4,)), shared, shared, keras.layers.Dense(1, name="last")]))
+    message = r"'shared.output' means several tensors: 'shared' is called"
+    with (
+        kpatch.intervene(twice, "last.output = mean(shared.output)"),
+        pytest.raises(kpatch.ResolutionError, match=message),
+    ):
+        twice(X)
+
+
+def test_what_a_loop_computes_is_not_read(mixed):
+    text = "head.output = mean(bi.forward_layer.cell.output)"
+    with pytest.raises(kpatch.UnsupportedError) as caught, kpatch.intervene(mixed, text):
+        pass
+    assert "'lstm_cell.output' is computed in the steps of 'forward_lstm" in str(caught.value)
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "dense_1.output[:, 3] = 0": """
         index 3 is out of range for axis 1 with 3 entries
-          line 1, column 6
-            _[:, 3] = 0
-                 ^
+          line 1, column 19
+            dense_1.output[:, 3] = 0
+                              ^
           axis 1 takes indices from -3 to 2""",
     "dense_1.output = dense_2.kernel": """
         'dense_2.kernel' is a weight; what edits an activation reads activations
@@ -192,11 +304,38 @@ REFUSED = {
           line 1, column 21
             dense_1.kernel[0] = dense_2.kernel[0, 0]
                                 ^^^^^^^^^^^^^^""",
-    "let m = 2; dense_1.output = m": """
-        'm' is bound by a 'let' of the model, which a layer of its own does not know
-          line 1, column 29
-            let m = 2; dense_1.output = m
-                                        ^""",
+    "let m = mean(dense_1.kernel); dense_1.output = m": """
+        'dense_1.kernel' is a weight; what edits an activation reads activations
+          line 1, column 14
+            let m = mean(dense_1.kernel); dense_1.output = m
+                         ^^^^^^^^^^^^^^""",
+    "let m = mean(dense_1.output); dense_1.kernel = m": """
+        'dense_1.output' is an activation; what edits weights reads weights
+          line 1, column 14
+            let m = mean(dense_1.output); dense_1.kernel = m
+                         ^^^^^^^^^^^^^^""",
+    "let m = mean(dense_1.kernel); dense_2.kernel = m": """
+        'dense_1.kernel' is a weight of another layer, which 'dense_2' cannot read
+          line 1, column 14
+            let m = mean(dense_1.kernel); dense_2.kernel = m
+                         ^^^^^^^^^^^^^^""",
+    "let m = dense_1.output + _; dense_2.output = m[0, 0]": """
+        '_' is no variable of a model
+          line 1, column 26
+            let m = dense_1.output + _; dense_2.output = m[0, 0]
+                                     ^
+          name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit""",
+    "assert all(dense_1.output == 0)": """
+        'dense_1.output' is an activation, and an assertion is checked once, when there is none
+          line 1, column 12
+            assert all(dense_1.output == 0)
+                       ^^^^^^^^^^^^^^""",
+    "dense_1.output[0] = 1; dense_2.kernel[0, 5] = 2": """
+        index 5 is out of range for axis 1 with 2 entries
+          line 1, column 42
+            dense_1.output[0] = 1; dense_2.kernel[0, 5] = 2
+                                                     ^
+          axis 1 takes indices from -2 to 1""",
     "dense_1.output = $v": """
         no value for '$v'; pass v=...
           line 1, column 18

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kpatch import execute, planner
-from kpatch.api import _as_patch, _check_expected
+from kpatch.api import as_patch, check_expected
 from kpatch.checkpoint import editor, journal
 from kpatch.checkpoint.names import FileNames, Given
 from kpatch.checkpoint.opened import Checkpoint, kind
@@ -66,7 +66,7 @@ def plan(path, patch, /, *, expect=None, **bindings):
     Returns:
         A `Plan`; printed, it is a table.
     """
-    return _plan(_opened(path), _as_patch(patch), expect, bindings)
+    return _plan(_opened(path), as_patch(patch), expect, bindings)
 
 
 def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=None, **bindings):
@@ -101,7 +101,7 @@ def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=Non
     if (out is None) == (not in_place):
         raise FileError("say where the result goes: either out or in_place=True")
     opened = _opened(path)
-    planned = _plan(opened, _as_patch(patch), expect, bindings)
+    planned = _plan(opened, as_patch(patch), expect, bindings)
     with _editor(opened, out, journal) as made:
         store = Stored(planned.names, made)
         try:
@@ -141,7 +141,7 @@ def _plan(opened, patch, expect, bindings):
     planned = planner.make(patch, names)
     names.bindings.check_used()
     if expect is not None:
-        _check_expected(planned, expect)
+        check_expected(planned, expect)
     for step in planned.edits:
         if step.place.variable.refusal is not None:
             message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"

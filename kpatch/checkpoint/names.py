@@ -85,7 +85,7 @@ class Donor:
 class FileNames(ModelNames):
     """The names of a `Checkpoint`, which finds entries as the index of a model does."""
 
-    def _place(self, entry):
+    def of_entry(self, entry):
         key = id(entry.variable)
         if key not in self._by_variable:
             array = self.index.array(entry)
