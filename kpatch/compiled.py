@@ -129,12 +129,17 @@ class TensorPatch(Holder):
             raise error.locate(None, self.patch.source) from None
 
     def _refuse_unchecked(self, planned):
-        """An integer on an axis of unknown length is checked when the length is known: in tensorflow never."""
+        """What meets an axis of unknown length is checked when the length is known: in tensorflow never."""
         from keras import backend
 
         if backend.backend() != "tensorflow":
             return
         for step in planned.edits:
+            if step.open_ended:
+                raise UnsupportedError(
+                    "a value with a length of its own, on an axis of unknown length, cannot be checked by tensorflow",
+                    notes=["the input can give the axis its length: keras.Input(..., batch_size=32)"],
+                ).locate(step.statement.value.span, self.patch.source)
             if isinstance(step.selection, Grid) and (position := step.selection.unchecked) is not None:
                 node = step.statement.target.index[position]
                 raise UnsupportedError(

@@ -53,7 +53,9 @@ def _write(step, store, scope):
     target = selection if last is None else indexing.Positions(selection.flat[last], last.shape)
     old = store.open(step, selection, target, last)
     if step.constant is not None:
-        constant = step.constant if step.selection is not None else planner.fitted_constant(step, selection.shape)
+        constant = step.constant
+        if step.selection is None or step.open_ended:
+            constant = planner.fitted_constant(step, _shape(selection, old) if step.open_ended else selection.shape)
         store.write_constant(step, target, _picked(constant, selection.shape, last))
     elif step.operand is None or not store.update(step, target, old):
         values = _computed(step, selection, old, store, scope)
@@ -91,7 +93,13 @@ def _computed(step, selection, old, store, scope):
     whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar, or element-wise when traced
     implied = tensor(store.value(step.place) if whole else old)
     value = planner.evaluate_side(step.statement, scope, implied)
-    return planner.assigned_value(step.statement, value, implied, step.place, selection.shape, scope.traced).data
+    shape = _shape(selection, implied)
+    return planner.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
+
+
+def _shape(selection, old):
+    """The shape of the selection, with the lengths that were not known when it was planned."""
+    return tuple(old.shape) if None in selection.shape else selection.shape
 
 
 def dynamic_selection(step, store, scope):
@@ -160,7 +168,7 @@ class Pure:
 
     def open(self, step, selection, target, last):
         whole = step.constant is not None or isinstance(selection, indexing.Mask)
-        return None if whole else tensors.take(self.value(step.place), selection)
+        return None if whole and not step.open_ended else tensors.take(self.value(step.place), selection)
 
     def write_constant(self, step, target, constant):
         self.write(step, target, constant)

@@ -62,6 +62,7 @@ class _Calls:
         for part in split.parts:
             edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
             self._parts[id(part.node.item), part.kind] = part, edit
+        self._spans = {key: part.span for key, (part, _) in self._parts.items()}
         self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
         self._source = split.patch.source
         self._kept = []  # for each call of the model under way, what its layers have given
@@ -109,11 +110,11 @@ class _Calls:
 
     def _patched(self, layer, kind, x):
         key = id(layer), kind
-        part, edit = self._parts.get(key, (None, None))
         if not hasattr(x, "shape"):
             message = f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them"
-            raise UnsupportedError(message, span=part and part.span, source=self._source)
-        if edit is not None:
+            raise UnsupportedError(message, span=self._spans.get(key), source=self._source)
+        if key in self._parts:
+            part, edit = self._parts[key]
             x = edit.run(edit.free, x, *[self._recorded(part, *part.reads[name]) for name in edit.free])
         if key in self._read and self._kept:
             self._kept[-1][key] = None if key in self._kept[-1] else x

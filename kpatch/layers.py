@@ -8,6 +8,7 @@ from kpatch.compiled import TensorPatch
 from kpatch.errors import BindingError
 from kpatch.naming import named_by, unique
 from kpatch.patched import WeightsPatch
+from kpatch.tensors import of_variable
 
 
 @keras.saving.register_keras_serializable(package="kpatch")
@@ -53,6 +54,7 @@ class ScatterLayer(keras.layers.Layer):
             self.patch = TensorPatch(self.patch.patch, constants, self.patch.owner)
         self._further = tuple(name for name in self.patch.free if name not in self._trained)
         self._weights_by_name = {}
+        self._dtypes = None
 
     def _trainable_names(self):
         indices = self.patch.indices()
@@ -72,27 +74,40 @@ class ScatterLayer(keras.layers.Layer):
             )
             for name in self._trained
         }
-        shapes = input_shape if self._further else [input_shape]
-        self._check_count(shapes)
-        self._plan([(tuple(shape), self.compute_dtype) for shape in shapes])
+        if isinstance(input_shape, dict):
+            raise BindingError("the layer takes a tensor, or a list of them. Received: a dict")
+        several = len(input_shape) > 0 and isinstance(input_shape[0], (tuple, list))
+        shapes = input_shape if several else [input_shape]
+        self._check_count(len(shapes))
+        dtypes = self._dtypes or [self.compute_dtype] * len(shapes)
+        self._plan([(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)])
         self.built = True
+
+    def __call__(self, inputs, *args, **kwargs):
+        if not self.built and self._dtypes is None:  # which `build` is not told: integers are not cast to floats
+            given = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            self._dtypes = [self._cast(x.dtype) if hasattr(x, "dtype") else self.compute_dtype for x in given]
+        return super().__call__(inputs, *args, **kwargs)
+
+    def _cast(self, dtype):
+        dtype = keras.backend.standardize_dtype(dtype)
+        return self.compute_dtype if self.autocast and keras.backend.is_float_dtype(dtype) else dtype
 
     def _plan(self, specs):
         given = dict(zip(self._further, specs[1:], strict=True))
         given.update((name, (value.shape, self.compute_dtype)) for name, value in self._weights_by_name.items())
         return self.patch.plan(specs[0], {name: given[name] for name in self.patch.free})
 
-    def _check_count(self, inputs):
-        if len(inputs) != 1 + len(self._further):
+    def _check_count(self, count):
+        if count != 1 + len(self._further):
             names = ", ".join(f"'${name}'" for name in self._further)
-            raise BindingError(
-                f"the layer takes the tensor and {names}: {1 + len(self._further)} inputs, not {len(inputs)}"
-            )
+            takes = f"the tensor and {names}, in a list" if names else "one tensor"
+            raise BindingError(f"the layer takes {takes}. Received: {count} input{'s' * (count != 1)}")
 
     def call(self, inputs):
         x, *others = inputs if self._further else [inputs]
         given = dict(zip(self._further, others, strict=True))
-        given.update((name, ops.convert_to_tensor(value)) for name, value in self._weights_by_name.items())
+        given.update((name, of_variable(value)) for name, value in self._weights_by_name.items())
         return self.patch.run(tuple(given), x, *given.values())
 
     def compute_output_spec(self, inputs):
@@ -156,7 +171,7 @@ class PatchedLayer(keras.layers.Wrapper):
 
     def call(self, inputs, *args, **kwargs):
         written, read = self.patch.variables(self.layer)
-        stored = [ops.convert_to_tensor(variable) for variable in (*written, *read)]
+        stored = [of_variable(variable) for variable in (*written, *read)]
         seen = self.patch.run(tuple(map(id, (*written, *read))), *stored)
         mapping = [*zip(written, seen, strict=True), *zip(read, stored[len(written) :], strict=True)]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:

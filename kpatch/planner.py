@@ -41,6 +41,7 @@ class EditStep:
         mask: for an index that is a mask, the `elementwise.Program` that makes it, or `None`.
         value: for fresh values, the `elementwise.Program` that computes them, or `None`.
         prepared: the constant as a writer takes it fastest, filled at the first run.
+        open_ended: a length of the value meets one that is not known yet.
         may_fail: it can still be an error, on the values that it meets.
     """
 
@@ -55,6 +56,7 @@ class EditStep:
     mask: Any = None
     value: Any = None
     prepared: Any = None
+    open_ended: bool = False
     may_fail: bool = True
 
     @property
@@ -252,7 +254,9 @@ def _planned_edit(statement, place, stream, scope):
     value = evaluate_side(statement, scope, implied)
     if None in shape and value.shape:
         arithmetic.doubt()  # whether it fits
-    step = EditStep(statement, place, selection, stream=stream)
+    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
+    open_ended = any(length not in (1, None) and target is None for length, target in pairs)
+    step = EditStep(statement, place, selection, stream=stream, open_ended=open_ended)
     if masked and not scope.traced:
         step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)

@@ -140,7 +140,8 @@ class _Rewriting:
             if id(layer) in self._touched:
                 new = self.model(layer)
             elif id(layer) in self._weights:
-                new = PatchedLayer(layer, *self._split.layer_patch(layer, self._weights[id(layer)]), name=layer.name)
+                patch, constants = self._split.layer_patch(layer, self._weights[id(layer)])
+                new = PatchedLayer(layer, patch, constants, name=layer.name)
             self._new[id(layer)], self._old[id(new)] = new, layer
         return self._new[id(layer)]
 

@@ -81,6 +81,18 @@ def _take_region(tensor, region):
     return ops.flip(taken, axis=tuple(backward)) if backward else taken
 
 
+def of_variable(variable):
+    """The tensor that a variable holds; on tensorflow `convert_to_tensor` would give back the variable itself."""
+    from keras import backend
+
+    value = variable.value
+    if backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        value = tf.convert_to_tensor(value)
+    return value
+
+
 def to_numpy(tensor):
     """The tensor as a NumPy array; TensorFlow gives one for 0-d bfloat16 only by way of an axis."""
     if isinstance(tensor, np.ndarray | np.generic):

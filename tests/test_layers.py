@@ -192,6 +192,42 @@ def test_an_integer_on_an_axis_of_unknown_length_is_checked_when_it_runs():
         model(np.ones((1, 2, 2)))
 
 
+def test_a_value_with_a_length_of_its_own_on_an_axis_of_unknown_length():
+    layers = [ScatterLayer("_ = $v"), ScatterLayer("_[:, 0] = [1, 2]"), ScatterLayer("_ = top_k(_[0], 2)")]
+    refused = "on an axis of unknown length, cannot be checked by tensorflow"
+    for layer, batch, given in zip(layers, (None, None, 1), ([[1.0], [2.0]], None, None), strict=True):
+        inputs = keras.Input((None,), batch_size=batch)
+        others = [] if given is None else [keras.ops.convert_to_tensor(given)]
+        if BACKEND == "tensorflow":
+            with pytest.raises(kpatch.UnsupportedError, match=refused):
+                layer([inputs, *others] if others else inputs)
+            continue
+        model = keras.Model(inputs, layer([inputs, *others] if others else inputs))
+        model(np.ones((batch or 2, 2)))
+        for shape in ((3, 2), (1, 3)):
+            with pytest.raises(kpatch.ShapeError, match="does not fit the selection"):
+                model(np.ones(shape if batch is None else (1, 3)))
+
+
+def test_integers_are_integers():
+    layer = ScatterLayer("_[..., 0] = 0.5")
+    with pytest.raises(kpatch.DTypeError):
+        layer(np.ones((2, 3), "int32"))
+    assert not layer.built
+    assert to_numpy(ScatterLayer("_[..., 0] += 4")(np.ones((2, 3), "int32"))).tolist() == [[5, 1, 1]] * 2
+
+
+def test_what_is_given():
+    """The number of inputs, and their kind, are those of the patch."""
+    two = r"the layer takes the tensor and '\$v', in a list. Received: 1 input"
+    with pytest.raises(kpatch.BindingError, match=two):
+        ScatterLayer("_ += $v").build((None, 3))
+    with pytest.raises(kpatch.BindingError, match="the layer takes one tensor. Received: 2 inputs"):
+        ScatterLayer("_ += 1")([X, X])
+    with pytest.raises(kpatch.BindingError, match="the layer takes a tensor, or a list of them. Received: a dict"):
+        ScatterLayer("_ += 1")({"x": X})
+
+
 # As a citizen of Keras ------------------------------------------------------------------------------------------------
 
 
