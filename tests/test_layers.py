@@ -222,9 +222,9 @@ def test_what_is_given():
     two = r"the layer takes the tensor and '\$v', in a list. Received: 1 input"
     with pytest.raises(kpatch.BindingError, match=two):
         ScatterLayer("_ += $v").build((None, 3))
-    with pytest.raises(kpatch.BindingError, match="the layer takes one tensor. Received: 2 inputs"):
+    with pytest.raises(kpatch.BindingError, match=r"the layer takes one tensor. Received: 2 inputs"):
         ScatterLayer("_ += 1")([X, X])
-    with pytest.raises(kpatch.BindingError, match="the layer takes a tensor, or a list of them. Received: a dict"):
+    with pytest.raises(kpatch.BindingError, match=r"the layer takes a tensor, or a list of them. Received: a dict"):
         ScatterLayer("_ += 1")({"x": X})
 
 
