@@ -6,7 +6,7 @@ from kpatch import execute, planner
 from kpatch.bindings import Bindings
 from kpatch.errors import ResolutionError, UnsupportedError
 from kpatch.names import ModelNames, Place, TensorNames
-from kpatch.syntax import Patch, parse
+from kpatch.syntax import as_patch
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
@@ -124,15 +124,6 @@ def edit(x, patch, /, **bindings):
     store = execute.Pure(x, planned.names)
     execute.run(planned, store, traced=traced)
     return ops.copy(x) if store.tensor is x else store.tensor
-
-
-def as_patch(patch):
-    """A `Patch`, from one or from its text."""
-    if isinstance(patch, Patch):
-        return patch
-    if isinstance(patch, str):
-        return parse(patch)
-    raise TypeError(f"a patch is a str or a kpatch.Patch. Received: patch={patch!r} (of type {type(patch)})")
 
 
 def _planned(model, patch, bindings, expect):

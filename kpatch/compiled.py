@@ -11,13 +11,12 @@ import zlib
 import numpy as np
 
 from kpatch import execute, planner
-from kpatch.api import as_patch
 from kpatch.bindings import Bindings
 from kpatch.dtypes import NUMPY, Value, dtype_name, tensor
 from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.indexing import Grid
 from kpatch.names import Place, TensorNames
-from kpatch.syntax import ast, parse
+from kpatch.syntax import as_patch, ast, parse
 
 _numbers = itertools.count()
 _live: "weakref.WeakValueDictionary[int, Holder]" = weakref.WeakValueDictionary()

@@ -3,10 +3,10 @@
 from typing import Any
 
 from kpatch import execute, planner
-from kpatch.api import as_patch
 from kpatch.bindings import Bindings
 from kpatch.compiled import Holder, encoded, plain, text_of
 from kpatch.names import ModelNames
+from kpatch.syntax import as_patch
 
 
 class WeightsPatch(Holder):

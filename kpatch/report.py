@@ -181,22 +181,22 @@ def plan_table(plan):
     from rich.console import Group
     from rich.text import Text
 
-    table = _table("statement", "variable", "shape", "dtype", "entries")
+    table = table("statement", "variable", "shape", "dtype", "entries")
     rows = [
         (r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}")
         for r in plan.rows
     ]
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
-    return Group(_filled(table, rows), *warnings) if warnings else _filled(table, rows)
+    return Group(filled(table, rows), *warnings) if warnings else filled(table, rows)
 
 
 def writes_table(found):
-    table = _table("statement", "variable", "shape", "entries", "before", "after")
+    table = table("statement", "variable", "shape", "entries", "before", "after")
     rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before), sample(w.after)) for w in found]
-    return _filled(table, rows)
+    return filled(table, rows)
 
 
-def _table(*columns):
+def table(*columns):
     from rich import box
     from rich.table import Table
 
@@ -206,7 +206,7 @@ def _table(*columns):
     return table
 
 
-def _filled(table, rows):
+def filled(table, rows):
     from rich.text import Text
 
     shown = ""

@@ -13,7 +13,7 @@ from kpatch import api, functions
 from kpatch.bindings import Bindings
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.names import ModelNames
-from kpatch.syntax import ast, parse
+from kpatch.syntax import as_patch, ast, parse
 
 
 @dataclass(eq=False)
@@ -60,7 +60,7 @@ class Split:
     def __init__(self, model, patch, bindings):
         from kpatch.resolve import index
 
-        self.patch = mapped(api.as_patch(patch), _without_quoted)
+        self.patch = mapped(as_patch(patch), _without_quoted)
         self.index = index(model)
         self.bindings = bindings
         self.weights = []

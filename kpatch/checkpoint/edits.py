@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 from kpatch import execute, planner
-from kpatch.api import as_patch, check_expected
+from kpatch.api import check_expected
 from kpatch.checkpoint import editor, journal
 from kpatch.checkpoint.names import FileNames, Given
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
+from kpatch.syntax import as_patch
 
 
 class Applied:
@@ -29,7 +30,7 @@ class Applied:
         self.note = note
 
     def __rich__(self):
-        from kpatch.report import _filled, _table, shape
+        from kpatch.report import filled, table, shape
 
         source = self.plan.patch.source
         rows = [
@@ -43,7 +44,7 @@ class Applied:
             )
             for c in self.changes
         ]
-        return _filled(_table("statement", "variable", "shape", "entries", "before", "after"), rows)
+        return filled(table("statement", "variable", "shape", "entries", "before", "after"), rows)
 
     def __str__(self):
         from kpatch.report import as_text

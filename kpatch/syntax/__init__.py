@@ -35,7 +35,7 @@ from kpatch.syntax.ast import (
     quote,
     walk,
 )
-from kpatch.syntax.parser import MAX_ERRORS, MAX_SOURCE, parse
+from kpatch.syntax.parser import MAX_ERRORS, MAX_SOURCE, as_patch, parse
 from kpatch.syntax.spelling import nearest
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "Subscript",
     "Target",
     "Unary",
+    "as_patch",
     "children",
     "is_name",
     "nearest",

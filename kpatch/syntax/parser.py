@@ -104,6 +104,15 @@ def parse(text):
     return _parse_once(text) if len(text) <= MAX_CACHED else _parse_long(text)
 
 
+def as_patch(patch):
+    """A `Patch`, from one or from its text."""
+    if isinstance(patch, Patch):
+        return patch
+    if isinstance(patch, str):
+        return parse(patch)
+    raise TypeError(f"a patch is a str or a kpatch.Patch. Received: patch={patch!r} (of type {type(patch)})")
+
+
 def _parse(text):
     if len(text) > MAX_SOURCE:
         raise LimitError(f"the patch has {len(text):,} characters; at most {MAX_SOURCE:,} are read")
