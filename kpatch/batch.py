@@ -38,7 +38,7 @@ class BatchStep:
     constant: np.ndarray
     prepared: Any = None
 
-    fresh = may_fail = False
+    fresh = may_fail = open_ended = False
     stream = 0
 
     @property

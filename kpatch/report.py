@@ -181,7 +181,7 @@ def plan_table(plan):
     from rich.console import Group
     from rich.text import Text
 
-    table = table("statement", "variable", "shape", "dtype", "entries")
+    table = table_of("statement", "variable", "shape", "dtype", "entries")
     rows = [
         (r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}")
         for r in plan.rows
@@ -191,12 +191,12 @@ def plan_table(plan):
 
 
 def writes_table(found):
-    table = table("statement", "variable", "shape", "entries", "before", "after")
+    table = table_of("statement", "variable", "shape", "entries", "before", "after")
     rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before), sample(w.after)) for w in found]
     return filled(table, rows)
 
 
-def table(*columns):
+def table_of(*columns):
     from rich import box
     from rich.table import Table
 

@@ -60,7 +60,7 @@ class _Rewriting:
 
     def __init__(self, split):
         self._split = split
-        self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the names that it reads
+        self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the part that it is of
         self._weights = {}  # id of a layer of a graph → its statements of weights
         self._new = {}  # id of a layer → the new one
         self._old = {}  # id of a new layer → the layer
@@ -92,7 +92,7 @@ class _Rewriting:
             raise UnsupportedError(message).locate(part.span)
         name = named_by(part.text, f"{node.item.name}_{part.kind}")
         layer = ScatterLayer(part.patch, part.constants, name=name, dtype=node.item.dtype_policy)
-        self._inserted[id(node.item), part.kind] = layer, part.reads
+        self._inserted[id(node.item), part.kind] = layer, part
 
     def model(self, model):
         """The model with its parts put in; itself, where nothing inside of it changes."""
@@ -100,14 +100,14 @@ class _Rewriting:
 
         if not isinstance(model, keras.Sequential):
             return self._functional(model)
-        if not any(self._names(layer, kind) for layer in model.layers for kind in KINDS):
+        parts = [self._part(layer, kind) for layer in model.layers for kind in KINDS]
+        if not any(part.reads for part in parts if part is not None):
             return self._sequential(model)
         new = self._functional(model._functional)  # what is read passes by the layers between
         return keras.Model(new.inputs, new.outputs, name=model.name)
 
-    def _names(self, layer, kind):
-        """The activations that are read where the layer is patched."""
-        return self._inserted.get((id(layer), kind), (None, {}))[1]
+    def _part(self, layer, kind):
+        return self._inserted.get((id(layer), kind), (None, None))[1]
 
     def _functional(self, model):
         import keras
@@ -153,17 +153,18 @@ class _Rewriting:
         return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
 
     def _touches(self, layer):
-        read = {id(node.item) for _, names in self._inserted.values() for node, *_ in names.values()}
+        read = {id(node.item) for _, part in self._inserted.values() for node, *_ in part.reads.values()}
         return id(layer) in read or any((id(layer), kind) in self._inserted for kind in KINDS)
 
     def _patched(self, recorded, layer, kind, x):
         import keras
 
-        scatter, names = self._inserted.get((id(layer), kind), (None, {}))
-        if scatter is not None:
+        scatter, part = self._inserted.get((id(layer), kind), (None, None))
+        if part is not None:
             if not isinstance(x, keras.KerasTensor):
-                raise UnsupportedError(f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them")
-            others = [self._recorded(recorded, names[name], layer) for name in scatter.patch.free]
+                message = f"'{part.path}' is not one tensor but a {type(x).__name__} of them"
+                raise UnsupportedError(message).locate(part.span)
+            others = [self._recorded(recorded, part.reads[name], layer) for name in scatter.patch.free]
             x = scatter([x, *others] if others else x)
         key = id(layer), kind
         recorded[key] = None if key in recorded else x

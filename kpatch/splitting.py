@@ -134,9 +134,17 @@ class Split:
 
     def activations(self, selector):
         """The layers whose activation a selector means, and which of the two; no layers where it means weights."""
+        from keras.layers import InputLayer
+
         if isinstance(selector, ast.Implied):
             self._names.place(None)
-        return self.index.activations(selector)
+        nodes, kind = self.index.activations(selector)
+        if any(isinstance(node.item, InputLayer) for node in nodes):
+            message = f"'{selector}' is what the model is given, which no layer computes"
+            raise UnsupportedError(message, notes=["the layers that take it have it as their 'input'"]).locate(
+                selector.span
+            )
+        return nodes, kind
 
     def _add(self, statement):
         """Puts a statement that writes where it belongs."""
@@ -211,6 +219,7 @@ class Split:
             return node
         nodes, kind = self.activations(node.selector)
         if not nodes:
+            self.index.find(node.selector)
             message = f"'{node.selector}' is a weight; what edits an activation reads activations"
             raise UnsupportedError(message).locate(node.span)
         if nodes[0].item is part.node.item and kind == part.kind:

@@ -363,6 +363,37 @@ def test_refused(dense, text):
     assert str(caught.value) == REFUSED[text].replace("\n        ", "\n").strip("\n")
 
 
+REFUSED_OF_MIXED = {
+    "tokens.output = 0": """
+        'tokens.output' is what the model is given, which no layer computes
+          line 1, column 1
+            tokens.output = 0
+            ^^^^^^^^^^^^^
+          the layers that take it have it as their 'input'""",
+    "head.output = poool.output": """
+        no variable 'poool.output'
+          line 1, column 15
+            head.output = poool.output
+                          ^^^^^
+          the model has: embed, bi, attention, norm, pool, inner, head""",
+    "sum.input = 0": """
+        'sum.input' is not one tensor but a list of them
+          line 1, column 1
+            sum.input = 0
+            ^^^^^^^^^""",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED_OF_MIXED)
+def test_refused_of_a_functional_model(mixed, text):
+    if text.startswith("sum"):
+        a = keras.Input((3,))
+        mixed = keras.Model(a, keras.layers.Add(name="sum")([a, a]))
+    with pytest.raises(kpatch.PatchError) as caught:
+        kpatch.rewrite(mixed, text)
+    assert str(caught.value) == REFUSED_OF_MIXED[text].replace("\n        ", "\n").strip("\n")
+
+
 def test_a_binding_that_is_not_used(dense):
     with pytest.raises(kpatch.BindingError, match="'v' is not used"):
         kpatch.rewrite(dense, "dense_1.output = 0", v=1)

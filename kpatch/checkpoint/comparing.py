@@ -90,7 +90,7 @@ class Diff:
         return self.text
 
     def __rich__(self):
-        from kpatch.report import _filled, _table, shape
+        from kpatch.report import filled, shape, table_of
 
         rows = [
             (
@@ -104,7 +104,7 @@ class Diff:
             )
             for each in self.differences
         ]
-        return _filled(_table("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
+        return filled(table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
 
 
 def parts(difference):

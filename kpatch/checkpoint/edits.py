@@ -30,7 +30,7 @@ class Applied:
         self.note = note
 
     def __rich__(self):
-        from kpatch.report import filled, table, shape
+        from kpatch.report import filled, shape, table_of
 
         source = self.plan.patch.source
         rows = [
@@ -44,7 +44,7 @@ class Applied:
             )
             for c in self.changes
         ]
-        return filled(table("statement", "variable", "shape", "entries", "before", "after"), rows)
+        return filled(table_of("statement", "variable", "shape", "entries", "before", "after"), rows)
 
     def __str__(self):
         from kpatch.report import as_text
