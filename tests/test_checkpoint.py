@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -12,10 +13,13 @@ import keras
 import numpy as np
 import pytest
 from checkpoints import MODELS, Encoder, bits, subclassed
+from hypothesis import given
+from hypothesis import strategies as st
 from models import dense, filled
 
 import kpatch
 from kpatch import checkpoint
+from kpatch.checkpoint.archive import Checksum
 from kpatch.errors import BindingError, FileError, PatchError, ResolutionError, UndoError, UnsupportedError
 
 FILES = Path(__file__).with_name("files")
@@ -313,6 +317,20 @@ def test_an_edit_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
     ran = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.splitlines()) == 8
+
+
+@given(st.integers(1, 2000), st.randoms(use_true_random=False))
+def test_the_checksum_follows_replacements_in_any_order(length, random):
+    data = bytearray(random.randbytes(length))
+    checksum = Checksum(zlib.crc32(data), length)
+    for _ in range(random.randrange(1, 9)):
+        at = random.randrange(length)
+        new = random.randbytes(random.randrange(length - at + 1))
+        old, data[at : at + len(new)] = bytes(data[at : at + len(new)]), new
+        checksum.replace(at, old, new)
+        if random.random() < 0.3:
+            assert checksum.value == zlib.crc32(data)
+    assert checksum.value == zlib.crc32(data)
 
 
 def test_a_journal_of_another_file_is_not_played_back(saved):

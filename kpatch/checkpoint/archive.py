@@ -6,6 +6,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from kpatch.errors import FileError, reason
 
 WEIGHTS = "model.weights.h5"
@@ -144,12 +146,21 @@ class Checksum:
     """
 
     def __init__(self, value, length):
-        self.value = value
-        self.length = length
+        self._value = value
+        self._length = length
+        self._difference, self._at = 0, 0  # what has changed up to there, not shifted to the end yet
+
+    @property
+    def value(self):
+        return self._value ^ _shifted(self._difference, self._length - self._at)
 
     def replace(self, at, old, new):
-        difference = _raw(old) ^ _raw(new)
-        self.value ^= _shifted(difference, self.length - at - len(old))
+        end = at + len(old)
+        if end < self._at:  # back: what has changed so far is shifted to the end of the bytes
+            self._value, self._difference, self._at = self.value, 0, end
+        changed = np.frombuffer(old, "uint8") ^ np.frombuffer(new, "uint8")
+        self._difference = _shifted(self._difference, end - self._at) ^ _raw(changed)
+        self._at = end
 
 
 def _raw(data):
