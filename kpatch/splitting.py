@@ -120,10 +120,11 @@ class Split:
                 return ast.Reference(own(self.index.find(node.selector), node), node.span)
             return self._constant(node, place, constants) if type(node) is ast.Binding else node
 
-        statements = []
+        statements, entries = [], {}
+        for statement, entry in weights:
+            entries.setdefault(id(statement), []).append(entry)
         for statement in self.with_lets([statement for statement, _ in weights]):
-            entries = [entry for written, entry in weights if written is statement]
-            for entry in entries or [None]:
+            for entry in entries.get(id(statement), [None]):
                 place = None if entry is None else self._names.of_entry(entry)
                 new = mapped(statement, lambda node, place=place: changed(node, place))
                 if entry is not None:
