@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from kpatch import dtypes, numerics, reductions
-from kpatch.arithmetic import compute, doubt, fold
+from kpatch import dtypes, numerics, ranges, reductions
+from kpatch.arithmetic import compute, doubt, fold, is_planning
 from kpatch.dtypes import is_floating, is_integer, is_signed
-from kpatch.errors import DTypeError, FunctionError, ShapeError, SubscriptError, UnsupportedError
+from kpatch.errors import DTypeError, FunctionError, PatchError, ShapeError, SubscriptError
 from kpatch.indexing import broadcast
 from kpatch.rules import moved, need_lengths, reduction, strong
 from kpatch.shapes import normal_axis
@@ -43,12 +43,11 @@ def _check_dtype(name, indices):
 def _check_bounds(name, x, indices, axis, traced):
     """Refuses indices out of range, and in a compiled function those that could be."""
     length = x.shape[axis]
+    if traced and not is_planning():  # the plan was proved
+        return
     if not indices.weak and (traced or (indices.data is not None and numerics.is_traced(indices.data))):
-        raise UnsupportedError(
-            "an index computed from a tensor cannot be checked inside a compiled function",
-            argument="indices",
-            notes=["a constant index can"],
-        )
+        _prove(x, indices, axis)
+        return
     if indices.data is None or (length is None and x.data is None):
         doubt()
         return
@@ -61,6 +60,15 @@ def _check_bounds(name, x, indices, axis, traced):
     if not -length <= wrong < length:
         count = f"{length} entr{'y' if length == 1 else 'ies'}"
         raise SubscriptError(f"index {wrong} is out of range for axis {axis} with {count}", argument="indices")
+
+
+def _prove(x, indices, axis):
+    """Refuses, while a compiled function is planned, indices that could be out of range."""
+    try:
+        ranges.check(indices, x, axis)
+    except PatchError as error:
+        error.argument = "indices"
+        raise
 
 
 def _extreme(indices, how):
