@@ -113,7 +113,7 @@ def _widest(dtype):
 
 def _with(result, found, axes=()):
     """The result with its range, where its dtype holds that, and with the names of its axes."""
-    if result.weak and result.data is not None:
+    if result.weak and result.data is not None:  # which says more
         return result
     if found is not None:
         widest = _widest(result.dtype)
