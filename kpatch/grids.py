@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from kpatch import indexing, slices
-from kpatch.dtypes import dtype_name
 from kpatch.errors import SubscriptError
 from kpatch.indexing import Unknown, last_wins
 
@@ -89,7 +88,7 @@ def layout(tensor, items):
     from keras import ops
 
     tensors = {position: item for position, item in enumerate(items) if ops.is_tensor(item)}
-    stand_ins = {position: Unknown(tuple(x.shape), dtype_name(x.dtype)) for position, x in tensors.items()}
+    stand_ins = {position: Unknown(tuple(x.shape), "int32") for position, x in tensors.items()}
     grid, members = indexing.layout(tuple(tensor.shape), [stand_ins.get(i, item) for i, item in enumerate(items)])
     lengths = ops.shape(tensor)
     flat = sum(

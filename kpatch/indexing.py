@@ -15,7 +15,6 @@
 import math
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import numpy as np
 
@@ -138,7 +137,7 @@ class Grid:
 
     items: tuple
     shape: tuple
-    flat: Any = None
+    flat: np.ndarray | None = None
     block: tuple = ()
     place: int = 0
     unchecked: int | None = None
