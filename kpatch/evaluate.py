@@ -286,7 +286,8 @@ def _traced_entries(value, items, node, scope):
 
 def traced_selection(data, items):
     """The selection of a tensor's entries by index tensors that are in range."""
-    return grids.layout(data, [item.data if isinstance(item, Value) else item for item in items])
+    given = {position: item.data for position, item in enumerate(items) if isinstance(item, Value)}
+    return grids.layout(data, items, given)
 
 
 def prove(value, items, nodes):

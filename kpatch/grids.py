@@ -83,13 +83,13 @@ class Span:
         return ops.clip(place, 0, count), held
 
 
-def layout(tensor, items):
-    """The grid that items make among which are tensors of integers, in range."""
+def layout(tensor, items, tensors):
+    """The grid that items make; `tensors` are those of them that are tensors of integers in range, by position."""
     from keras import ops
 
-    tensors = {position: item for position, item in enumerate(items) if ops.is_tensor(item)}
-    stand_ins = {position: Unknown(tuple(x.shape), "int32") for position, x in tensors.items()}
-    grid, members = indexing.layout(tuple(tensor.shape), [stand_ins.get(i, item) for i, item in enumerate(items)])
+    stand_ins = {position: Unknown(tuple(index.shape), "int32") for position, index in tensors.items()}
+    known = [stand_ins.get(position, item) for position, item in enumerate(items)]
+    grid, members = indexing.layout(tuple(tensor.shape), known)
     lengths = ops.shape(tensor)
     flat = sum(
         _from_start(tensors.get(position, value), lengths[axis]) * grid.stride(axis, lengths)
