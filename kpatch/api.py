@@ -77,7 +77,7 @@ def edit(x, patch, /, **bindings):
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries
     left alone and to the values. Compiled, values cannot be looked at, so a conversion that could lose must be
-    written as `cast`, and an index computed from a tensor is refused unless it is a mask.
+    written as `cast`, and an index tensor must be certain to be in range, as `argmax`, `% n` and `clip` are.
 
     Args:
         x: a tensor, or what `keras.ops.convert_to_tensor` takes, of a known shape.

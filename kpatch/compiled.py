@@ -12,10 +12,10 @@ import numpy as np
 
 from kpatch import execute, planner
 from kpatch.bindings import Bindings
-from kpatch.dtypes import NUMPY, Value, dtype_name, tensor
+from kpatch.dtypes import NUMPY, dtype_name, tensor
 from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.indexing import Grid
-from kpatch.names import Place, TensorNames
+from kpatch.names import Place, TensorNames, unknown
 from kpatch.syntax import as_patch, ast, parse
 
 _numbers = itertools.count()
@@ -96,7 +96,7 @@ class TensorPatch(Holder):
         for known, planned in self._plans:
             if _covers(known, specs):
                 return planned
-        values = {name: Value(kind, tuple(lengths)) for name, (lengths, kind) in specs.items() if name != "_"}
+        values = {name: unknown(f"${name}", kind, tuple(s)) for name, (s, kind) in specs.items() if name != "_"}
         names = self._names(spec, values)
         planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
         self._refuse_unchecked(planned)

@@ -10,7 +10,8 @@ The table does not depend on the backend or on `floatx`:
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +41,8 @@ class Value:
         data: a backend tensor; of a literal a NumPy array (int64, uint64, float64 or bool); `None` while planning.
         weak: made of literals only. (Its data is unknown only where a shape is: `shape(x)` with a free axis.)
         is_list: written as a list, or `shape(x)`: compares by `==` and `!=` to one boolean.
+        range: the `ranges.Range` of its entries, while a compiled function is planned and one is known.
+        axes: then, the names of its unknown lengths, one for each axis, `None` where there is none; or `()`.
     """
 
     dtype: str
@@ -47,6 +50,8 @@ class Value:
     data: object = None
     weak: bool = False
     is_list: bool = False
+    range: Any = field(default=None, repr=False)
+    axes: tuple = field(default=(), repr=False)
 
 
 def is_integer(dtype):

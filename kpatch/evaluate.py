@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, functions, indexing, tensors
+from kpatch import arithmetic, functions, grids, indexing, ranges, tensors
 from kpatch.dtypes import MAX_SIZE, Value, constant, literal, tensor
 from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, UnsupportedError
 from kpatch.syntax import ast
 
+MAX_BLOCK = 2**31 - 1  # entries of the axes that an index tensor stands for: offsets among them are int32
 CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
 
 
@@ -57,6 +58,11 @@ class Scope:
                     f"the results of a statement, and of the 'let's before it, grow by over {MAX_SIZE} entries"
                 )
         return result
+
+    @property
+    def proves(self):
+        """Whether a compiled function is planned, so that ranges are worked out."""
+        return self.traced and arithmetic.is_planning()
 
     def with_implied(self, value):
         return replace(self, implied=value)
@@ -153,7 +159,7 @@ def _list(node, scope):
     items = [evaluate(item, scope) for item in node.items]
     if all(item.weak and item.data is not None for item in items):
         return literal([item.data.tolist() for item in items])
-    return functions.call("stack", [items], {})
+    return functions.call("stack", [items], {}, scope.traced)
 
 
 def _implied(node, scope):
@@ -173,13 +179,16 @@ def _local(node, scope):
 
 
 def _unary(node, scope):
-    return arithmetic.unary(node.op, evaluate(node.operand, scope))
+    operand = evaluate(node.operand, scope)
+    result = arithmetic.unary(node.op, operand)
+    return ranges.unary(result, node.op, operand) if scope.proves else result
 
 
 def _binary(node, scope):
     left, right = evaluate(node.left, scope), evaluate(node.right, scope)
     result = _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right, scope.traced)
-    return scope.account(result, (left, right))
+    result = scope.account(result, (left, right))
+    return ranges.binary(result, node.op, left, right) if scope.proves else result
 
 
 def _compare(node, scope):
@@ -189,10 +198,12 @@ def _compare(node, scope):
     for i, op in enumerate(node.ops):
         link = _at_arguments(node.operands[i : i + 2], arithmetic.compare, op, values[i], values[i + 1])
         result = link if result is None else arithmetic.binary("and", result, link)
-    return result
+    return ranges.compare(result, values) if scope.proves else result
 
 
 def _call(node, scope):
+    if scope.traced and (places := _places_along(node, scope)) is not None:
+        return places
     positional = [a for a in node.arguments if a.name is None]
     named = {a.name: a for a in node.arguments if a.name is not None}
     at = {**dict(enumerate(positional)), **named}
@@ -205,6 +216,24 @@ def _call(node, scope):
     except PatchError as error:
         faulty = at.get(error.argument)
         raise error.locate(faulty and faulty.span) from None
+
+
+def _places_along(node, scope):
+    """`arange(shape(x)[i])`, inside a compiled function, where the length may be unknown; of other calls `None`."""
+    match node:
+        case ast.Call("arange", (ast.Argument(None, ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),))),)):
+            x = None if isinstance(of.value, ast.String) else evaluate(of.value, scope)
+        case _:
+            return None
+    if x is None or not -len(x.shape) <= axis < len(x.shape):
+        return None
+    if (length := x.shape[axis]) is not None:
+        return scope.account(functions.call("arange", [literal(length)], traced=scope.traced), [x])
+    if scope.proves:
+        return ranges.places(x, axis)
+    from keras import ops
+
+    return tensor(ops.arange(ops.shape(x.data)[axis], dtype="int32"))
 
 
 def _argument(function, key, node, scope):
@@ -221,13 +250,18 @@ def _argument(function, key, node, scope):
 def _subscript(node, scope):
     value = evaluate(node.value, scope)
     items = index_items(node.index, scope.with_implied(value))
+    if scope.traced and not known(items):
+        return _traced_entries(value, items, node, scope)
+    result = _entries(value, items, node, scope)
+    return ranges.entries(result, value, items) if scope.proves else result
+
+
+def _entries(value, items, node, scope):
     if value.data is None or any(isinstance(item, Value) and item.data is None for item in items):
         weak = value.weak and all(item.weak for item in items if isinstance(item, Value))
         if any(isinstance(item, Value) and item.data is None and item.dtype != "bool" for item in items):
             arithmetic.doubt()  # whether it is in range
         return Value(value.dtype, infer(value.shape, items, node.index), None, weak)
-    if scope.traced and not known(items):
-        refuse_traced_index(items, node.index)
     selection = select(value.shape, items, node.index)
     if scope.read is not None and type(node.value) in (ast.Reference, ast.Binding):
         return scope.read(node.value, scope.target, selection)
@@ -242,12 +276,52 @@ def entries(value, selection):
     return tensor(tensors.take(value.data, selection))
 
 
-def refuse_traced_index(items, nodes):
-    at = next(node for item, node in zip(items, nodes, strict=True) if isinstance(item, Value))
-    raise UnsupportedError(
-        "an index computed from a tensor cannot be checked inside a compiled function",
-        notes=["a mask of the whole tensor can be assigned to, a constant index anywhere"],
-    ).locate(at.span)
+def _traced_entries(value, items, node, scope):
+    """Entries by index tensors, inside a compiled function."""
+    if scope.proves:
+        prove(value, items, node.index)
+        return ranges.entries(Value(value.dtype, infer(value.shape, items, node.index)), value, items)
+    return tensor(tensors.take(value.data, traced_selection(value.data, items)))
+
+
+def traced_selection(data, items):
+    """The selection of a tensor's entries by index tensors that are in range."""
+    given = {position: item.data for position, item in enumerate(items) if isinstance(item, Value)}
+    return grids.layout(data, items, given)
+
+
+def prove(value, items, nodes):
+    """Refuses, while a compiled function is planned, index tensors that could be out of range."""
+    if value.weak:
+        raise UnsupportedError(
+            "a list is not indexed by a tensor inside a compiled function",
+            notes=['cast([...], "float32") makes a tensor of it'],
+        )
+    _refuse_masks(items, nodes)
+    grid, members = _at_items(indexing.layout, value.shape, [_without_values(item) for item in items], nodes)
+    axes = [axis for axis, item in enumerate(grid.items) if item is None]
+    if math.prod(value.shape[axis] or 1 for axis in axes) > MAX_BLOCK:
+        raise LimitError(f"an index tensor into more than {MAX_BLOCK} entries").locate(nodes[members[0][2]].span)
+    for axis in axes:
+        position = next(position for last, _, position in members if last >= axis)  # a mask's last axis is given
+        _at(nodes[position].span, ranges.check, items[position], value, axis)
+
+
+def _refuse_masks(items, nodes):
+    for item, node in zip(items, nodes, strict=True):
+        if isinstance(item, Value) and item.dtype == "bool":
+            raise UnsupportedError(
+                "how many entries a mask selects is not known inside a compiled function",
+                notes=["a mask of the whole tensor, or of its first axes, can be assigned to; where(mask, a, b) reads"],
+            ).locate(node.span)
+
+
+def _at(span, function, *args):
+    """Calls a check of the part at `span`."""
+    try:
+        return function(*args)
+    except PatchError as error:
+        raise error.locate(span) from None
 
 
 def _named(node, scope):

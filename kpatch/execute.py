@@ -8,7 +8,7 @@ import numpy as np
 
 from kpatch import evaluate as ev
 from kpatch import indexing, planner, tensors
-from kpatch.dtypes import tensor
+from kpatch.dtypes import Value, tensor
 from kpatch.errors import ExecutionError, PatchError, UndoError
 from kpatch.names import Place
 from kpatch.planner import AssertStep, EditStep, LetStep
@@ -108,8 +108,10 @@ def dynamic_selection(step, store, scope):
     if step.mask is not None and (view := store.view(place)) is not None:
         return _masked(step.mask.mask(view, scope.with_implied(tensor(store.value(place)))), step)
     items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
-    if scope.traced:  # the plan allows no other index
-        return indexing.Mask(_over_rows(items[0].data, len(place.shape)), place.shape)
+    if scope.traced:
+        if type(items[0]) is Value and items[0].dtype == "bool":  # the only item: the plan allows no other mask
+            return indexing.Mask(_over_rows(items[0].data, len(place.shape)), place.shape)
+        return ev.traced_selection(store.value(place), items)
     if not planner.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
     return _masked(items[0].data, step)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, dtypes, gather, linalg, products, randoms, rules
+from kpatch import arithmetic, dtypes, gather, linalg, products, randoms, ranges, rules
 from kpatch.dtypes import constant
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.table import TABLE
@@ -82,13 +82,15 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
         arguments = {
             parameter: _kind(function, parameter)(function, parameter, value) for parameter, (_, value) in given.items()
         }
-        defaults = {p: d for p, d in _parameters(name).items() if p not in given}
+        arguments = {parameter: arguments.get(parameter, default) for parameter, default in _parameters(name).items()}
         needs = _CONTEXT.get(function.group)
         extra = {needs: {"traced": traced, "stream": stream}[needs]} if needs else {}
-        return RULES[function.group](name, **{**defaults, **arguments}, **extra)
+        result = RULES[function.group](name, **arguments, **extra)
     except PatchError as error:
         error.argument = _place(function, error.argument, places)
         raise
+    proves = traced and arithmetic.is_planning()
+    return ranges.called(name, result, arguments, is_elementwise(name)) if proves else result
 
 
 def _place(function, argument, places):

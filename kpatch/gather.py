@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from kpatch import dtypes, numerics, reductions
-from kpatch.arithmetic import compute, doubt, fold
+from kpatch import dtypes, numerics, ranges, reductions
+from kpatch.arithmetic import compute, doubt, fold, is_planning
 from kpatch.dtypes import is_floating, is_integer, is_signed
-from kpatch.errors import DTypeError, FunctionError, ShapeError, SubscriptError, UnsupportedError
+from kpatch.errors import DTypeError, FunctionError, PatchError, ShapeError, SubscriptError
 from kpatch.indexing import broadcast
 from kpatch.rules import moved, need_lengths, reduction, strong
 from kpatch.shapes import normal_axis
@@ -28,8 +28,7 @@ def pick(name, x, k=0, indices=None, axis=None, traced=False):
     if x.weak and indices.weak:
         return fold(shape, lambda a, i: getattr(np, name)(a, _places(i), axis=axis), x, indices, dtype=x.dtype)
     x = strong(x)[0] if x.weak else x
-    length = x.shape[axis]
-    return compute(x.dtype, shape, lambda a, i: _PICKS[name](a, _normal(i, length), axis, x.dtype), x, indices)
+    return compute(x.dtype, shape, lambda a, i: _PICKS[name](a, _normal(i, a, axis), axis, x.dtype), x, indices)
 
 
 def _check_dtype(name, indices):
@@ -44,11 +43,9 @@ def _check_bounds(name, x, indices, axis, traced):
     """Refuses indices out of range, and in a compiled function those that could be."""
     length = x.shape[axis]
     if not indices.weak and (traced or (indices.data is not None and numerics.is_traced(indices.data))):
-        raise UnsupportedError(
-            "an index computed from a tensor cannot be checked inside a compiled function",
-            argument="indices",
-            notes=["a constant index can"],
-        )
+        if is_planning() or not traced:  # when it runs, it has been proved
+            _prove(x, indices, axis)
+        return
     if indices.data is None or (length is None and x.data is None):
         doubt()
         return
@@ -63,6 +60,15 @@ def _check_bounds(name, x, indices, axis, traced):
         raise SubscriptError(f"index {wrong} is out of range for axis {axis} with {count}", argument="indices")
 
 
+def _prove(x, indices, axis):
+    """Refuses, while a compiled function is planned, indices that could be out of range."""
+    try:
+        ranges.check(indices, x, axis)
+    except PatchError as error:
+        error.argument = "indices"
+        raise
+
+
 def _extreme(indices, how):
     """The smallest or the largest index, as Python's integer."""
     if indices.weak:
@@ -75,15 +81,17 @@ def _places(indices):
     return indices.astype("int64")
 
 
-def _normal(indices, length):
-    """Checked indices, none of them negative, as int32."""
+def _normal(indices, x, axis):
+    """Checked indices along an axis of `x`, none of them negative, as int32."""
+    from keras import ops
+
+    length = ops.shape(x)[axis]
     if isinstance(indices, np.ndarray) and indices.dtype.kind in "iu":
         indices = indices.astype("int64")
         indices = np.where(indices < 0, indices + length, indices)
         return numerics.as_tensor(indices.astype("int32"), "int32")
     indices = numerics.recast(indices, "int32")
-    zero = numerics.scalar(0, "int32")
-    return numerics.where(indices < zero, indices + numerics.scalar(length, "int32"), indices, "int32")
+    return ops.where(indices < 0, indices + length, indices)
 
 
 def _taken_shape(shape, indices, axis):
@@ -113,19 +121,17 @@ def _take_along(x, indices, axis, dtype):
     """Both are first repeated to one shape beside the axis: the backends differ in whether they do so."""
     from keras import ops
 
-    inner, places = tuple(x.shape), tuple(indices.shape)
-    rest = broadcast([(*shape[:axis], 1, *shape[axis + 1 :]) for shape in (inner, places)])
-    inner, places = ((*rest[:axis], shape[axis], *rest[axis + 1 :]) for shape in (inner, places))
-    indices = _spread(indices, places)
-    return numerics.carried(lambda part: ops.take_along_axis(_spread(part, inner), indices, axis=axis), dtype, x)
+    spread = _spread(indices, x, axis)
+    return numerics.carried(lambda part: ops.take_along_axis(_spread(part, indices, axis), spread, axis=axis), dtype, x)
 
 
-def _spread(x, shape):
+def _spread(x, other, axis):
+    """The tensor repeated to the lengths of another beside the axis, where its own are 1."""
     from keras import ops
 
-    if tuple(x.shape) == shape:
-        return x
-    return ops.tile(x, [1 if a == b else b for a, b in zip(x.shape, shape, strict=True)])
+    lengths = enumerate(zip(x.shape, ops.shape(other), strict=True))
+    repeats = [theirs if own == 1 and place != axis else 1 for place, (own, theirs) in lengths]
+    return x if all(isinstance(count, int) and count == 1 for count in repeats) else ops.tile(x, repeats)
 
 
 _SHAPES = {"take": _taken_shape, "take_along_axis": _along_shape}

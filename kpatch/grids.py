@@ -3,16 +3,20 @@
 A read is a slice and one `take`. A write of slices is a copy and a write into it; with steps or index arrays it is one
 `where` between the tensor and the values, spread out to its axes. The mask is a small constant vector for each axis
 that is not taken whole, so that compilers fuse it. Either way the gradient of what is overwritten is exactly zero.
+
+Index arrays may be tensors of a graph, which are in range: the planner has proved it. Where entries repeat, the last
+of each is found by a maximum over segments, which has one result on every backend, as a scatter of values has not.
 """
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 
-from kpatch import slices
+from kpatch import indexing, slices
 from kpatch.errors import SubscriptError
-from kpatch.indexing import last_wins
+from kpatch.indexing import Unknown, last_wins
 
 
 class Span:
@@ -79,6 +83,30 @@ class Span:
         return ops.clip(place, 0, count), held
 
 
+def layout(tensor, items, tensors):
+    """The grid that items make; `tensors` are those of them that are tensors of integers in range, by position."""
+    from keras import ops
+
+    stand_ins = {position: Unknown(tuple(index.shape), "int32") for position, index in tensors.items()}
+    known = [stand_ins.get(position, item) for position, item in enumerate(items)]
+    grid, members = indexing.layout(tuple(tensor.shape), known)
+    lengths = ops.shape(tensor)
+    flat = sum(
+        _from_start(tensors.get(position, value), lengths[axis]) * grid.stride(axis, lengths)
+        for axis, value, position in members
+    )
+    block = ops.shape(flat) if None in grid.block else grid.block
+    return dataclasses.replace(grid, flat=ops.reshape(flat, (-1,)), block=tuple(block))
+
+
+def _from_start(index, length):
+    """The index as a tensor of int32, no entry negative."""
+    from keras import ops
+
+    index = ops.cast(index, "int32")
+    return ops.where(index < 0, index + length, index)
+
+
 def take(tensor, grid):
     """The entries of the grid, as a tensor of the shape that they make."""
     from keras import ops
@@ -108,12 +136,13 @@ def _take_block(tensor, grid):
     from keras import ops
 
     axes, others = _block_axes(grid)
-    if axes == [grid.place] and len(grid.block) == 1:
-        return ops.take(tensor, grid.flat, axis=grid.place)
+    flat = ops.reshape(grid.flat, grid.block)
+    if axes == [grid.place]:
+        return ops.take(tensor, flat, axis=grid.place)
     lengths = ops.shape(tensor)
     rest = [lengths[axis] for axis in others]
     rows = ops.reshape(ops.transpose(tensor, (*axes, *others)), (math.prod(lengths[axis] for axis in axes), *rest))
-    taken = ops.reshape(ops.take(rows, grid.flat, axis=0), (*grid.block, *rest))
+    taken = ops.take(rows, flat, axis=0)
     made = range(len(grid.block))
     return ops.moveaxis(taken, tuple(made), tuple(grid.place + i for i in made)) if grid.block else taken
 
@@ -122,6 +151,8 @@ def replace(tensor, grid, values):
     """A new tensor with the entries of the grid replaced; `values` broadcasts to them."""
     from keras import ops
 
+    if 0 in grid.shape:
+        return ops.copy(tensor)
     spans = _spans(tensor, grid)
     values = ops.reshape(values, (*[1] * (len(grid.shape) - len(values.shape)), *ops.shape(values)))
     held = []
@@ -156,17 +187,38 @@ def _on_axes(values, grid, tensor, held):
         dropped = tuple(axis for axis, item in enumerate(grid.items) if type(item) is int)
         return ops.expand_dims(values, dropped) if dropped else values
     axes, others = _block_axes(grid)
-    sizes = tuple(tensor.shape[axis] for axis in axes)
-    mask = np.zeros(math.prod(sizes), bool)
-    mask[grid.flat] = True
-    held.append(mask.reshape([1 if axis in others else tensor.shape[axis] for axis in range(len(grid.items))]))
-    values = _over_block(values, grid, sizes)
+    lengths = ops.shape(tensor)
+    sizes = tuple(lengths[axis] for axis in axes)
+    last = _last_of_each(grid.flat, math.prod(sizes))
+    held.append(_shaped(last >= 0, [1 if axis in others else length for axis, length in enumerate(lengths)]))
+    values = _over_block(values, grid, sizes, last)
     order = [*others, *axes]
     return ops.transpose(values, tuple(order.index(axis) for axis in range(len(order))))
 
 
-def _over_block(values, grid, sizes):
-    """The values with the block's dimensions last, one for each of its axes, of these sizes or of 1."""
+def _last_of_each(flat, size):
+    """For each entry of a block, the place in `flat` of the last offset that means it, or −1."""
+    if isinstance(flat, np.ndarray):
+        places, last = np.full(size, -1, "int32"), last_wins(flat)
+        places[flat[last]] = last
+        return places
+    from keras import backend, ops
+
+    if flat.shape[0] == 1:
+        return ops.where(ops.arange(size, dtype="int32") == flat, 0, -1)
+    places = ops.arange(ops.shape(flat)[0], dtype="int32")
+    if backend.backend() == "torch":  # where Keras takes the maximum in float32
+        empty = flat.new_full((size,), -1, dtype=places.dtype)
+        return empty.scatter_reduce(0, flat.long(), places, "amax")
+    return ops.segment_max(places, flat, num_segments=size)
+
+
+def _over_block(values, grid, sizes, last):
+    """The values with the block's dimensions last, one for each of its axes, of these sizes or of 1.
+
+    Args:
+        last: where among the block's dimensions, in one row, the value of each entry is, or −1.
+    """
     from keras import ops
 
     after = grid.place + len(grid.block)
@@ -177,11 +229,9 @@ def _over_block(values, grid, sizes):
     values = ops.broadcast_to(values, (*lengths[: grid.place], *grid.block, *lengths[after:]))
     made = range(len(grid.block))
     values = ops.moveaxis(values, tuple(grid.place + i for i in made), tuple(i - len(made) for i in made))
-    sources = np.zeros(math.prod(sizes), "int32")
-    last = last_wins(grid.flat)
-    sources[grid.flat[last]] = last
-    values = ops.take(ops.reshape(values, (*rest, len(grid.flat))), sources, axis=-1)
-    return ops.reshape(values, (*rest, *sizes))
+    values = ops.reshape(values, (*rest, math.prod(grid.block)))
+    sources = last.clip(0) if isinstance(last, np.ndarray) else ops.maximum(last, 0)
+    return ops.reshape(ops.take(values, sources, axis=-1), (*rest, *sizes))
 
 
 def _spread(values, axis, span, places):
@@ -207,7 +257,10 @@ def _padding(values, axis, before, after):
 
 def _along(mask, axis, count):
     """The mask of an axis, beside the other axes."""
-    shape = [-1 if a == axis else 1 for a in range(count)]
+    return _shaped(mask, [-1 if a == axis else 1 for a in range(count)])
+
+
+def _shaped(mask, shape):
     if isinstance(mask, np.ndarray):
         return mask.reshape(shape)
     from keras import ops

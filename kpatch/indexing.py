@@ -13,7 +13,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -127,6 +127,7 @@ class Grid:
     `items` holds a slice or an integer for each axis, as they were written, and `None` for the axes of `block`: those
     of index arrays, which together take the offsets `flat`, counted along these axes. The dimensions that they make,
     `block`, stand at `place` in the result. `unchecked` is the position of an integer on an axis of unknown length.
+    Where index arrays are tensors, `flat` is one too, and lengths in `block` may be.
 
     Example:
         >>> grid = select((None, 4, 5), (slice(1, None), np.array([0, 3]), -1))
@@ -142,6 +143,10 @@ class Grid:
     unchecked: int | None = None
 
     size = None
+
+    def stride(self, axis, lengths):
+        """By how much an index on an axis of the block counts among the offsets; `lengths` are the tensor's."""
+        return math.prod(lengths[later] for later in range(axis + 1, len(lengths)) if self.items[later] is None)
 
 
 class PackedMask(Mask):
@@ -238,6 +243,25 @@ def infer(shape, items):
     _, _, result = _arrange(parts)
     _bound(shape, result, parts)
     return result
+
+
+def layout(shape, items):
+    """The `Grid` that index arrays make, without its offsets, and what those are computed from.
+
+    That is `(axis, value, position of the item)` for each integer and index array: a value that is in range and not
+    negative, or for an `Unknown` what stands for it.
+
+    Example:
+        >>> grid, members = layout((2, 4, 5), (1, slice(None), Unknown((3,), "int32")))
+        >>> grid.items, grid.shape, members
+        ((None, slice(None, None, None), None), (3, 4), [(0, 1, 0), (2, Unknown(shape=(3,), dtype='int32'), 2)])
+    """
+    parts = _resolve(shape, items)
+    taken = _whole_axes(parts, items)
+    before, _, result = _arrange(parts)
+    axes = tuple(taken.get(axis) for axis in range(len(shape)))
+    members = [(axis, value, position) for value, axis, position in parts if type(value) is not list]
+    return Grid(axes, result, None, _block(parts), len(before)), members
 
 
 def fit(value_shape, selection_shape):
@@ -498,25 +522,28 @@ def _region(shape, parts):
 
 def _grid(shape, items):
     parts = _resolve(shape, items)
+    arrays = [position for value, _, position in parts if type(value) in _ARRAYS]
+    if not arrays:
+        taken = _whole_axes(parts, items)
+        taken.update((axis, items[position]) for value, axis, position in parts if type(value) is not list)
+        unchecked = next((position for value, _, position in parts if value is None), None)
+        return Grid(tuple(taken[axis] for axis in range(len(shape))), infer(shape, items), unchecked=unchecked)
+    grid, members = layout(shape, items)
+    for axis, length in enumerate(shape):
+        if grid.items[axis] is None and length is None:
+            raise UnsupportedError(f"an index array on axis {axis}, whose length is not known", argument=arrays[0])
+    offsets = sum(value * grid.stride(axis, shape) for axis, value, _ in members)
+    return replace(grid, flat=np.broadcast_to(offsets, grid.block).reshape(-1))
+
+
+def _whole_axes(parts, items):
+    """The axes that slices and `...` take, and the slice of each."""
     taken = {}
     for value, axis, position in parts:
         if type(value) is list:
             item = slice(None) if position is None or items[position] is Ellipsis else items[position]
             taken.update((axis + i, item) for i in range(len(value)))
-    arrays = [position for value, _, position in parts if type(value) in _ARRAYS]
-    if not arrays:
-        taken.update((axis, items[position]) for value, axis, position in parts if type(value) is not list)
-        unchecked = next((position for value, _, position in parts if value is None), None)
-        return Grid(tuple(taken[axis] for axis in range(len(shape))), infer(shape, items), unchecked=unchecked)
-    for axis, length in enumerate(shape):
-        if axis not in taken and length is None:
-            raise UnsupportedError(f"an index array on axis {axis}, whose length is not known", argument=arrays[0])
-    strides = [math.prod(shape[a] for a in range(axis + 1, len(shape)) if a not in taken) for axis in range(len(shape))]
-    block = _block(parts)
-    offsets = sum(value * strides[axis] for value, axis, _ in parts if type(value) is not list)
-    before, _, result = _arrange(parts)
-    items = tuple(taken.get(axis) for axis in range(len(shape)))
-    return Grid(items, result, np.broadcast_to(offsets, block).reshape(-1), block, len(before))
+    return taken
 
 
 def _positions(shape, parts):

@@ -16,7 +16,8 @@ class ScatterLayer(keras.layers.Layer):
     """Edits the tensor that flows through it, as `kpatch.edit` does.
 
     The patch is checked when the layer is made and built. Lengths may be unknown (batch, sequence): an index on a
-    known axis is planned once, and what depends on the others is computed in the graph. An integer on an axis of
+    known axis is planned once, and what depends on the others is computed in the graph. An index computed from the
+    tensor must be certain to be in range, as `argmax`, `% n` and `clip` are. An integer on an axis of
     unknown length is checked when the length is known; on tensorflow, which never says, it is refused: a slice will
     do. Gradients flow to the entries left alone and to the values; those of overwritten entries are exactly zero.
 

@@ -28,7 +28,7 @@ class Place:
 
     def unknown(self):
         """The place's value while planning."""
-        return Value(self.dtype, self.shape, None)
+        return unknown(self.path, self.dtype, self.shape)
 
     def __repr__(self):
         return f"{self.path} {self.shape} {self.dtype}"
@@ -39,6 +39,12 @@ def place_of(variable, path, entry=None):
     held = getattr(variable, "_value", None)
     dtype = variable.dtype if held is None else dtype_name(held.dtype)
     return Place(path, tuple(variable.shape), dtype, variable, entry)
+
+
+def unknown(path, dtype, shape):
+    """The value of a tensor while planning; each length that is not known has a name of its own."""
+    axes = tuple((path, axis) if length is None else None for axis, length in enumerate(shape))
+    return Value(dtype, shape, axes=axes if None in shape else ())
 
 
 class Names:

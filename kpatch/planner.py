@@ -247,7 +247,7 @@ def plan_edit(statement, place, stream, scope):
 
 def _planned_edit(statement, place, stream, scope):
     selection, shape, masked = _selected(statement, place, scope)
-    implied = Value(place.dtype, shape, None)
+    implied = place.unknown() if statement.target.index is None else Value(place.dtype, shape, None)
     if masked and scope.traced:
         implied = _implied_under_mask(statement, place, scope)
         shape = place.shape
@@ -308,7 +308,7 @@ def _selected(statement, place, scope):
     if not masked:
         arithmetic.doubt()
     if scope.traced and not masked:
-        ev.refuse_traced_index(items, nodes)
+        ev.prove(place.unknown(), items, nodes)
     return None, ev.infer(place.shape, items, nodes), masked
 
 

@@ -91,12 +91,13 @@ def test_gradient():
 
 
 REFUSED = {
-    "_[argmax(_)] = 0": (
-        "an index computed from a tensor cannot be checked inside a compiled function\n"
+    "_[cast(_, 'int32')] = 0": (
+        "a compiled function cannot check that this index is in range for axis 0 with 3 entries\n"
         "  line 1, column 3\n"
-        "    _[argmax(_)] = 0\n"
-        "      ^^^^^^^^^\n"
-        "  a mask of the whole tensor can be assigned to, a constant index anywhere"
+        "    _[cast(_, 'int32')] = 0\n"
+        "      ^^^^^^^^^^^^^^^^\n"
+        "  nothing is known of its entries, but that they are int32\n"
+        "  clip(..., 0, 2) is in range, and so is ... % 3"
     ),
     "_[_ > 1] = sum(_)": (
         "under a mask in a compiled function the value is a scalar or element-wise in '_'\n"

@@ -368,11 +368,12 @@ REFUSED = {
             dense.kernel = 0
             ^^^^^^^^^^^^""",
     "_[argmax(_)] = 0": """
-        an index computed from a tensor cannot be checked inside a compiled function
+        a compiled function cannot check that this index is in range for axis 0, whose length is not known
           line 1, column 3
             _[argmax(_)] = 0
               ^^^^^^^^^
-          a mask of the whole tensor can be assigned to, a constant index anywhere""",
+          nothing is known of its entries, but that they are int32
+          argmax, argmin and argsort along that axis are in range, and so is arange(shape(...)[0])""",
     "_[_ > 0] = sum(_)": """
         under a mask in a compiled function the value is a scalar or element-wise in '_'
           line 1, column 12
