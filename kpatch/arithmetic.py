@@ -177,21 +177,23 @@ class Planning:
 
     Attributes:
         doubtful: something can be checked only when the values are known.
+        traced: a compiled function is planned.
     """
 
-    __slots__ = ("doubtful",)
+    __slots__ = ("doubtful", "traced")
 
-    def __init__(self):
+    def __init__(self, traced):
         self.doubtful = False
+        self.traced = traced
 
 
 _planning: contextvars.ContextVar[Planning | None] = contextvars.ContextVar("planning", default=None)
 
 
 @contextlib.contextmanager
-def planning():
+def planning(traced=False):
     """While it lasts nothing is computed, not even `zeros([1000000])`, which needs no tensor. Gives the `Planning`."""
-    found = Planning()
+    found = Planning(traced)
     token = _planning.set(found)
     try:
         yield found
@@ -209,6 +211,14 @@ def doubt():
 def is_planning():
     """Whether what a patch would do is being planned."""
     return _planning.get() is not None
+
+
+def stays_unknown():
+    """Whether a length that is unknown while planning still is when the patch runs: in tensorflow's graphs."""
+    from keras import backend
+
+    found = _planning.get()
+    return found is not None and found.traced and backend.backend() == "tensorflow"
 
 
 def compute(dtype, shape, function, *operands, to=None):

@@ -218,15 +218,22 @@ def _call(node, scope):
         raise error.locate(faulty and faulty.span) from None
 
 
+def _axis(node, scope):
+    """The tensor and the axis of `shape(x)[i]`, inside a compiled function; of other expressions `None`."""
+    match node:
+        case ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),)) if not isinstance(of.value, ast.String):
+            x = evaluate(of.value, scope)
+            return (x, axis) if -len(x.shape) <= axis < len(x.shape) else None
+    return None
+
+
 def _places_along(node, scope):
     """`arange(shape(x)[i])`, inside a compiled function, where the length may be unknown; of other calls `None`."""
     match node:
-        case ast.Call("arange", (ast.Argument(None, ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),))),)):
-            x = None if isinstance(of.value, ast.String) else evaluate(of.value, scope)
+        case ast.Call("arange", (ast.Argument(None, count),)) if found := _axis(count, scope):
+            x, axis = found
         case _:
             return None
-    if x is None or not -len(x.shape) <= axis < len(x.shape):
-        return None
     if (length := x.shape[axis]) is not None:
         return scope.account(functions.call("arange", [literal(length)], traced=scope.traced), [x])
     if scope.proves:
@@ -248,6 +255,8 @@ def _argument(function, key, node, scope):
 
 
 def _subscript(node, scope):
+    if scope.traced and (found := _axis(node, scope)) and found[0].shape[found[1]] is not None:
+        return literal(found[0].shape[found[1]])
     value = evaluate(node.value, scope)
     items = index_items(node.index, scope.with_implied(value))
     if scope.traced and not known(items):

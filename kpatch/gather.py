@@ -46,11 +46,11 @@ def _check_bounds(name, x, indices, axis, traced):
         if is_planning() or not traced:  # when it runs, it has been proved
             _prove(x, indices, axis)
         return
-    if indices.data is None or (length is None and x.data is None):
-        doubt()
-        return
     if length is None:
         need_lengths(name, x)
+    if indices.data is None or length is None:
+        doubt()
+        return
     if 0 in indices.shape:
         return
     low, high = (_extreme(indices, how) for how in ("min", "max"))
@@ -150,7 +150,7 @@ def _top(x, k):
     shape = (*x.shape[:-1], k)
     if x.weak:
         return fold(shape, lambda a: _largest_literals(a, k), x, dtype=x.dtype)
-    if length is None and x.data is not None:
+    if length is None:
         need_lengths("top_k", x)
     return compute(x.dtype, shape, lambda a: _largest(a, k, x.dtype), x)
 

@@ -53,9 +53,8 @@ def factor(name, x=None, a=None, b=None):
 def _computed(name, shape, *operands):
     """The `Value` that a kernel makes of the operands, in one float dtype."""
     dtypes.check_size(shape, *operands)
-    if all(value.data is not None for value in operands):
-        need_lengths(name, *operands)
-    else:
+    need_lengths(name, *operands)
+    if any(value.data is None for value in operands):
         doubt()
     run = functools.partial(_run, name)
     if all(value.weak for value in operands):

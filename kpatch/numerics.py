@@ -599,6 +599,14 @@ def concatenate(tensors, axis, dtype):
     return carried(lambda *parts: ops.concatenate(parts, axis=axis), dtype, *tensors)
 
 
+def lengths(name, a):
+    """What `shape` or `size` is, where lengths are tensors of tensorflow's graph."""
+    from keras import ops
+
+    found = ops.stack([ops.cast(length, "int32") for length in ops.shape(a)])
+    return found if name == "shape" else ops.prod(found)
+
+
 def full(shape, value, dtype):
     from keras import ops
 

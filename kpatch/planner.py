@@ -237,7 +237,7 @@ def _of_matches(failed, count):
 def plan_edit(statement, place, stream, scope):
     scope.begin(place, stream)
     try:
-        with arithmetic.planning() as found:
+        with arithmetic.planning(scope.traced) as found:
             step = _planned_edit(statement, place, stream, scope)
     except PatchError as error:
         raise in_match(error, statement, place, stream) from error.__cause__
@@ -318,9 +318,9 @@ def is_mask(items, shape):
 
 
 def is_mask_of_rows(items, shape):
-    """Whether the items are one boolean tensor of the shape's first axes."""
+    """Whether the items are one boolean tensor of the shape's first axes, or of none: one that is all or nothing."""
     axes = len(items[0].shape) if len(items) == 1 and isinstance(items[0], Value) else 0
-    return axes > 0 and is_mask(items, shape[:axes])
+    return is_mask(items, shape[:axes])
 
 
 def evaluate_side(statement, scope, implied):
@@ -395,7 +395,7 @@ def _implied_under_mask(statement, place, scope):
 
 def _plan_assert(statement, scope):
     scope.begin()
-    with arithmetic.planning() as found:
+    with arithmetic.planning(scope.traced) as found:
         check_assertion(statement, scope)
     return AssertStep(statement, found.doubtful)
 
@@ -405,7 +405,12 @@ def check_assertion(statement, scope):
     value = ev.evaluate(statement.condition, scope)
     if value.dtype != "bool":
         raise DTypeError(f"an assertion is a boolean, found {value.dtype}").locate(statement.condition.span)
-    if value.data is None or scope.traced:
+    if scope.traced and not value.weak:
+        raise UnsupportedError(
+            "an assertion about values cannot be checked inside a compiled function",
+            notes=["one about shapes can, where they are known: assert shape(_) == [2, 3]"],
+        ).locate(statement.condition.span)
+    if value.data is None:
         arithmetic.doubt()
         return
     if np.all(_array(value)):
@@ -450,7 +455,7 @@ def _compared(node, scope, shape, first):
 def _plan_let(statement, scope):
     scope.begin()
     scope.locals[statement.name] = None  # poisoned while it fails
-    with arithmetic.planning() as found:
+    with arithmetic.planning(scope.traced) as found:
         scope.bind(statement.name, ev.evaluate(statement.value, scope))
     return LetStep(statement, found.doubtful)
 

@@ -58,8 +58,7 @@ def _contract(name, x1, x2, first, second):
 
 def _unknown(name, shape, *operands):
     """The result while planning, where lengths are not known yet."""
-    if all(x.data is not None for x in operands):
-        need_lengths(name, *operands)
+    need_lengths(name, *operands)
     return Value(dtypes.common(operands), tuple(shape), None, all(x.weak for x in operands))
 
 

@@ -330,8 +330,7 @@ def _quantile(name, x, q=0.5, axis=None, method="linear", keepdims=False):
         raise UnsupportedError("quantiles over several axes are not executed yet; reshape first", argument="axis")
     axes = normal_axes(axis, len(x.shape))
     _check_entries(name, x.shape, axes)
-    if x.data is not None:
-        need_lengths(name, x)
+    need_lengths(name, x)
     shape = ((len(q),) if isinstance(q, list) else ()) + reduced(x.shape, axes, keepdims)
     dtypes.check_size(shape, x)
     if x.weak:
@@ -432,8 +431,9 @@ def _full_like(x, fill_value, dtype):
 
 
 def need_lengths(name, *operands):
-    """Inside a compiled graph a length may stay unknown; while planning it is known later."""
-    if any(None in value.shape for value in operands):
+    """Refuses lengths that are not known: while planning they may be known later."""
+    unknown = any(None in value.shape for value in operands)
+    if unknown and (all(value.data is not None for value in operands) or arithmetic.stays_unknown()):
         raise UnsupportedError(f"{name}() of a tensor with an axis of unknown length is not supported", argument=0)
 
 
@@ -503,6 +503,9 @@ def _sizes(name, x):
     if name == "ndim":
         return literal(len(x.shape))
     known = None not in x.shape
+    if not known and (x.data is not None or arithmetic.stays_unknown()):
+        shape = (len(x.shape),) if name == "shape" else ()
+        return compute("int32", shape, functools.partial(numerics.lengths, name), x)
     if name == "shape":
         data = np.array(x.shape, "int64") if known else None
         return Value("int", (len(x.shape),), data, True, True)

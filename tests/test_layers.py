@@ -192,8 +192,63 @@ def test_an_integer_on_an_axis_of_unknown_length_is_checked_when_it_runs():
         model(np.ones((1, 2, 2)))
 
 
+def test_a_mask_of_everything_or_nothing():
+    layer = ScatterLayer("_[any(_ > 3)] *= 2; _[all(_ > 0)] = 1")
+    got = [to_numpy(layer(ops.convert_to_tensor(np.array(x, "float32")))) for x in ([[1, 2]], [[-1, 4]])]
+    np.testing.assert_array_equal(got, [[[1, 1]], [[-2, 8]]])
+
+
+# text → the result for an unknown batch of [[0, 1, 2], [3, 4, 5]], or why tensorflow refuses it, whose graphs
+# never know that length
+LENGTHS = {
+    "_ = _ / shape(_)[0]": [[0, 0.5, 1], [1.5, 2, 2.5]],
+    "_ = _ * size(_)": [[0, 6, 12], [18, 24, 30]],
+    "let n = shape(_); _ = _ + n[0] * n[1]": [[6, 7, 8], [9, 10, 11]],
+    "_ = zeros([shape(_)[1]])": [[0, 0, 0], [0, 0, 0]],
+    "assert shape(_)[1] == 3; _ = 1": [[1, 1, 1], [1, 1, 1]],
+    "_ = zeros(shape(_))": r"'shape' of zeros\(\) is an integer or a list of them, not a tensor of int32",
+    "_ = median(_, axis=0)": r"median\(\) of a tensor with an axis of unknown length is not supported",
+    "_ = take(_, [1], axis=0)": r"take\(\) of a tensor with an axis of unknown length is not supported",
+    '_ = einsum("bi,bj->bj", _, _)': r"einsum\(\) of a tensor with an axis of unknown length is not supported",
+    "assert shape(_)[0] == 2": "an assertion about values cannot be checked inside a compiled function",
+}
+
+
+@pytest.mark.parametrize("text", LENGTHS)
+def test_lengths_that_are_not_known_when_the_layer_is_built(text):
+    expected, layer = LENGTHS[text], ScatterLayer(text)
+    if isinstance(expected, str):
+        if BACKEND == "tensorflow":
+            with pytest.raises(kpatch.PatchError, match=expected):
+                layer.build((None, 3))
+        else:
+            keras.Sequential([keras.Input((3,)), layer])(np.ones((2, 3)))
+        return
+    model = keras.Sequential([keras.Input((3,)), layer])
+    function = model.__call__
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        function = tf.function(function, input_signature=[tf.TensorSpec((None, 3))])
+    np.testing.assert_allclose(to_numpy(function(np.arange(6, dtype="float32").reshape(2, 3))), expected)
+
+
+def test_assertions():
+    with pytest.raises(kpatch.PatchAssertionError):
+        ScatterLayer("assert shape(_)[1] == 4").build((None, 3))
+    with pytest.raises(kpatch.UnsupportedError) as caught:
+        ScatterLayer("assert all(_ > 0)").build((None, 3))
+    assert str(caught.value) == (
+        "an assertion about values cannot be checked inside a compiled function\n"
+        "  line 1, column 8\n"
+        "    assert all(_ > 0)\n"
+        "           ^^^^^^^^^^\n"
+        "  one about shapes can, where they are known: assert shape(_) == [2, 3]"
+    )
+
+
 def test_a_value_with_a_length_of_its_own_on_an_axis_of_unknown_length():
-    layers = [ScatterLayer("_ = $v"), ScatterLayer("_[:, 0] = [1, 2]"), ScatterLayer("_ = top_k(_[0], 2)")]
+    layers = [ScatterLayer("_ = $v"), ScatterLayer("_[:, 0] = [1, 2]"), ScatterLayer("_ = [1, 2]")]
     refused = "on an axis of unknown length, cannot be checked by tensorflow"
     for layer, batch, given in zip(layers, (None, None, 1), ([[1.0], [2.0]], None, None), strict=True):
         inputs = keras.Input((None,), batch_size=batch)
