@@ -3,9 +3,9 @@
 from functools import lru_cache
 
 from kpatch import execute, planner
-from kpatch.bindings import Bindings
 from kpatch.errors import ResolutionError, UnsupportedError
-from kpatch.names import ModelNames, Place, TensorNames
+from kpatch.resolve.bindings import Bindings
+from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.syntax import as_patch
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
@@ -98,13 +98,13 @@ def edit(x, patch, /, **bindings):
     """
     from keras import KerasTensor, backend, ops
 
-    from kpatch.arithmetic import is_traced
+    from kpatch.values.arithmetic import is_traced
 
     if backend.backend() == "torch":
         import torch
 
         if torch.compiler.is_dynamo_compiling():
-            from kpatch.dynamo import edit_in_graph
+            from kpatch.compiled.dynamo import edit_in_graph
 
             return edit_in_graph(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
     patch = as_patch(patch)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, indexing
-from kpatch.dtypes import is_floating, is_integer, literal
+from kpatch import indexing
 from kpatch.errors import PatchError
 from kpatch.syntax import ast
+from kpatch.values import arithmetic
+from kpatch.values.dtypes import is_floating, is_integer, literal
 
 MIN_BATCH = 8  # statements in a row from which one batched write pays
 NUMBERS = (ast.Integer, ast.Float)

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpatch import arithmetic, numerics, tensors
 from kpatch import evaluate as ev
-from kpatch.dtypes import FLOATS, NUMPY, fit
+from kpatch import tensors
 from kpatch.errors import PatchError
 from kpatch.syntax import ast
+from kpatch.values import arithmetic, numerics
+from kpatch.values.dtypes import FLOATS, NUMPY, fit
 
 BLOCK = 2**16  # entries of a block
 IN_BLOCKS = ("float32", "float64")

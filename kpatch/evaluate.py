@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, functions, grids, indexing, ranges, tensors
-from kpatch.dtypes import MAX_SIZE, Value, constant, literal, tensor
+from kpatch import functions, indexing, tensors
 from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, UnsupportedError
+from kpatch.functions import ranges
 from kpatch.syntax import ast
+from kpatch.tensors import grids
+from kpatch.values import arithmetic
+from kpatch.values.dtypes import MAX_SIZE, Value, constant, literal, tensor
 
 MAX_BLOCK = 2**31 - 1  # entries of the axes that an index tensor stands for: offsets among them are int32
 CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}

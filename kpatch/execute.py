@@ -8,10 +8,10 @@ import numpy as np
 
 from kpatch import evaluate as ev
 from kpatch import indexing, planner, tensors
-from kpatch.dtypes import Value, tensor
 from kpatch.errors import ExecutionError, PatchError, UndoError
-from kpatch.names import Place
 from kpatch.planner import AssertStep, EditStep, LetStep
+from kpatch.resolve.names import Place
+from kpatch.values.dtypes import Value, tensor
 
 
 def run(planned, store, traced=False):

@@ -5,9 +5,9 @@ import numpy as np
 from keras import ops
 
 from kpatch.compiled import TensorPatch
+from kpatch.compiled.naming import named_by, unique
+from kpatch.compiled.patched import WeightsPatch
 from kpatch.errors import BindingError
-from kpatch.naming import named_by, unique
-from kpatch.patched import WeightsPatch
 from kpatch.tensors import of_variable
 
 

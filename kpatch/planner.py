@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, functions, indexing, tensors
 from kpatch import evaluate as ev
+from kpatch import functions, indexing, tensors
 from kpatch.batch import batches, sets_one_entry
-from kpatch.dtypes import Value, is_floating
 from kpatch.elementwise import compile_mask, compile_value
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
-from kpatch.names import Names, Place
+from kpatch.resolve.names import Names, Place
 from kpatch.syntax import ast
+from kpatch.values import arithmetic
+from kpatch.values.dtypes import Value, is_floating
 
 NAMED = (ast.Reference, ast.Binding)
 MAX_SHOWN = 8  # entries of an operand that a failed assertion shows

@@ -8,9 +8,9 @@ import numpy as np
 from kpatch import evaluate as ev
 from kpatch import execute, indexing, planner, tensors
 from kpatch.batch import BatchStep
-from kpatch.dtypes import tensor
 from kpatch.errors import PatchError
 from kpatch.syntax import ast
+from kpatch.values.dtypes import tensor
 
 WIDTH = 120  # columns of a table printed as text
 MAX_ROWS = 40  # rows of a table; more are counted

@@ -1,7 +1,7 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+from kpatch.compiled.naming import named_by
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.naming import named_by
 from kpatch.splitting import Split
 
 

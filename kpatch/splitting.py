@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kpatch import api, functions
-from kpatch.bindings import Bindings
 from kpatch.errors import PatchError, UnsupportedError
-from kpatch.names import ModelNames
+from kpatch.resolve.bindings import Bindings
+from kpatch.resolve.names import ModelNames
 from kpatch.syntax import as_patch, ast, parse
 
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from kpatch import arithmetic, dtypes, numerics
-from kpatch.arithmetic import binary, compare, convert, unary
-from kpatch.dtypes import NUMPY, RANGES, Value, literal, tensor
 from kpatch.errors import DTypeError, ExecutionError, LimitError, PatchError, ShapeError, UnsupportedError
+from kpatch.values import arithmetic, dtypes, numerics
+from kpatch.values.arithmetic import binary, compare, convert, unary
+from kpatch.values.dtypes import NUMPY, RANGES, Value, literal, tensor
 
 
 def available(name):

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch.counterparts import Counterparts
 from kpatch.resolve import index
+from kpatch.resolve.counterparts import Counterparts
 from kpatch.tensors import to_numpy
 
 layers = keras.layers

@@ -29,9 +29,9 @@ import pytest
 import kpatch
 from kpatch import functions
 from kpatch.evaluate import Scope, evaluate
-from kpatch.rules import strong
+from kpatch.functions.rules import strong
+from kpatch.functions.table import TABLE
 from kpatch.syntax import ast as nodes
-from kpatch.table import TABLE
 from kpatch.tensors import to_numpy
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ LANGUAGE, ARCHITECTURE, ERRORS, FUNCTIONS = (
 )
 PACKAGE = ROOT / "kpatch"
 EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")
-KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("dynamo", *EXTENSIONS)}
+KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("compiled.dynamo", *EXTENSIONS)}
 
 
 class Block(NamedTuple):

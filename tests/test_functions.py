@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from kpatch import dtypes, functions
-from kpatch.dtypes import NUMPY, Value, literal, tensor
+from kpatch import functions
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.evaluate import Scope, evaluate
 from kpatch.functions import TABLE, call
 from kpatch.syntax import parse
+from kpatch.values import dtypes
+from kpatch.values.dtypes import NUMPY, Value, literal, tensor
 
 JAX = keras.backend.backend() == "jax"
 

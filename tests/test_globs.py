@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch import names
 from kpatch.errors import PatchError, ResolutionError
-from kpatch.globs import matcher
-from kpatch.resolve import index
+from kpatch.resolve import index, names
+from kpatch.resolve.globs import matcher
 from kpatch.syntax import parse
 from kpatch.tensors import to_numpy
 

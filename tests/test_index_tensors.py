@@ -9,15 +9,16 @@ from keras import ops
 
 import kpatch
 import kpatch.layers
-from kpatch import arithmetic, ranges
 from kpatch import evaluate as ev
 from kpatch.compiled import TensorPatch
 from kpatch.constraints import PatchConstraint
-from kpatch.dtypes import Value, tensor
+from kpatch.functions import ranges
 from kpatch.initializers import PatchedInitializer
 from kpatch.layers import PatchedLayer, ScatterLayer
 from kpatch.syntax import parse
 from kpatch.tensors import to_numpy
+from kpatch.values import arithmetic
+from kpatch.values.dtypes import Value, tensor
 
 BACKEND = keras.backend.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="numpy has no gradients")

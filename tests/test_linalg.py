@@ -10,8 +10,6 @@ from keras import ops
 from test_functions import FLOATS, INTEGERS, JAX, fails, given_as, make, numbers, run
 
 import kpatch
-from kpatch.arithmetic import planning
-from kpatch.dtypes import NUMPY, Value, literal
 from kpatch.errors import (
     DTypeError,
     FunctionError,
@@ -21,6 +19,8 @@ from kpatch.errors import (
     UnsupportedError,
 )
 from kpatch.functions import TABLE, call
+from kpatch.values.arithmetic import planning
+from kpatch.values.dtypes import NUMPY, Value, literal
 
 RANDOM = np.random.default_rng(0)
 A = RANDOM.standard_normal((2, 3, 4, 4)).astype("float32") + 2 * np.eye(4, dtype="float32")

@@ -10,11 +10,10 @@ from keras import ops
 from test_functions import FLOATS, INTEGERS, fails, given_as, numbers, run
 
 import kpatch
-from kpatch import randoms
-from kpatch.arithmetic import planning
-from kpatch.dtypes import NUMPY, RANGES, literal
 from kpatch.errors import DTypeError, FunctionError, LimitError, ShapeError, UnsupportedError
-from kpatch.functions import call
+from kpatch.functions import call, randoms
+from kpatch.values.arithmetic import planning
+from kpatch.values.dtypes import NUMPY, RANGES, literal
 
 MANY = 200_000
 
@@ -370,7 +369,7 @@ def test_lengths_that_turn_out_wrong():
 
 
 def test_unknown_lengths_are_for_planning_only():
-    from kpatch.dtypes import Value
+    from kpatch.values.dtypes import Value
 
     unknown = call("shape", [Value("float32", (None, 3))])
     text = "'shape' of normal() is not known before the patch runs"

@@ -9,8 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from kpatch.dtypes import NUMPY
 from kpatch.errors import FileError
+from kpatch.values.dtypes import NUMPY
 
 BLOCK = 2**19  # bytes that are read, looked at and written at a time: what stays in the processor's cache
 

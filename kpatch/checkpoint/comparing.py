@@ -14,8 +14,8 @@ import numpy as np
 from kpatch.checkpoint import safetensors
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.dtypes import DTYPES
 from kpatch.errors import FileError, reason
+from kpatch.values.dtypes import DTYPES
 
 FEW = 64  # entries of an array that are written out at most
 KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice

@@ -3,13 +3,13 @@ the file's own names, `layers.dense.vars."0"`."""
 
 from typing import Any
 
-from kpatch.bindings import NONE, Bindings
 from kpatch.checkpoint.arrays import Array
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
-from kpatch.names import ModelNames, Place
 from kpatch.resolve import ModelIndex
+from kpatch.resolve.bindings import NONE, Bindings
+from kpatch.resolve.names import ModelNames, Place
+from kpatch.resolve.tree import LAYER, Entry, Node
 from kpatch.syntax import Implied
-from kpatch.tree import LAYER, Entry, Node
 
 
 class Folder:

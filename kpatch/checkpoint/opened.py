@@ -134,7 +134,7 @@ class Checkpoint(names.Donor):
 
     @cached_property
     def _counterparts(self):
-        from kpatch.counterparts import Counterparts
+        from kpatch.resolve.counterparts import Counterparts
 
         return Counterparts(self.path.name, self.index)
 

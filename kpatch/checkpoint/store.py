@@ -11,12 +11,12 @@ import numpy as np
 from kpatch import execute, indexing, tensors
 from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
-from kpatch.dtypes import check_available, tensor
 from kpatch.elementwise import IN_BLOCKS
 from kpatch.errors import UnsupportedError
-from kpatch.names import Place
 from kpatch.planner import EditStep
+from kpatch.resolve.names import Place
 from kpatch.syntax import ast
+from kpatch.values.dtypes import check_available, tensor
 from kpatch.writers.numpy import OPERATORS, take
 
 LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)

@@ -11,12 +11,12 @@ import zlib
 import numpy as np
 
 from kpatch import execute, planner
-from kpatch.bindings import Bindings
-from kpatch.dtypes import NUMPY, dtype_name, tensor
 from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.indexing import Grid
-from kpatch.names import Place, TensorNames, unknown
+from kpatch.resolve.bindings import Bindings
+from kpatch.resolve.names import Place, TensorNames, unknown
 from kpatch.syntax import as_patch, ast, parse
+from kpatch.values.dtypes import NUMPY, dtype_name, tensor
 
 _numbers = itertools.count()
 _live: "weakref.WeakValueDictionary[int, Holder]" = weakref.WeakValueDictionary()
@@ -40,7 +40,7 @@ class Holder:
             import torch
 
             if torch.compiler.is_dynamo_compiling():
-                from kpatch.dynamo import run_in_graph
+                from kpatch.compiled.dynamo import run_in_graph
 
                 return run_in_graph(self.key, tuple(names), *values)
         return self(names, *values)

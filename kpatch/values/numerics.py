@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import dtypes
-from kpatch.dtypes import DIGITS, INTEGERS, LARGEST, NUMPY, RANGES, is_floating, is_integer, is_signed
 from kpatch.errors import ExecutionError, PatchError
+from kpatch.values import dtypes
+from kpatch.values.dtypes import DIGITS, INTEGERS, LARGEST, NUMPY, RANGES, is_floating, is_integer, is_signed
 
 BROADCAST_AXES = 5  # TensorFlow broadcasts no more axes in turns
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from kpatch import execute, planner
-from kpatch.bindings import Bindings
 from kpatch.compiled import Holder, encoded, plain, text_of
-from kpatch.names import ModelNames
+from kpatch.resolve.bindings import Bindings
+from kpatch.resolve.names import ModelNames
 from kpatch.syntax import as_patch
 
 

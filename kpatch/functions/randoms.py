@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import dtypes, numerics
-from kpatch.arithmetic import compute
-from kpatch.dtypes import LARGEST, NUMPY, RANGES, is_floating
 from kpatch.errors import DTypeError, FunctionError
+from kpatch.values import dtypes, numerics
+from kpatch.values.arithmetic import compute
+from kpatch.values.dtypes import LARGEST, NUMPY, RANGES, is_floating
 
 BLOCK = 2**16  # entries made at a time, so that little memory beyond the result is needed
 SALTS = {"normal": 1, "uniform": 2, "randint": 3, "bernoulli": 4, "permutation": 5}  # these never change

@@ -7,8 +7,8 @@ size of the graph times the number of parts.
 
 import re
 
+from kpatch.resolve.tree import descend, distinct, variables_of
 from kpatch.syntax.ast import Glob
-from kpatch.tree import descend, distinct, variables_of
 
 ANY_DEPTH = Glob("**")
 

@@ -11,7 +11,7 @@ Whatever is found must have the same shape.
 """
 
 from kpatch.errors import ResolutionError
-from kpatch.tree import LAYER, descend, distinct, is_automatic, variables_of
+from kpatch.resolve.tree import LAYER, descend, distinct, is_automatic, variables_of
 
 
 class Counterparts:

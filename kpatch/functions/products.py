@@ -8,13 +8,13 @@ from collections import Counter
 
 import numpy as np
 
-from kpatch import arithmetic, dtypes, numerics
-from kpatch.arithmetic import compute
-from kpatch.dtypes import Value, is_integer
 from kpatch.errors import DTypeError, FunctionError, ShapeError, UnsupportedError
+from kpatch.functions.rules import moved, need_lengths, need_numbers, reduction
+from kpatch.functions.shapes import differ, normal_axes
 from kpatch.indexing import broadcast
-from kpatch.rules import moved, need_lengths, need_numbers, reduction
-from kpatch.shapes import differ, normal_axes
+from kpatch.values import arithmetic, dtypes, numerics
+from kpatch.values.arithmetic import compute
+from kpatch.values.dtypes import Value, is_integer
 
 
 def product(name, x1=None, x2=None, axes=None, subscripts=None, operands=()):
@@ -143,7 +143,7 @@ def einsum(subscripts, operands):
     Operands are joined in pairs, that pair first whose result is smallest.
 
     Example:
-        >>> from kpatch.dtypes import literal
+        >>> from kpatch.values.dtypes import literal
         >>> einsum("ij,jk->ik", [literal([[1, 2]]), literal([[3], [4]])]).data
         array([[11]])
     """

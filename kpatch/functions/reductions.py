@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from kpatch.dtypes import NUMPY, RANGES, dtype_name, is_floating
-from kpatch.numerics import as_tensor, carried, engine, is_traced, recast, scalar, where
-from kpatch.ranks import order_statistics
+from kpatch.functions.ranks import order_statistics
+from kpatch.values.dtypes import NUMPY, RANGES, dtype_name, is_floating
+from kpatch.values.numerics import as_tensor, carried, engine, is_traced, recast, scalar, where
 
 BLOCK = 256  # terms added one after the other; longer sums are sums of such sums
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import indexing, slices
+from kpatch import indexing
 from kpatch.errors import SubscriptError
 from kpatch.indexing import Unknown, last_wins
+from kpatch.tensors import slices
 
 
 class Span:

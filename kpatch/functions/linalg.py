@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import dtypes, numerics
-from kpatch.arithmetic import compute, doubt, fold
 from kpatch.errors import FunctionError, LimitError, ShapeError
+from kpatch.functions.rules import as_floats, need_lengths, need_numbers
+from kpatch.functions.shapes import differ
 from kpatch.indexing import broadcast
-from kpatch.rules import as_floats, need_lengths, need_numbers
-from kpatch.shapes import differ
 from kpatch.tensors import to_numpy
+from kpatch.values import dtypes, numerics
+from kpatch.values.arithmetic import compute, doubt, fold
 
 MAX_WORK = 2**38  # multiplications, about, that one call asks for: the inverse of a matrix of 6,500 by 6,500
 FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # what backends raise of a matrix
@@ -32,7 +32,7 @@ def factor(name, x=None, a=None, b=None):
         FunctionError: of a matrix that has no inverse or factor, where its values are known.
 
     Example:
-        >>> from kpatch.dtypes import literal
+        >>> from kpatch.values.dtypes import literal
         >>> factor("inv", literal([[2, 0], [0, 4]])).data
         array([[0.5 , 0.  ],
                [0.  , 0.25]])

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, dtypes, numerics, reductions, shapes
-from kpatch.arithmetic import apply, compute, fold
-from kpatch.dtypes import RANGES, Value, is_floating, is_integer, literal
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
+from kpatch.functions import reductions, shapes
+from kpatch.functions.shapes import differ, normal_axes, one_axis, reduced, widens
 from kpatch.indexing import broadcast
-from kpatch.shapes import differ, normal_axes, one_axis, reduced, widens
+from kpatch.values import arithmetic, dtypes, numerics
+from kpatch.values.arithmetic import apply, compute, fold
+from kpatch.values.dtypes import RANGES, Value, is_floating, is_integer, literal
 
 
 def need_numbers(name, *values):

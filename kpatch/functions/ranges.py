@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kpatch.dtypes import FLOATS, INTEGERS, NUMPY, RANGES, Value, is_integer
 from kpatch.errors import UnsupportedError
-from kpatch.numerics import is_traced
-from kpatch.shapes import normal_axes
+from kpatch.functions.shapes import normal_axes
 from kpatch.tensors import to_numpy
+from kpatch.values.dtypes import FLOATS, INTEGERS, NUMPY, RANGES, Value, is_integer
+from kpatch.values.numerics import is_traced
 
 
 class Range(NamedTuple):

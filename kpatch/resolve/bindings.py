@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from kpatch.dtypes import NUMPY, Value, constant, literal, tensor
 from kpatch.errors import BindingError, PatchError
-from kpatch.names import place_of
+from kpatch.resolve.names import place_of
 from kpatch.syntax import Implied, nearest
+from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
 
 LITERALS = ("bool", "int64", "uint64", "float64")  # NumPy's own defaults: such arrays say nothing about precision
 KINDS = "a number, a list, an array, a tensor, a variable or a model"
@@ -29,7 +29,7 @@ class Bindings:
 
     @property
     def traced(self):
-        from kpatch.arithmetic import is_traced
+        from kpatch.values.arithmetic import is_traced
 
         values = [held for held in self._given.values() if isinstance(held, Value)]
         return any(not value.weak and is_traced(value.data) for value in values)
@@ -106,7 +106,7 @@ class Donor:
         if target is None or target.entry is None:
             raise BindingError(f"'${self.name}._' is the variable at the target's place, and here is no target")
         if self._counterparts is None:
-            from kpatch.counterparts import Counterparts
+            from kpatch.resolve.counterparts import Counterparts
 
             self._counterparts = Counterparts(self.name, self.index)
         return self._counterparts.of(target.entry)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kpatch.dtypes import Value, dtype_name
 from kpatch.errors import LimitError, ResolutionError
 from kpatch.syntax import ast
+from kpatch.values.dtypes import Value, dtype_name
 
 MAX_MATCHES = 2**20  # variables that the globs of a patch match, all statements together
 MAX_WALK = 2**22  # layers that its globs are looked up in, times their parts; each glob is looked up once

@@ -2,11 +2,11 @@
 
 from itertools import accumulate, chain
 
-from kpatch import globs
 from kpatch.errors import ResolutionError
+from kpatch.resolve import globs
+from kpatch.resolve.tree import GROUP, LAYER, METRIC, SEED, descend, spelled, variables_of
 from kpatch.syntax.ast import Glob, Name
 from kpatch.syntax.spelling import nearest
-from kpatch.tree import GROUP, LAYER, METRIC, SEED, descend, spelled, variables_of
 
 MAX_LISTED = 8  # candidates shown in an error
 

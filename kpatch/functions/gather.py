@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from kpatch import dtypes, numerics, ranges, reductions
-from kpatch.arithmetic import compute, doubt, fold, is_planning
-from kpatch.dtypes import is_floating, is_integer, is_signed
 from kpatch.errors import DTypeError, FunctionError, PatchError, ShapeError, SubscriptError
+from kpatch.functions import ranges, reductions
+from kpatch.functions.rules import moved, need_lengths, reduction, strong
+from kpatch.functions.shapes import normal_axis
 from kpatch.indexing import broadcast
-from kpatch.rules import moved, need_lengths, reduction, strong
-from kpatch.shapes import normal_axis
 from kpatch.tensors import to_numpy
+from kpatch.values import dtypes, numerics
+from kpatch.values.arithmetic import compute, doubt, fold, is_planning
+from kpatch.values.dtypes import is_floating, is_integer, is_signed
 
 
 def pick(name, x, k=0, indices=None, axis=None, traced=False):

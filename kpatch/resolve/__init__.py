@@ -3,11 +3,11 @@
 import reprlib
 from collections import defaultdict
 
-from kpatch import globs
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.misses import Miss
+from kpatch.resolve import globs
+from kpatch.resolve.misses import Miss
+from kpatch.resolve.tree import ACTIVATIONS, KEPT, LAYER, Walk, descend, distinct, spelled, variables_of
 from kpatch.syntax.ast import Glob, Name, Position
-from kpatch.tree import ACTIVATIONS, KEPT, LAYER, Walk, descend, distinct, spelled, variables_of
 
 MAX_SUGGESTED = 20  # errors of one use that look for the nearest spelling: milliseconds each, in a large model
 

@@ -12,13 +12,13 @@ import operator
 
 import numpy as np
 
-from kpatch import dtypes, numerics
-from kpatch.dtypes import RANGES, Value, is_floating, is_integer, is_signed
-from kpatch.dtypes import literal as literal  # so that callers find it beside the operators
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
-from kpatch.numerics import any_true, guarded
-from kpatch.numerics import is_traced as is_traced
+from kpatch.values import dtypes, numerics
+from kpatch.values.dtypes import RANGES, Value, is_floating, is_integer, is_signed
+from kpatch.values.dtypes import literal as literal  # so that callers find it beside the operators
+from kpatch.values.numerics import any_true, guarded
+from kpatch.values.numerics import is_traced as is_traced
 
 # -- operators ---------------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import arithmetic, dtypes, gather, linalg, products, randoms, ranges, rules
-from kpatch.dtypes import constant
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
-from kpatch.table import TABLE
+from kpatch.functions import gather, linalg, products, randoms, ranges, rules
+from kpatch.functions.table import TABLE
+from kpatch.values import arithmetic, dtypes
+from kpatch.values.dtypes import constant
 
 RULES: dict[str, Callable[..., Any]] = {
     **rules.RULES,
@@ -66,7 +67,7 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
         PatchError: with the position or the keyword of the argument at fault as `argument`.
 
     Example:
-        >>> from kpatch.dtypes import literal
+        >>> from kpatch.values.dtypes import literal
         >>> call("sum", [literal([1, 2, 3])]).data
         array(6)
         >>> call("sqr", [literal(2)])

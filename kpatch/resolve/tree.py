@@ -17,8 +17,8 @@ from itertools import chain
 from operator import itemgetter
 
 from kpatch.errors import PatchError
+from kpatch.resolve.watch import CONTAINERS, Watch
 from kpatch.syntax.ast import Name, Position
-from kpatch.watch import CONTAINERS, Watch
 
 MAX_NESTED = 8  # lists in lists that hold layers
 MAX_WATCHED = 64  # items up to which a list without layers is watched item by item

@@ -6,8 +6,8 @@ They hide where the backends' own indexing differs: torch has no negative steps,
 
 import numpy as np
 
-from kpatch import grids
 from kpatch.indexing import Grid, Mask, Point, Positions, Region
+from kpatch.tensors import grids
 
 
 def take(tensor, selection):
