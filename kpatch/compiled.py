@@ -22,6 +22,17 @@ _numbers = itertools.count()
 _live: "weakref.WeakValueDictionary[int, Holder]" = weakref.WeakValueDictionary()
 
 
+def in_dynamo():
+    """Whether dynamo is tracing this, for `torch.compile` or `torch.export`."""
+    from keras import backend
+
+    if backend.backend() != "torch":
+        return False
+    import torch
+
+    return torch.compiler.is_dynamo_compiling()
+
+
 class Holder:
     """What holds a patch, and is called inside of compiled functions; by its number inside of `torch.compile`."""
 
@@ -34,15 +45,10 @@ class Holder:
 
     def run(self, names, *values):
         """Calls it; in a graph of dynamo, which would take its NumPy arrays for tensors, as one opaque call."""
-        from keras import backend
+        if in_dynamo():
+            from kpatch.dynamo import run_in_graph
 
-        if backend.backend() == "torch":
-            import torch
-
-            if torch.compiler.is_dynamo_compiling():
-                from kpatch.dynamo import run_in_graph
-
-                return run_in_graph(self.key, tuple(names), *values)
+            return run_in_graph(self.key, tuple(names), *values)
         return self(names, *values)
 
 
