@@ -123,6 +123,9 @@ def replace(tensor, grid, values):
     from keras import ops
 
     spans = _spans(tensor, grid)
+    if slices.fills(spans.values(), values):
+        return slices.fill(tensor, list(spans.values()), values)
+    values = ops.convert_to_tensor(values)
     values = ops.reshape(values, (*[1] * (len(grid.shape) - len(values.shape)), *ops.shape(values)))
     held = []
     values = _on_axes(values, grid, tensor, held)
