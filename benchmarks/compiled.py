@@ -3,8 +3,8 @@
     python benchmarks/compiled.py --backend jax torch --quick
 
 Each backend runs in a process of its own, and compiled as Keras compiles: by XLA on jax, by `tf.function` with and
-without XLA; on torch eager, and by `torch.compile` where there is a C++ compiler. Forward and backward are one call; contestants take turns, as in `run.py`, whose
-tables these are.
+without XLA; on torch eager, and by `torch.compile` where there is a C++ compiler. Forward and backward are one call;
+contestants take turns, as in `run.py`, whose tables these are.
 """
 
 import argparse
