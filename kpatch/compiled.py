@@ -19,7 +19,7 @@ from kpatch.names import Place, TensorNames
 from kpatch.syntax import ast, parse
 
 _numbers = itertools.count()
-_live: "weakref.WeakValueDictionary[int, Holder]" = weakref.WeakValueDictionary()
+_live: "weakref.WeakValueDictionary[str, Holder]" = weakref.WeakValueDictionary()
 
 
 def in_dynamo():
@@ -37,7 +37,7 @@ class Holder:
     """What holds a patch, and is called inside of compiled functions; by its number inside of `torch.compile`."""
 
     def __init__(self):
-        self.key = next(_numbers)
+        self.key = str(next(_numbers))  # a number is what dynamo may take for one that varies
         _live[self.key] = self
 
     def __call__(self, names, *values):

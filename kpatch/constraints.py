@@ -3,7 +3,9 @@
 import keras
 
 from kpatch.compiled import TensorPatch
-from kpatch.keeping import kept
+from kpatch.syntax import parse
+
+HELD = "_ = where($mask, $held, _)"  # what `hold` makes
 
 
 @keras.saving.register_keras_serializable(package="kpatch")
@@ -30,7 +32,7 @@ class PatchConstraint(keras.constraints.Constraint):
         self.patch = TensorPatch(patch, bindings, "a PatchConstraint")
         self.patch.refuse_free()
         self.base = keras.constraints.get(base)
-        self._kept = kept(self.patch)
+        self._kept = kept_by(self.patch)
 
     def __call__(self, w):
         optimizer = optimizer_at_work() if isinstance(w, keras.Variable) else None
@@ -60,6 +62,15 @@ class PatchConstraint(keras.constraints.Constraint):
     def get_config(self):
         base = None if self.base is None else keras.constraints.serialize(self.base)
         return {**self.patch.get_config(), "base": base}
+
+
+def kept_by(patch):
+    """The entries that a `TensorPatch` holds, if it is what `hold` makes and they can be written in place."""
+    if keras.backend.backend() != "torch" or patch.patch != parse(HELD):
+        return None
+    from kpatch.keeping import kept
+
+    return kept(patch.bindings["mask"], patch.bindings["held"])
 
 
 def optimizer_at_work():

@@ -54,8 +54,7 @@ class Hold:
         forget_compiled(model)
 
     def _constrain(self, place, mask):
-        from kpatch.constraints import PatchConstraint
-        from kpatch.keeping import HELD
+        from kpatch.constraints import HELD, PatchConstraint
 
         values = np.where(mask, to_numpy(place.variable.value), np.zeros((), mask.dtype).astype(place.dtype))
         held = values[mask]

@@ -148,7 +148,7 @@ class PatchedLayer(keras.layers.Wrapper):
     def call(self, inputs, *args, **kwargs):
         written, read = self.patch.variables(self.layer)
         stored = [ops.convert_to_tensor(variable) for variable in (*written, *read)]
-        seen = self.patch.run(tuple(map(id, (*written, *read))), *stored)
+        seen = self.patch.run((), *stored)
         mapping = [*zip(written, seen, strict=True), *zip(read, stored[len(written) :], strict=True)]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(variable) for variable in read]
