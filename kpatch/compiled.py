@@ -116,7 +116,7 @@ class TensorPatch(Holder):
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
         spec = tuple(x.shape), dtype_name(x.dtype)
         planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
-        store = execute.Pure(x, self._names(spec, values))
+        store = execute.Pure(x, self._names(spec, values) if values or self.bindings else planned.names)
         execute.run(planned, store, traced=True)
         return store.tensor
 

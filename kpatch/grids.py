@@ -120,11 +120,11 @@ def _take_block(tensor, grid):
 
 def replace(tensor, grid, values):
     """A new tensor with the entries of the grid replaced; `values` broadcasts to them."""
-    from keras import ops
-
     spans = _spans(tensor, grid)
     if slices.fills(spans.values(), values):
-        return slices.fill(tensor, list(spans.values()), values)
+        return slices.fill(tensor, spans.values(), values)
+    from keras import ops
+
     values = ops.convert_to_tensor(values)
     values = ops.reshape(values, (*[1] * (len(grid.shape) - len(values.shape)), *ops.shape(values)))
     held = []
@@ -145,9 +145,11 @@ def replace(tensor, grid, values):
 
 def _spans(tensor, grid):
     """The span of each axis; `None` for those of the block."""
-    from keras import ops
+    lengths = tensor.shape
+    if None in lengths:
+        from keras import ops
 
-    lengths = ops.shape(tensor)
+        lengths = ops.shape(tensor)
     return {axis: None if item is None else Span(item, lengths[axis], axis) for axis, item in enumerate(grid.items)}
 
 

@@ -87,6 +87,8 @@ class ScatterLayer(keras.layers.Layer):
             )
 
     def call(self, inputs):
+        if not self.patch.free:
+            return self.patch.run((), inputs)
         x, *others = inputs if self._further else [inputs]
         given = dict(zip(self._further, others, strict=True))
         given.update((name, ops.convert_to_tensor(value)) for name, value in self._weights_by_name.items())

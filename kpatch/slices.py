@@ -29,10 +29,10 @@ def fills(spans, values):
     from keras import backend
 
     return (
-        backend.backend() == "torch"
-        and isinstance(values, np.ndarray)
+        isinstance(values, np.ndarray)
         and values.size == 1
-        and values.dtype.name != "uint64"  # of which torch takes only half
+        and backend.backend() == "torch"
+        and values.dtype != np.uint64  # of which torch takes only half
         and all(span is not None and span.step in (1, -1) for span in spans)
     )
 

@@ -28,10 +28,10 @@ def take(tensor, selection):
 
 def replace(tensor, selection, values):
     """A new tensor with the selected entries replaced; `values` broadcasts to `selection.shape`."""
-    from keras import ops
-
     if isinstance(selection, Grid):
         return grids.replace(tensor, selection, values)
+    from keras import ops
+
     if isinstance(selection, Point | Region) and selection.size and not getattr(selection, "full", False):
         # one pass over the tensor: a scatter of rows costs several on jax
         items = selection.index if isinstance(selection, Point) else selection.slices
