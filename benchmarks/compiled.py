@@ -3,14 +3,16 @@
     python benchmarks/compiled.py --backend jax torch --quick
 
 Each backend runs in a process of its own, and compiled as Keras compiles: by XLA on jax, by `tf.function` with and
-without XLA, and eager on torch. Forward and backward are one call; contestants take turns, as in `run.py`, whose
-tables these are.
+without XLA; on torch eager, and by `torch.compile` where there is a C++ compiler. Forward and backward are one call;
+contestants take turns, as in `run.py`, whose tables these are.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +37,14 @@ def compilers():
         import tensorflow as tf
 
         return {"tf.function": tf.function, "tf.function, XLA": lambda f: tf.function(f, jit_compile=True)}
-    return {"eager": lambda f: f}
+    import torch
+
+    return {"eager": lambda f: f, **({"torch.compile": torch.compile} if cxx() else {})}
+
+
+def cxx():
+    """The C++ compiler that `torch.compile` calls, or `None`."""
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def forward_and_backward(layer, x, variables=()):
@@ -49,13 +58,14 @@ def forward_and_backward(layer, x, variables=()):
         x = x.detach().requires_grad_()
         seed = torch.ones_like(layer(x))
 
-        def call():
-            layer(x).backward(seed)
+        def call(function):
+            function(x).backward(seed)
             x.grad = None
             for variable in variables:
                 variable.value.grad = None
 
-        return {"eager": call}
+        made = {name: compile_(layer) for name, compile_ in compilers().items()}
+        return {name: functools.partial(call, function) for name, function in made.items()}
     seed = keras.ops.ones_like(layer(x))
     if backend == "jax":
         import jax
@@ -87,26 +97,33 @@ def by_hand():
     """The best layer for `_[..., 3] = 0` that was found by hand on the backend."""
     import keras
 
-    backend = keras.backend.backend()
-    if backend == "jax":
-        return lambda x: x.at[..., 3].set(0)
-    if backend == "torch":
+    class ByHand(keras.layers.Layer):
+        def call(self, inputs):
+            return EDITS[keras.backend.backend()](inputs)
 
-        def edit(x):
-            y = x.clone()
-            y[..., 3] = 0
-            return y
+    return ByHand()
 
-        return edit
+
+def in_jax(x):
+    return x.at[..., 3].set(0)
+
+
+def in_torch(x):
+    y = x.clone()
+    y[..., 3] = 0
+    return y
+
+
+def in_tensorflow(x):
     import tensorflow as tf
 
-    def update(x):
-        zeros = tf.zeros([tf.shape(x)[0]])
-        return tf.raw_ops.TensorStridedSliceUpdate(
-            input=x, begin=[0, 3], end=[0, 4], strides=[1, 1], value=zeros, begin_mask=1, end_mask=1, shrink_axis_mask=2
-        )
+    zeros = tf.zeros([tf.shape(x)[0]])
+    return tf.raw_ops.TensorStridedSliceUpdate(
+        input=x, begin=[0, 3], end=[0, 4], strides=[1, 1], value=zeros, begin_mask=1, end_mask=1, shrink_axis_mask=2
+    )
 
-    return update
+
+EDITS = {"jax": in_jax, "torch": in_torch, "tensorflow": in_tensorflow}
 
 
 def bare_copy():
@@ -128,7 +145,7 @@ def bench_scatter():
     for compiler in made["kpatch"]:
         times = race({name: calls[compiler] for name, calls in made.items()}, 1 if QUICK else 6)
         ours = times["kpatch"] * 1e3
-        yield Row(f"ScatterLayer, by hand ({compiler})", ours, times["hand"] * 1e3, "ms", limit=1.1)
+        yield Row(f"ScatterLayer, a layer by hand ({compiler})", ours, times["hand"] * 1e3, "ms", limit=1.1)
         yield Row(f"ScatterLayer, a copy ({compiler})", ours, times["copy"] * 1e3, "ms", limit=1.3)
 
 
@@ -203,7 +220,9 @@ def main():
     for backend in arguments.backend:
         for row in measured(backend, arguments.only, arguments.quick):
             figures = f"{row.kpatch:>10.2f}{row.baseline:>10.2f}{row.ratio:>8.2f}{row.target:>9}"
-            print(f"{backend:<12}{row.measure:<48}{figures}  {'yes' if row.met else 'no'}")
+            print(f"{backend:<12}{row.measure:<48}{figures}  {'yes' if row.met else 'no'}", flush=True)
+        if backend == "torch" and not cxx():
+            print(f"{backend:<12}torch.compile is left out: it needs a C++ compiler, and $CXX or g++ is none")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 import keras
 
 from kpatch.compiled import TensorPatch
+from kpatch.syntax import parse
+from kpatch.tensors import of_variable
+
+HELD = "_ = where($mask, $held, _)"  # what `hold` makes
 
 
 @keras.saving.register_keras_serializable(package="kpatch")
@@ -29,24 +33,49 @@ class PatchConstraint(keras.constraints.Constraint):
         self.patch = TensorPatch(patch, bindings, "a PatchConstraint")
         self.patch.refuse_free()
         self.base = keras.constraints.get(base)
+        self._kept = kept_by(self.patch)
 
     def __call__(self, w):
-        average = average_of(w) if isinstance(w, keras.Variable) else None
+        optimizer = optimizer_at_work() if isinstance(w, keras.Variable) else None
+        if optimizer is None:
+            return self._edited(w)
+        average = average_of(w, optimizer)
         if average is not None:
-            average.assign(self._edited(average))
-        return self._edited(w)
+            average.assign(self._stepped(average))
+        return self._stepped(w)
 
     def _edited(self, w):
-        value = keras.ops.convert_to_tensor(w)
-        return self.patch.run((), value if self.base is None else self.base(value))
+        return self.patch.run((), self._based(w))
+
+    def _based(self, w):
+        value = of_variable(w) if isinstance(w, keras.Variable) else keras.ops.convert_to_tensor(w)
+        return value if self.base is None else self.base(value)
+
+    def _stepped(self, variable):
+        """What the optimizer assigns a variable: its own tensor, where that can be written without a copy."""
+        if self._kept is None or not self._kept.suits(variable):
+            return self._edited(variable)
+        if self.base is not None:
+            variable.assign(self._based(variable))
+        self._kept.write(variable)
+        return variable.value
 
     def get_config(self):
         base = None if self.base is None else keras.constraints.serialize(self.base)
         return {**self.patch.get_config(), "base": base}
 
 
-def average_of(variable):
-    """The moving average that the optimizer at work keeps of a variable, or `None`.
+def kept_by(patch):
+    """The entries that a `TensorPatch` holds, if it is what `hold` makes and they can be written in place."""
+    if keras.backend.backend() != "torch" or patch.patch != parse(HELD):
+        return None
+    from kpatch.compiled.keeping import kept
+
+    return kept(patch.bindings["mask"], patch.bindings["held"])
+
+
+def optimizer_at_work():
+    """The optimizer that applies gradients at this moment, or `None`.
 
     Keras hands a constraint the variable alone. The optimizer is the caller of the innermost name scope, in which it
     applies gradients.
@@ -55,7 +84,11 @@ def average_of(variable):
 
     scopes = global_state.get_global_attribute("name_scope_stack") or ()
     callers = (getattr(scope, "caller", None) for scope in reversed(scopes))
-    optimizer = next((caller for caller in callers if isinstance(caller, keras.optimizers.Optimizer)), None)
-    if optimizer is None or not optimizer.use_ema:
+    return next((caller for caller in callers if isinstance(caller, keras.optimizers.Optimizer)), None)
+
+
+def average_of(variable, optimizer):
+    """The moving average that an optimizer keeps of a variable, or `None`."""
+    if not optimizer.use_ema:
         return None
     return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]

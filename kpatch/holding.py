@@ -54,14 +54,14 @@ class Hold:
         forget_compiled(model)
 
     def _constrain(self, place, mask):
-        from kpatch.constraints import PatchConstraint
+        from kpatch.constraints import HELD, PatchConstraint
 
         values = np.where(mask, to_numpy(place.variable.value), np.zeros((), mask.dtype).astype(place.dtype))
         held = values[mask]
         bits = held.view("uint8").reshape(held.size, -1)  # 0.0 is not -0.0
         bindings = {"mask": mask, "held": held[0] if (bits == bits[0]).all() else values}
         before = place.variable.constraint
-        constraint = PatchConstraint("_ = where($mask, $held, _)", bindings, before)
+        constraint = PatchConstraint(HELD, bindings, before)
         for owner, name in self._homes(place):
             self._undo.append((owner, name, getattr(owner, name)))
             setattr(owner, name, constraint)

@@ -106,6 +106,8 @@ class ScatterLayer(keras.layers.Layer):
             raise BindingError(f"the layer takes {takes}. Received: {count} input{'s' * (count != 1)}")
 
     def call(self, inputs):
+        if not self.patch.free:
+            return self.patch.run((), inputs)
         x, *others = inputs if self._further else [inputs]
         given = dict(zip(self._further, others, strict=True))
         given.update((name, of_variable(value)) for name, value in self._weights_by_name.items())
@@ -173,7 +175,7 @@ class PatchedLayer(keras.layers.Wrapper):
     def call(self, inputs, *args, **kwargs):
         written, read = self.patch.variables(self.layer)
         stored = [of_variable(variable) for variable in (*written, *read)]
-        seen = self.patch.run(tuple(map(id, (*written, *read))), *stored)
+        seen = self.patch.run((), *stored)
         mapping = [*zip(written, seen, strict=True), *zip(read, stored[len(written) :], strict=True)]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(variable) for variable in read]

@@ -41,7 +41,7 @@ LANGUAGE, ARCHITECTURE, ERRORS, FUNCTIONS = (
 )
 PACKAGE = ROOT / "kpatch"
 EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")
-KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("compiled.dynamo", *EXTENSIONS)}
+KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("compiled.dynamo", "compiled.keeping", *EXTENSIONS)}
 
 
 class Block(NamedTuple):

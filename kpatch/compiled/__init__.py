@@ -19,14 +19,25 @@ from kpatch.syntax import as_patch, ast, parse
 from kpatch.values.dtypes import NUMPY, dtype_name, tensor
 
 _numbers = itertools.count()
-_live: "weakref.WeakValueDictionary[int, Holder]" = weakref.WeakValueDictionary()
+_live: "weakref.WeakValueDictionary[str, Holder]" = weakref.WeakValueDictionary()
+
+
+def in_dynamo():
+    """Whether dynamo is tracing this, for `torch.compile` or `torch.export`."""
+    from keras import backend
+
+    if backend.backend() != "torch":
+        return False
+    import torch
+
+    return torch.compiler.is_dynamo_compiling()
 
 
 class Holder:
     """What holds a patch, and is called inside of compiled functions; by its number inside of `torch.compile`."""
 
     def __init__(self):
-        self.key = next(_numbers)
+        self.key = str(next(_numbers))  # a number is what dynamo may take for one that varies
         _live[self.key] = self
 
     def __call__(self, names, *values):
@@ -34,15 +45,10 @@ class Holder:
 
     def run(self, names, *values):
         """Calls it; in a graph of dynamo, which would take its NumPy arrays for tensors, as one opaque call."""
-        from keras import backend
+        if in_dynamo():
+            from kpatch.compiled.dynamo import run_in_graph
 
-        if backend.backend() == "torch":
-            import torch
-
-            if torch.compiler.is_dynamo_compiling():
-                from kpatch.compiled.dynamo import run_in_graph
-
-                return run_in_graph(self.key, tuple(names), *values)
+            return run_in_graph(self.key, tuple(names), *values)
         return self(names, *values)
 
 
@@ -108,7 +114,7 @@ class TensorPatch(Holder):
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
         spec = tuple(x.shape), dtype_name(x.dtype)
         planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
-        store = execute.Pure(x, self._names(spec, values))
+        store = execute.Pure(x, self._names(spec, values) if values or self.bindings else planned.names)
         execute.run(planned, store, traced=True)
         return store.tensor
 

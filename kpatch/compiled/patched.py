@@ -3,7 +3,7 @@
 from typing import Any
 
 from kpatch import execute, planner
-from kpatch.compiled import Holder, encoded, plain, text_of
+from kpatch.compiled import Holder, encoded, in_dynamo, plain, text_of
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames
 from kpatch.syntax import as_patch
@@ -33,19 +33,23 @@ class WeightsPatch(Holder):
             bound = Bindings(self.bindings)
             self._planned = planner.make(self.patch, ModelNames(names, bound), traced=True)
             bound.check_used()
+            written = {id(step.place.variable): step.place.variable for step in self._planned.edits}
+            self._written = list(written.values())
+            self._read = [entry.variable for entry in names.entries if id(entry.variable) not in written]
         return self._planned
 
     def variables(self, layer):
         """The variables that the patch writes, and those that it may read: all of the layer."""
-        written = {id(step.place.variable): step.place.variable for step in self.plan(layer).edits}
-        read = [entry.variable for entry in self._planned.names.index.entries if id(entry.variable) not in written]
-        return list(written.values()), read
+        if self._planned is None or not in_dynamo():  # which cannot look for changes of a layer
+            self.plan(layer)
+        return self._written, self._read
 
     def __call__(self, names, *values):
-        """The tensors of the written variables; `values` are those of all of them, `names` their identities."""
-        store = Overlay(dict(zip(names, values, strict=True)), self._planned.names)
+        """The tensors of the variables written; `values` are those of all `variables`, and there are no `names`."""
+        variables = (*self._written, *self._read)
+        store = Overlay({id(v): value for v, value in zip(variables, values, strict=True)}, self._planned.names)
         execute.run(self._planned, store, traced=True)
-        return tuple(store.tensors[name] for name in dict.fromkeys(id(s.place.variable) for s in self._planned.edits))
+        return tuple(store.tensors[id(variable)] for variable in self._written)
 
     def get_config(self):
         bindings = {name: encoded(value) for name, value in self.bindings.items()}

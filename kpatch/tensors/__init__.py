@@ -28,20 +28,21 @@ def take(tensor, selection):
 
 def replace(tensor, selection, values):
     """A new tensor with the selected entries replaced; `values` broadcasts to `selection.shape`."""
+    if isinstance(selection, Grid):
+        return grids.replace(tensor, selection, values)
     from keras import ops
 
+    if isinstance(selection, Point | Region) and selection.size and not getattr(selection, "full", False):
+        # one pass over the tensor: a scatter of rows costs several on jax
+        items = selection.index if isinstance(selection, Point) else selection.slices
+        return grids.replace(tensor, Grid(items, selection.shape), values)
     values = ops.convert_to_tensor(values)
     if isinstance(selection, Mask):
         return ops.where(selection.mask, values, tensor)
-    if isinstance(selection, Grid):
-        return grids.replace(tensor, selection, values)
     if selection.size == 0:
         return tensor
-    if isinstance(selection, Region) and selection.full:
+    if isinstance(selection, Region):
         return ops.copy(ops.broadcast_to(values, selection.shape))
-    if isinstance(selection, Point | Region):  # one pass over the tensor: a scatter of rows costs several on jax
-        items = selection.index if isinstance(selection, Point) else selection.slices
-        return grids.replace(tensor, Grid(items, selection.shape), values)
     flat = positions(selection, tensor.shape).flat
     values = ops.reshape(ops.broadcast_to(values, selection.shape), (-1,))
     whole = ops.copy(ops.reshape(tensor, (-1,)))  # numpy's scatter writes into its argument

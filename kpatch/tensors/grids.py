@@ -150,11 +150,14 @@ def _take_block(tensor, grid):
 
 def replace(tensor, grid, values):
     """A new tensor with the entries of the grid replaced; `values` broadcasts to them."""
+    spans = _spans(tensor, grid)
+    if slices.fills(spans.values(), values):
+        return slices.fill(tensor, spans.values(), values)
     from keras import ops
 
     if 0 in grid.shape:
         return ops.copy(tensor)
-    spans = _spans(tensor, grid)
+    values = ops.convert_to_tensor(values)
     values = ops.reshape(values, (*[1] * (len(grid.shape) - len(values.shape)), *ops.shape(values)))
     held = []
     values = _on_axes(values, grid, tensor, held)
@@ -174,9 +177,11 @@ def replace(tensor, grid, values):
 
 def _spans(tensor, grid):
     """The span of each axis; `None` for those of the block."""
-    from keras import ops
+    lengths = tensor.shape
+    if None in lengths:
+        from keras import ops
 
-    lengths = ops.shape(tensor)
+        lengths = ops.shape(tensor)
     return {axis: None if item is None else Span(item, lengths[axis], axis) for axis, item in enumerate(grid.items)}
 
 

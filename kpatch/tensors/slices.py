@@ -4,6 +4,8 @@
 costs three times as much as a copy on most backends.
 """
 
+import numpy as np
+
 
 def replace(tensor, spans, values):
     """A new tensor with the entries that the spans take replaced.
@@ -22,13 +24,36 @@ def suits(spans):
     return all(span.step in (1, -1) for span in spans)
 
 
+def fills(spans, values):
+    """Whether `fill` can do it: one number, which torch writes into slices without making a tensor of it."""
+    from keras import backend
+
+    return (
+        isinstance(values, np.ndarray)
+        and values.size == 1
+        and backend.backend() == "torch"
+        and values.dtype != np.uint64  # of which torch takes only half
+        and all(span is not None and span.step in (1, -1) for span in spans)
+    )
+
+
+def fill(tensor, spans, values):
+    """A new tensor with the entries that the spans take replaced by one number, in torch."""
+    result = tensor.clone()
+    result[_index(spans, [_first(span) for span in spans])] = values.item()
+    return result
+
+
 def _forward(spans, values):
     """The values, turned to the order of the axes; and where each span begins in that order."""
     from keras import ops
 
     turned = tuple(axis for axis, span in enumerate(spans) if span.step < 0 and values.shape[axis] != 1)
-    starts = [span.start if span.step > 0 else span.start - span.count + 1 for span in spans]
-    return ops.flip(values, axis=turned) if turned else values, starts
+    return ops.flip(values, axis=turned) if turned else values, [_first(span) for span in spans]
+
+
+def _first(span):
+    return span.start if span.step > 0 else span.start - span.count + 1
 
 
 def _index(spans, starts):

@@ -65,6 +65,18 @@ def update(variable, region, op, old, operand):
     _publish(variable, tensor)
 
 
+def keep(variable, flat, values):
+    """Writes entries at flat offsets, as Keras's `assign` writes: into this memory, whoever else sees it.
+
+    Returns:
+        The offsets and the values as tensors of the variable's device, to be handed in at the next time.
+    """
+    tensor = variable._value.detach()
+    flat, values = _here(tensor, flat), _like(tensor, values)
+    _bits(tensor).put_(flat, _bits(values))
+    return flat, values
+
+
 def whole(variable):
     """The whole value as an alias, to be let go before anything is written."""
     return variable._value.detach()
