@@ -12,7 +12,7 @@ import numpy as np
 
 from kpatch import execute, planner
 from kpatch.bindings import Bindings
-from kpatch.dtypes import NUMPY, Value, dtype_name, tensor
+from kpatch.dtypes import NUMPY, Value, dtype_name, lengths, tensor
 from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.indexing import Grid
 from kpatch.names import Place, TensorNames
@@ -114,7 +114,7 @@ class TensorPatch(Holder):
     def __call__(self, names, x, *given):
         """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
-        spec = tuple(x.shape), dtype_name(x.dtype)
+        spec = lengths(x.shape), dtype_name(x.dtype)
         planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
         store = execute.Pure(x, self._names(spec, values) if values or self.bindings else planned.names)
         execute.run(planned, store, traced=True)
