@@ -16,7 +16,7 @@ from kpatch.indexing import Grid
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import Place, TensorNames, unknown
 from kpatch.syntax import as_patch, ast, parse
-from kpatch.values.dtypes import NUMPY, dtype_name, tensor
+from kpatch.values.dtypes import NUMPY, dtype_name, lengths, tensor
 
 _numbers = itertools.count()
 _live: "weakref.WeakValueDictionary[str, Holder]" = weakref.WeakValueDictionary()
@@ -112,7 +112,7 @@ class TensorPatch(Holder):
     def __call__(self, names, x, *given):
         """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
-        spec = tuple(x.shape), dtype_name(x.dtype)
+        spec = lengths(x.shape), dtype_name(x.dtype)
         planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
         store = execute.Pure(x, self._names(spec, values) if values or self.bindings else planned.names)
         execute.run(planned, store, traced=True)

@@ -91,7 +91,7 @@ def _length(x, axes, dtype):
     lengths = [shape[axis] for axis in axes]
     if all(isinstance(length, int) for length in lengths):
         return scalar(math.prod(lengths), dtype)
-    return ops.cast(math.prod(lengths), dtype)
+    return ops.cast(ops.zeros((), "int32") + math.prod(lengths), dtype)  # as in `grids.Span`
 
 
 def variance(x, axes, dtype):

@@ -48,7 +48,10 @@ class Span:
             self._measure(item)
 
     def _entry(self, item, axis):
-        if self.static and not -self.length <= item < self.length:
+        from keras import backend
+
+        known = self.static or backend.backend() != "tensorflow"  # symbols of jax and torch can be compared
+        if known and not -self.length <= item < self.length:
             raise SubscriptError(f"index {item} is out of range for axis {axis} with {self.length} entries")
         return item + self.length if item < 0 else item
 
@@ -57,12 +60,13 @@ class Span:
         from keras import ops
 
         forward = self.step > 0
-        low, high = (0, self.length) if forward else (-1, self.length - 1)
+        length = ops.zeros((), "int32") + self.length  # of a symbol Keras itself would make a constant in torch
+        low, high = (0, length) if forward else (-1, length - 1)
 
         def bound(given, default):
             if given is None:
                 return default
-            return ops.clip(ops.convert_to_tensor(given, "int32") + (self.length if given < 0 else 0), low, high)
+            return ops.clip(ops.convert_to_tensor(given, "int32") + (length if given < 0 else 0), low, high)
 
         self.start = bound(item.start, low if forward else high)
         stop = bound(item.stop, high if forward else low)
@@ -77,7 +81,7 @@ class Span:
             return np.clip(place, 0, max(self.count - 1, 0)), on & (place >= 0) & (place < self.count)
         from keras import ops
 
-        offset = ops.arange(self.length, dtype="int32") - ops.cast(self.start, "int32")
+        offset = ops.arange(self.length, dtype="int32") - self.start
         place, on = offset // self.step, offset % self.step == 0
         count = ops.cast(self.count, "int32")
         held = ops.logical_and(on, ops.logical_and(place >= 0, place < count))

@@ -4,6 +4,8 @@
 costs three times as much as a copy on most backends.
 """
 
+import sys
+
 import numpy as np
 
 
@@ -20,8 +22,14 @@ def replace(tensor, spans, values):
 
 
 def suits(spans):
-    """Whether the entries are slices that every compiler knows: XLA's have no steps."""
-    return all(span.step in (1, -1) for span in spans)
+    """Whether the entries are slices that the compiler knows: XLA's have no steps, and a length that is a number."""
+    from keras import backend
+
+    tensorflow = backend.backend() == "tensorflow"
+    for span in spans:
+        if span.step not in (1, -1) or not (span.static or span.whole or type(span.item) is int or tensorflow):
+            return False
+    return not (tensorflow and _for_litert())
 
 
 def fills(spans, values):
@@ -33,7 +41,8 @@ def fills(spans, values):
         and values.size == 1
         and backend.backend() == "torch"
         and values.dtype != np.uint64  # of which torch takes only half
-        and all(span is not None and span.step in (1, -1) for span in spans)
+        and None not in spans
+        and suits(spans)
     )
 
 
@@ -96,6 +105,16 @@ def _in_tensorflow(tensor, spans, values):
         strides=[1] * len(spans),
         value=tf.broadcast_to(values, _packed(counts)),
     )
+
+
+def _for_litert():
+    """Whether Keras exports to LiteRT, whose interpreter lacks the operation: only the stack tells."""
+    import tensorflow as tf
+
+    frame = None if tf.executing_eagerly() else sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "keras.src.export.litert":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _packed(numbers):

@@ -145,10 +145,30 @@ def tensor(data):
     if dtype not in NUMPY:
         raise DTypeError(f"{dtype} tensors are not part of the language")
     try:
-        shape = tuple(data.shape)
+        shape = lengths(data.shape)
     except ValueError:  # TensorFlow's shape of unknown rank
         raise UnsupportedError("a tensor with an unknown number of axes cannot be used in a patch") from None
     return Value(dtype, shape, data)
+
+
+def lengths(shape):
+    """A tensor's shape, with `None` for the symbols of jax and torch that stand for any length while they export."""
+    shape = tuple(shape)
+    return shape if all(type(length) is int for length in shape) else tuple(map(_length, shape))
+
+
+def _length(length):
+    from keras import backend
+
+    if backend.backend() == "jax":
+        from jax import export
+
+        return None if export.is_symbolic_dim(length) else length
+    if backend.backend() == "torch":
+        import torch
+
+        return None if isinstance(length, torch.SymInt) else length
+    return length
 
 
 @functools.cache

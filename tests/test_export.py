@@ -1,0 +1,79 @@
+"""`model.export`: what is loaded again gives the model's numbers, for batches of another size than the first.
+
+These are the formats in which Keras exports a plain `Dense` on the backend of this process, with what is installed.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+import kpatch
+from kpatch.layers import PatchedLayer, ScatterLayer
+from kpatch.tensors import to_numpy
+
+BACKEND = keras.backend.backend()
+FORMATS = {"tensorflow": ("tf_saved_model", "litert"), "jax": ("tf_saved_model",), "torch": ("torch",), "numpy": ()}
+X = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+
+
+def scattered():
+    text = "_[..., 3] = 0; _[_ > 1] = 1; _[:, ::2] *= 2; _[:, [1, 3]] += $v; _[1:, 0] = 5; _[:, 1] = mean(_)"
+    return keras.Sequential([keras.Input((4,)), ScatterLayer(text, bindings={"v": [1.0, 2.0]})])
+
+
+def patched():
+    layer = PatchedLayer(keras.layers.Dense(3), "kernel[0, 0] = 1.0; bias = sum(kernel)")
+    return keras.Sequential([keras.Input((4,)), layer])
+
+
+def rewritten():
+    layers = [keras.layers.Dense(3, name="hidden"), keras.layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    return kpatch.rewrite(model, "hidden.output[:, 0] = 0; hidden.kernel[0] = 0; head.input[:, 1] += 1")
+
+
+def saved_model(model, path):
+    tf = pytest.importorskip("tensorflow")
+    model.export(path, format="tf_saved_model", verbose=False)
+    loaded = tf.saved_model.load(path)
+    return lambda x: loaded.serve(x).numpy()
+
+
+def litert(model, path):
+    import tensorflow as tf
+
+    model.export(f"{path}.tflite", format="litert", verbose=False)
+    interpreter = tf.lite.Interpreter(f"{path}.tflite")
+
+    def run(x):
+        place = interpreter.get_input_details()[0]["index"]
+        interpreter.resize_tensor_input(place, x.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(place, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    return run
+
+
+def exported_program(model, path):
+    import torch
+
+    free = {0: torch.export.Dim("batch")}
+    model.export(f"{path}.pt2", format="torch", dynamic_shapes=free, verbose=False)
+    module = torch.export.load(f"{path}.pt2").module()
+    return lambda x: module(torch.tensor(x)).detach().numpy()
+
+
+EXPORT = {"tf_saved_model": saved_model, "litert": litert, "torch": exported_program}
+
+
+@pytest.mark.parametrize("make", [scattered, patched, rewritten])
+@pytest.mark.parametrize("kind", FORMATS[BACKEND])
+def test_it_gives_the_same_numbers(make, kind, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = make()
+    model(X[:2])
+    run = EXPORT[kind](model, str(tmp_path / "model"))
+    for x in (X[:2], X):
+        np.testing.assert_allclose(run(x), to_numpy(model(x)), rtol=1e-6, atol=1e-6)
