@@ -1,8 +1,11 @@
 """Index tensors in compiled patches: proved to be in range, and then NumPy's, with gradients, on every backend."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
+from gradients import check_gradients, gradients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -85,7 +88,7 @@ FORMS = {
 }
 
 
-def by_numpy(text, x, v):
+def by_numpy(text, x, v=V):
     a = x.copy()
     FORMS[text](a, v)
     return a
@@ -241,44 +244,10 @@ def test_the_last_of_repeated_entries_wins():
 # Gradients ------------------------------------------------------------------------------------------------------------
 
 
-def gradients(function, *arrays):
-    """The gradients of `function(*tensors)`, a scalar."""
-    values = [ops.convert_to_tensor(array) for array in arrays]
-    if BACKEND == "jax":
-        import jax
-
-        return [to_numpy(g) for g in jax.jit(jax.grad(function, tuple(range(len(values)))))(*values)]
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            loss = function(*values)
-        return [to_numpy(tf.convert_to_tensor(g)) for g in tape.gradient(loss, values, unconnected_gradients="zero")]
-    import torch
-
-    leaves = [value.clone().requires_grad_() for value in values]
-    found = torch.autograd.grad(function(*leaves), leaves, allow_unused=True, materialize_grads=True)
-    return [to_numpy(g) for g in found]
-
-
 @trains
 @pytest.mark.parametrize("text", FORMS)
 def test_gradients_are_those_of_finite_differences(text):
-    function = layer_of(text)
-    weights = np.arange(1, X.size + 1, dtype="float32").reshape(X.shape) / X.size
-    scale = ops.convert_to_tensor(weights)
-    found = gradients(lambda *given: ops.sum(function(*given) * scale), *inputs_of(text))
-    for which, gradient in enumerate(found):
-        numeric = np.zeros_like(gradient, "float64")
-        for place in np.ndindex(gradient.shape):
-            sides = []
-            for step in (1, -1):
-                arrays = [X.astype("float64"), V.astype("float64")]
-                arrays[which][place] += step * 1e-4
-                sides.append((by_numpy(text, *arrays) * weights).sum())
-            numeric[place] = (sides[0] - sides[1]) / 2e-4
-        np.testing.assert_allclose(gradient, numeric, atol=1e-5, rtol=1e-5)
+    check_gradients(layer_of(text), functools.partial(by_numpy, text), *inputs_of(text))
 
 
 @trains

@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+from gradients import check_gradients, gradients
 from keras import ops
 
 import kpatch
@@ -17,27 +18,6 @@ BACKEND = keras.backend.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
 X = (np.round(np.random.default_rng(0).normal(size=(3, 4, 5)) * 8) / 8 + 1 / 32).astype("float32")
 V = np.array([0.5, -1.5], "float32")
-
-
-def gradients(function, *arrays):
-    """The gradients of `function(*tensors)`, a scalar."""
-    values = [ops.convert_to_tensor(array) for array in arrays]
-    if BACKEND == "jax":
-        import jax
-
-        return [to_numpy(g) for g in jax.grad(function, tuple(range(len(values))))(*values)]
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            loss = function(*values)
-        return [to_numpy(g) for g in tape.gradient(loss, values, unconnected_gradients="zero")]
-    import torch
-
-    leaves = [value.clone().requires_grad_() for value in values]
-    found = torch.autograd.grad(function(*leaves), leaves, allow_unused=True, materialize_grads=True)
-    return [to_numpy(g) for g in found]
 
 
 # What flows through ---------------------------------------------------------------------------------------------------
@@ -111,19 +91,7 @@ def test_unknown_lengths(text):
 @pytest.mark.parametrize("text", FORMS)
 def test_gradients_are_those_of_finite_differences(text):
     _, function = layer_of(text)
-    weights = np.arange(X.size, dtype="float32").reshape(X.shape) / X.size
-    scale = ops.convert_to_tensor(weights)
-    found = gradients(lambda x, v: ops.sum(function(x, v) * scale), X, V)
-    for which, gradient in enumerate(found):
-        numeric = np.zeros_like(gradient, "float64")
-        for place in np.ndindex(gradient.shape):
-            sides = []
-            for step in (1, -1):
-                arrays = [X.astype("float64"), V.astype("float64")]
-                arrays[which][place] += step * 1e-4
-                sides.append((by_numpy(text, *arrays) * weights).sum())
-            numeric[place] = (sides[0] - sides[1]) / 2e-4
-        np.testing.assert_allclose(gradient, numeric, atol=2e-4)
+    check_gradients(function, functools.partial(by_numpy, text), X, V)
 
 
 @trains
