@@ -21,6 +21,12 @@ def scattered():
     return keras.Sequential([keras.Input((4,)), ScatterLayer(text, bindings={"v": [1.0, 2.0]})])
 
 
+def measured():
+    """With what depends on a length that is not known when the model is exported."""
+    text = "_ = _ / shape(_)[0] + size(_); _[arange(shape(_)[0]), argmax(_, axis=1)] = 0; _[:, argmax(_[0])] *= 2"
+    return keras.Sequential([keras.Input((4,)), ScatterLayer(text + "; _[any(_ > 20)] -= 1")])
+
+
 def patched():
     layer = PatchedLayer(keras.layers.Dense(3), "kernel[0, 0] = 1.0; bias = sum(kernel)")
     return keras.Sequential([keras.Input((4,)), layer])
@@ -68,7 +74,7 @@ def exported_program(model, path):
 EXPORT = {"tf_saved_model": saved_model, "litert": litert, "torch": exported_program}
 
 
-@pytest.mark.parametrize("make", [scattered, patched, rewritten])
+@pytest.mark.parametrize("make", [scattered, measured, patched, rewritten])
 @pytest.mark.parametrize("kind", FORMATS[BACKEND])
 def test_it_gives_the_same_numbers(make, kind, tmp_path):
     keras.utils.set_random_seed(0)

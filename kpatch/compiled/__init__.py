@@ -16,7 +16,8 @@ from kpatch.indexing import Grid
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import Place, TensorNames, unknown
 from kpatch.syntax import as_patch, ast, parse
-from kpatch.values.dtypes import NUMPY, dtype_name, lengths, tensor
+from kpatch.tensors.symbols import lengths
+from kpatch.values.dtypes import NUMPY, dtype_name, tensor
 
 _numbers = itertools.count()
 _live: "weakref.WeakValueDictionary[str, Holder]" = weakref.WeakValueDictionary()

@@ -506,7 +506,7 @@ def _sizes(name, x):
     known = None not in x.shape
     if not known and (x.data is not None or arithmetic.stays_unknown()):
         shape = (len(x.shape),) if name == "shape" else ()
-        return compute("int32", shape, functools.partial(numerics.lengths, name), x)
+        return compute("int32", shape, functools.partial(numerics.shape_or_size, name), x)
     if name == "shape":
         data = np.array(x.shape, "int64") if known else None
         return Value("int", (len(x.shape),), data, True, True)

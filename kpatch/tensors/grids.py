@@ -17,7 +17,7 @@ import numpy as np
 from kpatch import indexing
 from kpatch.errors import SubscriptError
 from kpatch.indexing import Unknown, last_wins
-from kpatch.tensors import slices
+from kpatch.tensors import slices, symbols
 
 
 class Span:
@@ -94,7 +94,7 @@ def layout(tensor, items, tensors):
 
     stand_ins = {position: Unknown(tuple(index.shape), "int32") for position, index in tensors.items()}
     known = [stand_ins.get(position, item) for position, item in enumerate(items)]
-    grid, members = indexing.layout(tuple(tensor.shape), known)
+    grid, members = indexing.layout(symbols.lengths(tensor.shape), known)
     lengths = ops.shape(tensor)
     flat = sum(
         _from_start(tensors.get(position, value), lengths[axis]) * grid.stride(axis, lengths)

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
+from kpatch.tensors.symbols import lengths
 
 MAX_SIZE = 2**28  # entries of a result that is larger than all its inputs
 MAX_CONSTANT = 2**20  # entries of a result made of literals alone: those are folded on the host
@@ -149,26 +150,6 @@ def tensor(data):
     except ValueError:  # TensorFlow's shape of unknown rank
         raise UnsupportedError("a tensor with an unknown number of axes cannot be used in a patch") from None
     return Value(dtype, shape, data)
-
-
-def lengths(shape):
-    """A tensor's shape, with `None` for the symbols of jax and torch that stand for any length while they export."""
-    shape = tuple(shape)
-    return shape if all(type(length) is int for length in shape) else tuple(map(_length, shape))
-
-
-def _length(length):
-    from keras import backend
-
-    if backend.backend() == "jax":
-        from jax import export
-
-        return None if export.is_symbolic_dim(length) else length
-    if backend.backend() == "torch":
-        import torch
-
-        return None if isinstance(length, torch.SymInt) else length
-    return length
 
 
 @functools.cache

@@ -599,11 +599,12 @@ def concatenate(tensors, axis, dtype):
     return carried(lambda *parts: ops.concatenate(parts, axis=axis), dtype, *tensors)
 
 
-def lengths(name, a):
+def shape_or_size(name, a):
     """What `shape` or `size` is, where lengths are tensors of tensorflow's graph."""
     from keras import ops
 
-    found = ops.stack([ops.cast(length, "int32") for length in ops.shape(a)])
+    zero = ops.zeros((), "int32")  # of a symbol alone Keras makes a constant in torch
+    found = ops.stack([zero + length for length in ops.shape(a)])
     return found if name == "shape" else ops.prod(found)
 
 
