@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 from kpatch import execute, planner
+from kpatch.compiled import in_dynamo
 from kpatch.errors import ResolutionError, UnsupportedError
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
@@ -100,13 +101,10 @@ def edit(x, patch, /, **bindings):
 
     from kpatch.values.arithmetic import is_traced
 
-    if backend.backend() == "torch":
-        import torch
+    if in_dynamo():
+        from kpatch.compiled.dynamo import edit_in_graph
 
-        if torch.compiler.is_dynamo_compiling():
-            from kpatch.compiled.dynamo import edit_in_graph
-
-            return edit_in_graph(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
+        return edit_in_graph(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
     patch = as_patch(patch)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")

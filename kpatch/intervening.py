@@ -4,8 +4,9 @@ import contextlib
 import functools
 
 from kpatch import api
+from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled import TensorPatch
-from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.errors import UnsupportedError
 from kpatch.holding import forget_compiled
 from kpatch.splitting import Split
 
@@ -58,14 +59,13 @@ class _Calls:
     """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
 
     def __init__(self, split):
-        self._parts = {}
+        self._parts: dict[tuple, tuple] = {}
         for part in split.parts:
             edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
             self._parts[id(part.node.item), part.kind] = part, edit
-        self._spans = {key: part.span for key, (part, _) in self._parts.items()}
         self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
         self._source = split.patch.source
-        self._kept = []  # for each call of the model under way, what its layers have given
+        self._calls = []  # the `Activations` of each call of the model under way
         nodes = [node for part in split.parts for node, _, _ in part.reads.values()]
         self._layers = {id(node.item): node.item for node in [*(part.node for part in split.parts), *nodes]}
         for part in split.parts:
@@ -92,11 +92,14 @@ class _Calls:
             _replace_call(model, self._of_model, stack)
 
     def _of_model(self, call, *args, **kwargs):
-        self._kept.append({})
+        self._calls.append(self._activations())
         try:
             return call(*args, **kwargs)
         finally:
-            self._kept.pop()
+            self._calls.pop()
+
+    def _activations(self):
+        return Activations("in another call", self._source)
 
     def _called(self, layer, kinds, call, *args, **kwargs):
         if "input" in kinds:
@@ -110,27 +113,14 @@ class _Calls:
 
     def _patched(self, layer, kind, x):
         key = id(layer), kind
-        if not hasattr(x, "shape"):
-            message = f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them"
-            raise UnsupportedError(message, span=self._spans.get(key), source=self._source)
-        if key in self._parts:
-            part, edit = self._parts[key]
-            x = edit.run(edit.free, x, *[self._recorded(part, *part.reads[name]) for name in edit.free])
-        if key in self._read and self._kept:
-            self._kept[-1][key] = None if key in self._kept[-1] else x
+        part, edit = self._parts.get(key, (None, None))
+        check_one_tensor(layer, kind, x, part, self._source)
+        kept = self._calls[-1] if self._calls else self._activations()
+        if edit is not None:
+            x = edit.run(edit.free, x, *[kept.read(part, name) for name in edit.free])
+        if key in self._read:
+            kept.keep(layer, kind, x)
         return x
-
-    def _recorded(self, part, node, kind, span):
-        name = f"{node.item.name}.{kind}"
-        key = id(node.item), kind
-        kept = self._kept[-1] if self._kept else {}
-        if key not in kept:
-            message = f"'{part.node.item.name}' cannot read '{name}': that is computed later, or in another call"
-        elif kept[key] is None:
-            message = f"'{name}' means several tensors: '{node.item.name}' is called more than once"
-        else:
-            return kept[key]
-        raise ResolutionError(message, span=span, source=self._source)
 
 
 def _replace_call(layer, function, stack):

@@ -1,7 +1,8 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled.naming import named_by
-from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import PatchError, UnsupportedError
 from kpatch.splitting import Split
 
 
@@ -65,6 +66,7 @@ class _Rewriting:
         self._new = {}  # id of a layer → the new one
         self._old = {}  # id of a new layer → the layer
         self._touched = set()
+        self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
         for statement, entry in split.weights:
             self._weights.setdefault(id(self._leaf(entry.owner).item), []).append((statement, entry))
         for part in split.parts:
@@ -112,7 +114,7 @@ class _Rewriting:
     def _functional(self, model):
         import keras
 
-        recorded = {}
+        recorded = Activations("inside of another model", self._split.patch.source)
 
         def call(*args, **kwargs):
             return self._call(recorded, *args, **kwargs)
@@ -153,30 +155,16 @@ class _Rewriting:
         return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
 
     def _touches(self, layer):
-        read = {id(node.item) for _, part in self._inserted.values() for node, *_ in part.reads.values()}
-        return id(layer) in read or any((id(layer), kind) in self._inserted for kind in KINDS)
+        return any((id(layer), kind) in self._inserted or (id(layer), kind) in self._read for kind in KINDS)
 
     def _patched(self, recorded, layer, kind, x):
-        import keras
-
-        scatter, part = self._inserted.get((id(layer), kind), (None, None))
-        if part is not None:
-            if not isinstance(x, keras.KerasTensor):
-                message = f"'{part.path}' is not one tensor but a {type(x).__name__} of them"
-                raise UnsupportedError(message).locate(part.span)
-            others = [self._recorded(recorded, part.reads[name], layer) for name in scatter.patch.free]
-            x = scatter([x, *others] if others else x)
         key = id(layer), kind
-        recorded[key] = None if key in recorded else x
+        scatter, part = self._inserted.get(key, (None, None))
+        if part is not None or key in self._read:
+            check_one_tensor(layer, kind, x, part, self._split.patch.source)
+        if part is not None:
+            others = [recorded.read(part, name) for name in scatter.patch.free]
+            x = scatter([x, *others] if others else x)
+        if key in self._read:
+            recorded.keep(layer, kind, x)
         return x
-
-    def _recorded(self, recorded, wanted, layer):
-        node, kind, span = wanted
-        name = f"{node.item.name}.{kind}"
-        if (id(node.item), kind) not in recorded:
-            message = f"'{layer.name}' cannot read '{name}': that is computed later, or inside of another model"
-            raise ResolutionError(message).locate(span)
-        if recorded[id(node.item), kind] is None:
-            message = f"'{name}' means several tensors: '{node.item.name}' is called more than once"
-            raise ResolutionError(message).locate(span)
-        return recorded[id(node.item), kind]

@@ -159,7 +159,9 @@ class Split:
 
     def _add_weights(self, statement):
         entries = self.index.find_all(statement.target.selector)
-        if len(entries) > 1 and any(type(n) is ast.Call and n.function in RANDOM for n in ast.walk(statement.value)):
+        if len(entries) > 1 and any(
+            type(n) is ast.Call and functions.is_random(n.function) for n in ast.walk(statement.value)
+        ):
             raise UnsupportedError("random numbers for several variables by one statement; name them one by one")
         for node in self._activations_in(self.with_lets([statement])):
             message = f"'{node.selector}' is an activation; what edits weights reads weights"
@@ -285,9 +287,6 @@ def bindings_of(patch, bindings):
     """Those of the bindings that a patch names."""
     named = {node.name for node in ast.walk(patch) if type(node) is ast.Binding}
     return {name: value for name, value in bindings.items() if name in named}
-
-
-RANDOM = ("normal", "uniform", "bernoulli", "permutation", "randint")
 
 
 def mapped(node, change):

@@ -40,6 +40,16 @@ def is_elementwise(name):
     return name in TABLE and TABLE[name].group.startswith(_ELEMENTWISE)
 
 
+def is_random(name):
+    """Whether the function makes random numbers.
+
+    Example:
+        >>> is_random("normal"), is_random("mean")
+        (True, False)
+    """
+    return name in TABLE and TABLE[name].group == "Random"
+
+
 def takes_string(name, argument):
     """Whether the argument, by its position or keyword, is a string; elsewhere a quoted name is a variable's.
 

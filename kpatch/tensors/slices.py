@@ -78,13 +78,6 @@ def _by_copy(tensor, spans, values):
     return result
 
 
-def _in_torch(tensor, spans, values):
-    values, starts = _forward(spans, values)
-    result = tensor.clone()
-    result[_index(spans, starts)] = values
-    return result
-
-
 def _in_jax(tensor, spans, values):
     import jax.numpy as jnp
     from jax import lax
@@ -125,4 +118,4 @@ def _packed(numbers):
     return tf.constant(numbers, "int32") if known else tf.stack([tf.cast(number, "int32") for number in numbers])
 
 
-_REPLACE = {"jax": _in_jax, "torch": _in_torch, "tensorflow": _in_tensorflow}
+_REPLACE = {"jax": _in_jax, "tensorflow": _in_tensorflow}
