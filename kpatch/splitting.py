@@ -72,9 +72,12 @@ class Split:
         nodes = ast.walk(self.patch)
         self._taken = {node.name for node in nodes if type(node) in (ast.Binding, ast.Let)}
         self._given = {}  # what a part reads → its name
+        self._reading: dict[str, Any] = {}  # the name of a `let` → the reference to an activation in it, or `None`
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
                 self._located(self._add, statement)
+            elif isinstance(statement, ast.Let):
+                self._reading[statement.name] = self._located(self._activation_in, statement)
         self._check_bindings()
         self._check_once(model)
         for part in self.parts:
@@ -140,12 +143,13 @@ class Split:
         if isinstance(selector, ast.Implied):
             self._names.place(None)
         nodes, kind = self.index.activations(selector)
-        if any(isinstance(node.item, InputLayer) for node in nodes):
+        computed = [node for node in nodes if not isinstance(node.item, InputLayer)]
+        if nodes and not computed:
             message = f"'{selector}' is what the model is given, which no layer computes"
             raise UnsupportedError(message, notes=["the layers that take it have it as their 'input'"]).locate(
                 selector.span
             )
-        return nodes, kind
+        return computed, kind
 
     def _add(self, statement):
         """Puts a statement that writes where it belongs."""
@@ -163,15 +167,19 @@ class Split:
             type(n) is ast.Call and functions.is_random(n.function) for n in ast.walk(statement.value)
         ):
             raise UnsupportedError("random numbers for several variables by one statement; name them one by one")
-        for node in self._activations_in(self.with_lets([statement])):
+        if node := self._activation_in(statement):
             message = f"'{node.selector}' is an activation; what edits weights reads weights"
             raise UnsupportedError(message).locate(node.span)
         self.weights += [(statement, entry) for entry in entries]
 
-    def _activations_in(self, statements):
-        """The references to activations."""
-        nodes = (node for statement in statements for node in ast.walk(statement))
-        return [node for node in nodes if type(node) is ast.Reference and self.activations(node.selector)[0]]
+    def _activation_in(self, statement):
+        """The first reference to an activation in a statement, or in a `let` that it names; or `None`."""
+        for node in ast.walk(statement):
+            if type(node) is ast.Reference and self.activations(node.selector)[0]:
+                return node
+            if type(node) is ast.Local and (read := self._reading.get(node.name)):
+                return read
+        return None
 
     def _check_bindings(self):
         targets = {}
@@ -190,12 +198,12 @@ class Split:
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
                 continue
-            read = self._activations_in(self.with_lets([statement]))
-            if not read:
+            read = self._located(self._activation_in, statement)
+            if read is None:
                 kept.append(statement)
             elif isinstance(statement, ast.Assert):
-                message = f"'{read[0].selector}' is an activation, and an assertion is checked once, when there is none"
-                raise UnsupportedError(message, span=read[0].span, source=self.patch.source)
+                message = f"'{read.selector}' is an activation, and an assertion is checked once, when there is none"
+                raise UnsupportedError(message, span=read.span, source=self.patch.source)
         if kept:
             asked = ast.Patch(tuple(kept), self.patch.source)
             api.apply(model, asked, **bindings_of(asked, self.bindings))

@@ -178,8 +178,9 @@ def test_the_summary_shows_the_patch(dense):
 
 
 def test_globs(dense):
-    new = kpatch.rewrite(dense, "dense_*.kernel = 0; dense_*.output += 1")
-    np.testing.assert_allclose(predicted(new, X), np.broadcast_to(dense.get_weights()[3] + 1, (3, 2)))
+    for text in ("dense_*.kernel = 0; dense_*.output += 1", "*.kernel = 0; *.output += 1"):  # inputs are left out
+        new = kpatch.rewrite(dense, text)
+        np.testing.assert_allclose(predicted(new, X), np.broadcast_to(dense.get_weights()[3] + 1, (3, 2)))
 
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
