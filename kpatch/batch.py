@@ -99,7 +99,7 @@ def _batch(statements, place):
 def _offsets(statements, shape):
     """The flat offsets that the statements write to, or `None` where an index does not fit."""
     rank = len(shape)
-    if any(len(s.target.index) != rank for s in statements):
+    if None in shape or any(len(s.target.index) != rank for s in statements):
         return None
     items = (item.value for s in statements for item in s.target.index)  # no lists: the collector would go over them
     try:

@@ -1,5 +1,6 @@
 """Expression → `Value`: one walker for planning, where no data is known, and for running, where it is."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from kpatch import functions, indexing, tensors
-from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, SubscriptError, UnsupportedError
 from kpatch.functions import ranges
 from kpatch.syntax import ast
 from kpatch.tensors import grids
-from kpatch.values import arithmetic
-from kpatch.values.dtypes import MAX_SIZE, Value, constant, literal, tensor
+from kpatch.values import arithmetic, numerics
+from kpatch.values.dtypes import MAX_SIZE, RANGES, Value, constant, literal, tensor
 
 MAX_BLOCK = 2**31 - 1  # entries of the axes that an index tensor stands for: offsets among them are int32
 CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
@@ -32,6 +33,8 @@ class Scope:
         stream: which of a glob's matches that is: each draws random numbers of its own.
         traced: inside jit, where values cannot be looked at.
         grown: by how many entries results were larger than their inputs: in this statement, and in the `let`s before.
+        unproved: the index nodes, by `id`, whose tensors are not certain to be in range; found while planning.
+        source: the text of the patch, for what is checked when a graph runs.
     """
 
     look_up: Callable[..., Value]
@@ -42,6 +45,8 @@ class Scope:
     stream: int = 0
     traced: bool = False
     grown: list[int] = field(default_factory=lambda: [0, 0])
+    unproved: set[int] = field(default_factory=set)
+    source: str | None = None
 
     def begin(self, target=None, stream=0):
         """A new statement: what the one before made is gone, but for what a `let` holds."""
@@ -98,7 +103,7 @@ def known(items):
 
 
 def select(shape, items, nodes):
-    """The selection that the items make; errors get the span of the item at fault."""
+    """The selection that the items make, `None` if a graph alone knows; errors get the span of the item at fault."""
     return _at_items(indexing.select, shape, [_with_values(item) for item in items], nodes)
 
 
@@ -107,9 +112,9 @@ def infer(shape, items, nodes):
     return _at_items(indexing.infer, shape, [_without_values(item) for item in items], nodes)
 
 
-def _at_items(function, shape, items, nodes):
+def _at_items(function, shape, items, nodes, *args):
     try:
-        return function(shape, tuple(items))
+        return function(shape, tuple(items), *args)
     except PatchError as error:
         at = None if error.argument is None else nodes[error.argument].span
         raise error.locate(at) from None
@@ -183,14 +188,14 @@ def _local(node, scope):
 
 def _unary(node, scope):
     operand = evaluate(node.operand, scope)
-    result = arithmetic.unary(node.op, operand)
+    result = _existing(arithmetic.unary(node.op, operand), (operand,))
     return ranges.unary(result, node.op, operand) if scope.proves else result
 
 
 def _binary(node, scope):
     left, right = evaluate(node.left, scope), evaluate(node.right, scope)
     result = _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right, scope.traced)
-    result = scope.account(result, (left, right))
+    result = _existing(scope.account(result, (left, right)), (left, right), node.op != "@")
     return ranges.binary(result, node.op, left, right) if scope.proves else result
 
 
@@ -201,6 +206,7 @@ def _compare(node, scope):
     for i, op in enumerate(node.ops):
         link = _at_arguments(node.operands[i : i + 2], arithmetic.compare, op, values[i], values[i + 1])
         result = link if result is None else arithmetic.binary("and", result, link)
+    result = _existing(result, values)
     return ranges.compare(result, values) if scope.proves else result
 
 
@@ -215,7 +221,8 @@ def _call(node, scope):
         args = [given[place] for place in range(len(positional))]
         kwargs = {name: given[name] for name in named}
         inputs = [value for value in given.values() if isinstance(value, Value)]
-        return scope.account(functions.call(node.function, args, kwargs, scope.traced, scope.stream), inputs)
+        result = scope.account(functions.call(node.function, args, kwargs, scope.traced, scope.stream), inputs)
+        return _existing(result, inputs, functions.is_elementwise(node.function))
     except PatchError as error:
         faulty = at.get(error.argument)
         raise error.locate(faulty and faulty.span) from None
@@ -262,10 +269,24 @@ def _subscript(node, scope):
         return literal(found[0].shape[found[1]])
     value = evaluate(node.value, scope)
     items = index_items(node.index, scope.with_implied(value))
-    if scope.traced and not known(items):
-        return _traced_entries(value, items, node, scope)
-    result = _entries(value, items, node, scope)
+    if scope.traced and (not known(items) or None in value.shape):
+        result = _traced_entries(value, items, node, scope)
+    else:
+        result = _entries(value, items, node, scope)
+    result = _existing(result, (value, *(item for item in items if isinstance(item, Value))), False)
     return ranges.entries(result, value, items) if scope.proves else result
+
+
+def _existing(result, operands, elementwise=True):
+    """The result, with which of its entries were made of entries that exist; all or none if it is not element-wise."""
+    found = [value.exists for value in (result, *operands) if value.exists is not None]
+    if not found:
+        return result
+    from keras import ops
+
+    if not elementwise:
+        found = [result.exists if exists is result.exists else ops.all(exists) for exists in found]
+    return replace(result, exists=functools.reduce(ops.logical_and, found))
 
 
 def _entries(value, items, node, scope):
@@ -289,34 +310,60 @@ def entries(value, selection):
 
 
 def _traced_entries(value, items, node, scope):
-    """Entries by index tensors, inside a compiled function."""
+    """Entries inside a compiled function, by index tensors or along axes of unknown length."""
     if scope.proves:
-        prove(value, items, node.index)
-        return ranges.entries(Value(value.dtype, infer(value.shape, items, node.index)), value, items)
-    return tensor(tensors.take(value.data, traced_selection(value.data, items)))
+        prove(value, items, node.index, scope)
+        return Value(value.dtype, infer(value.shape, items, node.index), None, value.weak)
+    selection = traced_selection(value.data, items, node.index, scope)
+    return replace(tensor(tensors.take(value.data, selection)), exists=grids.existing(selection))
 
 
-def traced_selection(data, items):
-    """The selection of a tensor's entries by index tensors that are in range."""
-    given = {position: item.data for position, item in enumerate(items) if isinstance(item, Value)}
-    return grids.layout(data, items, given)
+def traced_selection(data, items, nodes, scope):
+    """The selection of a tensor's entries. An index that is not certain to be in range is checked if its values can
+    be looked at, and else by the graph when it runs, on backends whose graphs can."""
+    checked = [_looked_at(item, node, scope) for item, node in zip(items, nodes, strict=True)]
+    given = {position: _index_data(item) for position, item in enumerate(checked) if isinstance(item, Value)}
+    proved = [at for at in given if id(nodes[at]) not in scope.unproved and checked[at].exists is None]
+    selection, checks = _at_items(grids.layout, data, checked, nodes, given, proved)
+    for position, exists in checks.items():
+        at = SubscriptError("").locate(nodes[position].span, scope.source)
+        message = f"index {nodes[position]} (line {at.line}, column {at.column}) names an entry that does not exist"
+        numerics.require(exists, message)
+    return selection
 
 
-def prove(value, items, nodes):
-    """Refuses, while a compiled function is planned, index tensors that could be out of range."""
+def _index_data(index):
+    """The indices; one that was read where nothing exists becomes one that does not exist."""
+    if index.exists is None:
+        return index.data
+    from keras import ops
+
+    dtype = index.dtype if index.dtype in ("int64", "uint32", "uint64") else "int32"
+    return ops.where(index.exists, ops.cast(index.data, dtype), RANGES[dtype][1])
+
+
+def _looked_at(item, node, scope):
+    """The item, as an array if it is a tensor whose values have to be checked, and can be."""
+    unproved = isinstance(item, Value) and id(node) in scope.unproved
+    return tensors.to_numpy(item.data) if unproved and not numerics.is_traced(item.data) else item
+
+
+def prove(value, items, nodes, scope):
+    """Notes, while a compiled function is planned, which index tensors could be out of range."""
     if value.weak:
         raise UnsupportedError(
             "a list is not indexed by a tensor inside a compiled function",
             notes=['cast([...], "float32") makes a tensor of it'],
         )
     _refuse_masks(items, nodes)
-    grid, members = _at_items(indexing.layout, value.shape, [_without_values(item) for item in items], nodes)
+    grid, indices = _at_items(indexing.layout, value.shape, [_without_values(item) for item in items], nodes)
     axes = [axis for axis, item in enumerate(grid.items) if item is None]
     if math.prod(value.shape[axis] or 1 for axis in axes) > MAX_BLOCK:
-        raise LimitError(f"an index tensor into more than {MAX_BLOCK} entries").locate(nodes[members[0][2]].span)
-    for axis in axes:
-        position = next(position for last, _, position in members if last >= axis)  # a mask's last axis is given
-        _at(nodes[position].span, ranges.check, items[position], value, axis)
+        raise LimitError(f"an index tensor into more than {MAX_BLOCK} entries").locate(nodes[indices[0][2]].span)
+    for axis, _, position in indices:
+        item, node = items[position], nodes[position]
+        if isinstance(item, Value) and not _at(node.span, ranges.proves, item, value, axis):
+            scope.unproved.add(id(node))
 
 
 def _refuse_masks(items, nodes):

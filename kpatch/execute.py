@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from kpatch import indexing, planner, tensors
 from kpatch.errors import ExecutionError, PatchError, UndoError
 from kpatch.planner import AssertStep, EditStep, LetStep
 from kpatch.resolve.names import Place
+from kpatch.values import numerics
 from kpatch.values.dtypes import Value, tensor
 
 
 def run(planned, store, traced=False):
     """Runs the steps in order. `store` is where the places' values are: `Live` or `Pure`."""
-    scope = ev.Scope(store.look_up, store.read, traced=traced)
+    scope = ev.Scope(store.look_up, store.read, traced=traced, unproved=planned.unproved, source=planned.patch.source)
     try:
         for number, step in enumerate(planned.steps):
             if store.lets_go:
@@ -39,7 +41,7 @@ def _held(value):
     """A `let` holds a value, not a view: later writes in place do not change it."""
     from keras import ops
 
-    return value if value.weak else tensor(ops.copy(value.data))
+    return value if value.weak else replace(value, data=ops.copy(value.data))
 
 
 def _write(step, store, scope):
@@ -56,9 +58,9 @@ def _write(step, store, scope):
         constant = step.constant
         if step.selection is None or step.open_ended:
             constant = planner.fitted_constant(step, _shape(selection, old) if step.open_ended else selection.shape)
-        store.write_constant(step, target, _picked(constant, selection.shape, last))
+        store.write_constant(step, target, _picked(_fitting(step, constant, old), selection.shape, last))
     elif step.operand is None or not store.update(step, target, old):
-        values = _computed(step, selection, old, store, scope)
+        values = _fitting(step, _computed(step, selection, old, store, scope), old)
         store.write(step, target, values if last is None else _picked(values, selection.shape, last))
 
 
@@ -94,7 +96,29 @@ def _computed(step, selection, old, store, scope):
     implied = tensor(store.value(step.place) if whole else old)
     value = planner.evaluate_side(step.statement, scope, implied)
     shape = _shape(selection, implied)
-    return planner.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
+    values = planner.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
+    return values if value.exists is None else _where_existing(value.exists, values, implied)
+
+
+def _where_existing(exists, values, implied):
+    """The values that were made of entries that exist; in place of the others the entry stays what it is."""
+    from keras import ops
+
+    surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, which the values had as well
+    return ops.where(ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data)
+
+
+def _fitting(step, values, old):
+    """The values; spread to the shape of the entries if only the running graph knows whether they fit."""
+    if not step.open_ended or None not in old.shape:
+        return values
+    from keras import ops
+
+    lengths, own = ops.shape(old), ops.shape(values)
+    for back in range(1, len(own) + 1):
+        fits = ops.logical_or(ops.equal(own[-back], 1), ops.equal(own[-back], lengths[-back]))
+        numerics.require(fits, "the value does not fit the selection")
+    return ops.broadcast_to(values, lengths)
 
 
 def _shape(selection, old):
@@ -110,11 +134,18 @@ def dynamic_selection(step, store, scope):
     items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
     if scope.traced:
         if type(items[0]) is Value and items[0].dtype == "bool":  # the only item: the plan allows no other mask
-            return indexing.Mask(_over_rows(items[0].data, len(place.shape)), place.shape)
-        return ev.traced_selection(store.value(place), items)
+            return indexing.Mask(_over_rows(_held_by(items[0]), len(place.shape)), place.shape)
+        return ev.traced_selection(store.value(place), items, nodes, scope)
     if not planner.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
     return _masked(items[0].data, step)
+
+
+def _held_by(mask):
+    """A mask, without entries that were made of what does not exist."""
+    from keras import ops
+
+    return mask.data if mask.exists is None else ops.logical_and(mask.data, mask.exists)
 
 
 def _over_rows(mask, axes):

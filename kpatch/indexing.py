@@ -7,7 +7,7 @@
 * `Region`: basic indexing, an arithmetic progression on each axis;
 * `Positions`: anything else, as flat offsets in C order;
 * `Mask`: a boolean tensor of the variable's own shape; the executor makes it where the mask never leaves its device;
-* `Grid`: of a tensor some of whose lengths are not known yet, one item an axis.
+* `Grid`: of a tensor with lengths that are not known yet, or by index tensors of a graph: one item an axis.
 
 `infer` gives the shape of the result alone, also where index values and lengths are not known yet.
 """
@@ -18,7 +18,7 @@ from functools import reduce
 
 import numpy as np
 
-from kpatch.errors import LimitError, ShapeError, SubscriptError, UnsupportedError
+from kpatch.errors import LimitError, ShapeError, SubscriptError
 
 MAX_AXES = 64  # of a selection; NumPy's own limit
 MAX_OFFSET = 2**62  # flat offsets stay well inside int64
@@ -121,13 +121,24 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Grid:
-    """Entries of a tensor with lengths that are not known yet: what is taken from each axis by itself.
+class Entry:
+    """One entry of an axis whose length the graph alone knows: `index`, not negative, and whether it `exists`.
 
-    `items` holds a slice or an integer for each axis, as they were written, and `None` for the axes of `block`: those
-    of index arrays, which together take the offsets `flat`, counted along these axes. The dimensions that they make,
-    `block`, stand at `place` in the result. `unchecked` is the position of an integer on an axis of unknown length.
-    Where index arrays are tensors, `flat` is one too, and lengths in `block` may be.
+    Both are tensors of the graph. An index that does not exist is one of the axis all the same.
+    """
+
+    index: object
+    exists: object
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Entries of a tensor with lengths that are not known yet: the part of each axis by itself.
+
+    `items` holds a slice, an integer or an `Entry` for each axis, and `None` for the axes of `block`: those of index
+    arrays, which together take the offsets `flat`, counted along these axes. The dimensions that they make, `block`,
+    stand at `place` in the result. If index arrays are tensors, `flat` is one too, and lengths in `block` may be;
+    `exists` then says which of the offsets are entries, or is `None` if all of them are.
 
     Example:
         >>> grid = select((None, 4, 5), (slice(1, None), np.array([0, 3]), -1))
@@ -140,7 +151,7 @@ class Grid:
     flat: np.ndarray | None = None
     block: tuple = ()
     place: int = 0
-    unchecked: int | None = None
+    exists: object = None
 
     size = None
 
@@ -191,6 +202,8 @@ def parts(shape, size):
 def select(shape, items):
     """The selection that `items` (a tuple) makes of a tensor of that shape (a tuple).
 
+    It is `None` if an integer or an index array meets an axis of unknown length: `layout` is for those.
+
     Raises:
         SubscriptError: with the item's position as `argument`.
         LimitError: where repeated indices ask for far more entries than the tensor has.
@@ -239,29 +252,33 @@ def infer(shape, items):
     """
     parts = _resolve(shape, items)
     if not any(type(value) in _ARRAYS for value, _, _ in parts):
-        return tuple(count for value, _, _ in parts if type(value) is list for _, count, _ in value)
+        return _shape(parts)
     _, _, result = _arrange(parts)
     _bound(shape, result, parts)
     return result
 
 
 def layout(shape, items):
-    """The `Grid` that index arrays make, without its offsets, and what those are computed from.
+    """The `Grid` that the items make, without the offsets of index arrays, and the indices that it is made of.
 
-    That is `(axis, value, position of the item)` for each integer and index array: a value that is in range and not
-    negative, or for an `Unknown` what stands for it.
+    Those are `(axis, value, position of the item)` for each integer and index array. The value is checked and not
+    negative; it is `None` for an integer, and an `Unknown` for an array, that is not known or meets an axis of unknown
+    length.
 
     Example:
-        >>> grid, members = layout((2, 4, 5), (1, slice(None), Unknown((3,), "int32")))
-        >>> grid.items, grid.shape, members
+        >>> grid, indices = layout((2, 4, 5), (1, slice(None), Unknown((3,), "int32")))
+        >>> grid.items, grid.shape, indices
         ((None, slice(None, None, None), None), (3, 4), [(0, 1, 0), (2, Unknown(shape=(3,), dtype='int32'), 2)])
     """
     parts = _resolve(shape, items)
     taken = _whole_axes(parts, items)
-    before, _, result = _arrange(parts)
-    axes = tuple(taken.get(axis) for axis in range(len(shape)))
-    members = [(axis, value, position) for value, axis, position in parts if type(value) is not list]
-    return Grid(axes, result, None, _block(parts), len(before)), members
+    indices = [(axis, value, position) for value, axis, position in parts if type(value) is not list]
+    if any(type(value) in _ARRAYS or type(items[position]) is Unknown for _, value, position in indices):
+        before, _, result = _arrange(parts)
+        axes = tuple(taken.get(axis) for axis in range(len(shape)))
+        return Grid(axes, result, None, _block(parts), len(before)), indices
+    taken.update((axis, items[position] if value is None else value) for axis, value, position in indices)
+    return Grid(tuple(taken[axis] for axis in range(len(shape))), _shape(parts)), indices
 
 
 def fit(value_shape, selection_shape):
@@ -521,19 +538,20 @@ def _region(shape, parts):
 
 
 def _grid(shape, items):
-    parts = _resolve(shape, items)
-    arrays = [position for value, _, position in parts if type(value) in _ARRAYS]
-    if not arrays:
-        taken = _whole_axes(parts, items)
-        taken.update((axis, items[position]) for value, axis, position in parts if type(value) is not list)
-        unchecked = next((position for value, _, position in parts if value is None), None)
-        return Grid(tuple(taken[axis] for axis in range(len(shape))), infer(shape, items), unchecked=unchecked)
-    grid, members = layout(shape, items)
-    for axis, length in enumerate(shape):
-        if grid.items[axis] is None and length is None:
-            raise UnsupportedError(f"an index array on axis {axis}, whose length is not known", argument=arrays[0])
-    offsets = sum(value * grid.stride(axis, shape) for axis, value, _ in members)
+    grid, indices = layout(shape, items)
+    if any(value is None or type(value) is Unknown for _, value, _ in indices):
+        return None
+    if None not in grid.items:
+        return grid
+    if any(shape[axis] is None for axis, item in enumerate(grid.items) if item is None):
+        return None  # a mask that covers an axis of unknown length
+    offsets = sum(value * grid.stride(axis, shape) for axis, value, _ in indices)
     return replace(grid, flat=np.broadcast_to(offsets, grid.block).reshape(-1))
+
+
+def _shape(parts):
+    """The shape of basic indexing."""
+    return tuple(count for value, _, _ in parts if type(value) is list for _, count, _ in value)
 
 
 def _whole_axes(parts, items):

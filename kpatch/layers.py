@@ -16,10 +16,10 @@ class ScatterLayer(keras.layers.Layer):
     """Edits the tensor that flows through it, as `kpatch.edit` does.
 
     The patch is checked when the layer is made and built. Lengths may be unknown (batch, sequence): an index on a
-    known axis is planned once, and what depends on the others is computed in the graph. An index computed from the
-    tensor must be certain to be in range, as `argmax`, `% n` and `clip` are. An integer on an axis of
-    unknown length is checked when the length is known; on tensorflow, which never says, it is refused: a slice will
-    do. Gradients flow to the entries left alone and to the values; those of overwritten entries are exactly zero.
+    known axis is planned once, and what depends on the others is computed in the graph. An index that is not certain
+    to be in range is checked when the lengths and its values are known. A graph of TensorFlow fails when it runs. XLA
+    cannot fail: there an entry that does not exist changes nothing. Gradients flow to the entries left alone and to
+    the values; those of overwritten entries are exactly zero.
 
     The right-hand side is computed in the layer's compute dtype: under mixed precision that is float16 or bfloat16.
 

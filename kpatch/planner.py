@@ -17,6 +17,7 @@ from kpatch import functions, indexing, tensors
 from kpatch.batch import batches, sets_one_entry
 from kpatch.elementwise import compile_mask, compile_value
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
+from kpatch.functions import ranges
 from kpatch.resolve.names import Names, Place
 from kpatch.syntax import ast
 from kpatch.values import arithmetic
@@ -33,7 +34,7 @@ class EditStep:
     Attributes:
         statement: the `ast.Edit`.
         place: what it writes to.
-        selection: the entries, or `None` where they depend on values.
+        selection: the entries, or `None` if they depend on values, or on lengths that are not known yet.
         constant: the values as a NumPy array of the place's dtype, or `None` where they depend on values.
         scalar: the right-hand side is one number that does not depend on the entries.
         operand: for `op=` by a number, that number as a `Value` of the place's dtype.
@@ -42,7 +43,7 @@ class EditStep:
         mask: for an index that is a mask, the `elementwise.Program` that makes it, or `None`.
         value: for fresh values, the `elementwise.Program` that computes them, or `None`.
         prepared: the constant as a writer takes it fastest, filled at the first run.
-        open_ended: a length of the value meets one that is not known yet.
+        open_ended: whether the value fits is known only when the lengths are.
         may_fail: it can still be an error, on the values that it meets.
     """
 
@@ -89,6 +90,7 @@ class Plan:
         patch: the `Patch`.
         steps: what is executed, in order.
         rows: a `Row` for each statement that writes, and each of its matches.
+        unproved: the index nodes, by `id`, that are checked when a compiled function runs.
         warnings: a sentence for each statement that edits nothing, or every entry in spite of its index.
 
     Example:
@@ -102,6 +104,7 @@ class Plan:
     patch: ast.Patch
     steps: tuple
     names: Names = field(repr=False)
+    unproved: frozenset = field(default=frozenset(), repr=False)
 
     @cached_property
     def edits(self):
@@ -162,7 +165,7 @@ def make(patch, names, implied=None, traced=False):
             steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
-    return Plan(patch, tuple(steps), names)
+    return Plan(patch, tuple(steps), names, frozenset(scope.unproved))
 
 
 def _unknown(names, node, target):
@@ -247,17 +250,14 @@ def plan_edit(statement, place, stream, scope):
 
 
 def _planned_edit(statement, place, stream, scope):
-    selection, shape, masked = _selected(statement, place, scope)
-    implied = place.unknown() if statement.target.index is None else Value(place.dtype, shape, None)
+    selection, implied, masked = _selected(statement, place, scope)
     if masked and scope.traced:
         implied = _implied_under_mask(statement, place, scope)
-        shape = place.shape
+    shape = implied.shape
     value = evaluate_side(statement, scope, implied)
     if None in shape and value.shape:
         arithmetic.doubt()  # whether it fits
-    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
-    open_ended = any(length not in (1, None) and target is None for length, target in pairs)
-    step = EditStep(statement, place, selection, stream=stream, open_ended=open_ended)
+    step = EditStep(statement, place, selection, stream=stream, open_ended=_is_open_ended(value, shape, implied))
     if masked and not scope.traced:
         step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
@@ -272,6 +272,16 @@ def _planned_edit(statement, place, stream, scope):
     if step.fresh and statement.op == "=" and not scope.traced:
         step.value = compile_value(statement.value, scope.with_implied(implied), place)
     return step
+
+
+def _is_open_ended(value, shape, implied):
+    """Whether an unknown length decides if the value fits: unless it is 1, or for certain that of the entries."""
+    return any(
+        None in (value.shape[-back], shape[-back])
+        and value.shape[-back] != 1
+        and (ranges.named(value.axes, -back) is None or value.axes[-back] != ranges.named(implied.axes, -back))
+        for back in range(1, min(len(value.shape), len(shape)) + 1)
+    )
 
 
 def _is_computed(node):
@@ -296,21 +306,25 @@ def in_match(error, statement, place, stream):
 
 
 def _selected(statement, place, scope):
-    """The selection where it is known, its shape, and whether it is one mask of the whole tensor."""
-    nodes = statement.target.index
+    """The selection if it is known, what its entries are, and whether it is one mask of the whole tensor."""
+    nodes, whole = statement.target.index, place.unknown()
     if nodes is None:
-        selection = indexing.select(place.shape, (Ellipsis,))
-        return selection, selection.shape, False
-    items = ev.index_items(nodes, scope.with_implied(place.unknown()))
+        return indexing.select(place.shape, (Ellipsis,)), whole, False
+    items = ev.index_items(nodes, scope.with_implied(whole))
+    entries = Value(place.dtype, ev.infer(place.shape, items, nodes))
+    if scope.traced:
+        entries = ranges.entries(entries, whole, items)
     if ev.known(items):
         selection = ev.select(place.shape, items, nodes)
-        return selection, selection.shape, False
+        if selection is None:
+            arithmetic.doubt()
+        return selection, entries, False
     masked = is_mask(items, place.shape) or (scope.traced and is_mask_of_rows(items, place.shape))
     if not masked:
         arithmetic.doubt()
     if scope.traced and not masked:
-        ev.prove(place.unknown(), items, nodes)
-    return None, ev.infer(place.shape, items, nodes), masked
+        ev.prove(whole, items, nodes, scope)
+    return None, entries, masked
 
 
 def is_mask(items, shape):

@@ -91,11 +91,11 @@ def test_gradient():
 
 
 REFUSED = {
-    "_[cast(_, 'int32')] = 0": (
+    "_ = take(_, cast(_, 'int32'))": (
         "a compiled function cannot check that this index is in range for axis 0 with 3 entries\n"
-        "  line 1, column 3\n"
-        "    _[cast(_, 'int32')] = 0\n"
-        "      ^^^^^^^^^^^^^^^^\n"
+        "  line 1, column 13\n"
+        "    _ = take(_, cast(_, 'int32'))\n"
+        "                ^^^^^^^^^^^^^^^^\n"
         "  nothing is known of its entries, but that they are int32\n"
         "  clip(..., 0, 2) is in range, and so is ... % 3"
     ),

@@ -11,13 +11,14 @@ import zlib
 import numpy as np
 
 from kpatch import execute, planner
-from kpatch.errors import BindingError, PatchError, UnsupportedError
-from kpatch.indexing import Grid
+from kpatch.errors import BindingError, PatchError
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import Place, TensorNames, unknown
 from kpatch.syntax import as_patch, ast, parse
 from kpatch.tensors.symbols import lengths
 from kpatch.values.dtypes import NUMPY, dtype_name, tensor
+
+MAX_PLANS = 16  # of a patch: one for each combination of shapes and dtypes that it met lately
 
 _numbers = itertools.count()
 _live: "weakref.WeakValueDictionary[str, Holder]" = weakref.WeakValueDictionary()
@@ -106,8 +107,7 @@ class TensorPatch(Holder):
         values = {name: unknown(f"${name}", kind, tuple(s)) for name, (s, kind) in specs.items() if name != "_"}
         names = self._names(spec, values)
         planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
-        self._refuse_unchecked(planned)
-        self._plans.append((specs, planned))
+        self._plans = [*self._plans[1 - MAX_PLANS :], (specs, planned)]
         return planned
 
     def __call__(self, names, x, *given):
@@ -133,25 +133,6 @@ class TensorPatch(Holder):
                     names.place(part.selector)
         except PatchError as error:
             raise error.locate(None, self.patch.source) from None
-
-    def _refuse_unchecked(self, planned):
-        """What meets an axis of unknown length is checked when the length is known: in tensorflow never."""
-        from keras import backend
-
-        if backend.backend() != "tensorflow":
-            return
-        for step in planned.edits:
-            if step.open_ended:
-                raise UnsupportedError(
-                    "a value with a length of its own, on an axis of unknown length, cannot be checked by tensorflow",
-                    notes=["the input can give the axis its length: keras.Input(..., batch_size=32)"],
-                ).locate(step.statement.value.span, self.patch.source)
-            if isinstance(step.selection, Grid) and (position := step.selection.unchecked) is not None:
-                node = step.statement.target.index[position]
-                raise UnsupportedError(
-                    "an integer on an axis of unknown length cannot be checked by tensorflow",
-                    notes=["a slice is empty where there is no such entry: 0:1 for 0, -1: for -1"],
-                ).locate(node.span, self.patch.source)
 
 
 def run_live(key, names, *values):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kpatch.errors import UnsupportedError
+from kpatch.errors import SubscriptError, UnsupportedError
 from kpatch.functions.shapes import normal_axes
 from kpatch.tensors import to_numpy
 from kpatch.values.dtypes import FLOATS, INTEGERS, NUMPY, RANGES, Value, is_integer
@@ -68,13 +68,23 @@ def fits(index, tensor, axis):
     return over is None and -length <= low and high < length
 
 
+def proves(index, tensor, axis):
+    """Whether an index tensor is certain to be in range for an axis; raises if it is certain not to be."""
+    low, high, over = of(index)
+    length = tensor.shape[axis]
+    if length is not None and over is None and 0 not in index.shape and (low >= length or high < -length):
+        message = f"this index is out of range for {_axis(axis, length)}, whatever the tensors hold"
+        raise SubscriptError(message, notes=[_found(index)])
+    return fits(index, tensor, axis)
+
+
 def check(index, tensor, axis):
     """Refuses an index of an axis, be it a tensor, an array or an integer, that is not certain to be in range."""
     length, is_tensor = tensor.shape[axis], isinstance(index, Value)
     if fits(index, tensor, axis) if is_tensor else length is not None:  # what is no tensor was checked where it can be
         return
     if length is not None:
-        where = f"axis {axis} with {length} entr{'y' if length == 1 else 'ies'}"
+        where = _axis(axis, length)
         right = f"clip(..., 0, {length - 1}) is in range, and so is ... % {length}" if length else "the axis is empty"
     else:
         where = f"axis {axis}, whose length is not known"
@@ -83,6 +93,10 @@ def check(index, tensor, axis):
             right = "a slice is empty where there is no such entry: 0:1 for 0, -1: for -1"
     notes = [_found(index), right] if is_tensor else [right]
     raise UnsupportedError(f"a compiled function cannot check that this index is in range for {where}", notes=notes)
+
+
+def _axis(axis, length):
+    return f"axis {axis} with {length} entr{'y' if length == 1 else 'ies'}"
 
 
 def _found(index):

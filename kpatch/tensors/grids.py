@@ -4,8 +4,9 @@ A read is a slice and one `take`. A write of slices is a copy and a write into i
 `where` between the tensor and the values, spread out to its axes. The mask is a small constant vector for each axis
 that is not taken whole, so that compilers fuse it. Either way the gradient of what is overwritten is exactly zero.
 
-Index arrays may be tensors of a graph, which are in range: the planner has proved it. Where entries repeat, the last
-of each is found by a maximum over segments, which has one result on every backend, as a scatter of values has not.
+Index arrays may be tensors of a graph. If entries repeat, the last of each is found by a maximum over segments, which
+has one result on every backend, as a scatter of values has not. An entry that does not exist is read as 0, and a write
+leaves it out; neither has a gradient.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import numpy as np
 
 from kpatch import indexing
 from kpatch.errors import SubscriptError
-from kpatch.indexing import Unknown, last_wins
+from kpatch.indexing import Entry, Unknown, last_wins
 from kpatch.tensors import slices, symbols
 
 
@@ -26,18 +27,22 @@ class Span:
     Attributes:
         whole: all of them, in their order.
         static: the numbers are known.
+        exists: of an `Entry`, whether it does, a tensor of a graph; else `None`.
     """
 
-    __slots__ = ("count", "item", "length", "start", "static", "step", "whole")
+    __slots__ = ("count", "exists", "item", "length", "start", "static", "step", "whole")
 
-    def __init__(self, item, length, axis):
+    def __init__(self, item, length):
         self.item = item
         self.length = length
         self.static = isinstance(length, int)
-        self.step = 1 if type(item) is int or item.step is None else item.step
+        self.step = item.step if type(item) is slice and item.step is not None else 1
         self.whole = item == slice(None)
+        self.exists = None
         if type(item) is int:
-            self.start, self.count = self._entry(item, axis), 1
+            self.start, self.count = item if item >= 0 else item + length, 1
+        elif type(item) is Entry:
+            self.start, self.count, self.exists = item.index, 1, item.exists
         elif self.static:
             found = range(*item.indices(length))
             self.start, self.count, self.step = found.start, len(found), found.step
@@ -46,14 +51,6 @@ class Span:
             self.start, self.count = 0, length
         else:
             self._measure(item)
-
-    def _entry(self, item, axis):
-        from keras import backend
-
-        known = self.static or backend.backend() != "tensorflow"  # symbols of jax and torch can be compared
-        if known and not -self.length <= item < self.length:
-            raise SubscriptError(f"index {item} is out of range for axis {axis} with {self.length} entries")
-        return item + self.length if item < 0 else item
 
     def _measure(self, item):
         """The slice's start and count in the graph, by the rules of `slice.indices`."""
@@ -85,35 +82,134 @@ class Span:
         place, on = offset // self.step, offset % self.step == 0
         count = ops.cast(self.count, "int32")
         held = ops.logical_and(on, ops.logical_and(place >= 0, place < count))
+        if self.exists is not None:
+            held = ops.logical_and(held, self.exists)
         return ops.clip(place, 0, count), held
 
 
-def layout(tensor, items, tensors):
-    """The grid that items make; `tensors` are those of them that are tensors of integers in range, by position."""
+def layout(tensor, items, tensors, proved):
+    """The grid that items make of a tensor of a graph, and what is left to check when the graph runs.
+
+    Args:
+        tensors: those of the items that are tensors of integers, `{position: tensor}`.
+        proved: the positions of those that are certain to be in range.
+
+    Returns:
+        The `Grid`, and `{position of the item: whether its entries exist}`, tensors of booleans.
+
+    Raises:
+        SubscriptError: for an index that is known to be out of range; with the item's position as `argument`.
+    """
+    known = [_stand_in(tensors[at]) if at in tensors else item for at, item in enumerate(items)]
+    grid, indices = indexing.layout(symbols.lengths(tensor.shape), known)
+    lengths = _lengths(tensor)
+    placed, checks = {}, {}
+    for axis, value, position in indices:
+        item, exists = tensors.get(position, items[position]), None
+        if value is None and type(item) is int:
+            value, exists = _integer(item, lengths[axis], axis, position)
+        elif value is None or type(value) is Unknown:
+            value, exists = _array(item, lengths[axis], position in proved)
+        elif covered := _mask_axes(item):
+            exists = _same(item.shape, lengths[axis + 1 - covered : axis + 1])
+        placed[axis] = value, exists
+        if exists is not None:
+            checks[position] = exists
+    if None in grid.items:
+        return _with_offsets(grid, placed, lengths), checks
+    items = list(grid.items)
+    for axis, (value, exists) in placed.items():
+        items[axis] = value if exists is None else Entry(value, exists)
+    return dataclasses.replace(grid, items=tuple(items)), checks
+
+
+def _stand_in(index):
+    return Unknown(symbols.lengths(index.shape), "int32")
+
+
+def _mask_axes(item):
+    return item.ndim if isinstance(item, np.ndarray) and item.dtype == bool else 0
+
+
+def _lengths(tensor):
+    """The lengths of a tensor's axes, those that are not known as tensors of the graph."""
+    if None not in tensor.shape:
+        return tensor.shape
     from keras import ops
 
-    stand_ins = {position: Unknown(tuple(index.shape), "int32") for position, index in tensors.items()}
-    known = [stand_ins.get(position, item) for position, item in enumerate(items)]
-    grid, members = indexing.layout(symbols.lengths(tensor.shape), known)
-    lengths = ops.shape(tensor)
-    flat = sum(
-        _from_start(tensors.get(position, value), lengths[axis]) * grid.stride(axis, lengths)
-        for axis, value, position in members
-    )
+    return ops.shape(tensor)
+
+
+def _in_graph(length):
+    from keras import ops
+
+    return ops.zeros((), "int32") + length  # of a symbol Keras itself would make a constant in torch
+
+
+def _integer(index, length, axis, position):
+    """An integer of an axis, and whether it exists, or `None` if that is certain."""
+    inside = symbols.holds(lambda: -length <= index < length)
+    if inside is None:
+        return _array(index, length, False)
+    if not inside:
+        message = f"index {index} is out of range for axis {axis} with {length} entries"
+        raise SubscriptError(message, argument=position)
+    return index if index >= 0 else index + length, None
+
+
+def _array(index, length, proved):
+    """Indices of an axis as int32, none of them negative, all in range; and which exist, or `None` if all do."""
+    import keras
+    from keras import ops
+
+    given = ops.convert_to_tensor(index)
+    index, length = ops.cast(given, "int32"), _in_graph(length)
+    placed = ops.where(index < 0, index + length, index)
+    if proved:
+        return placed, None
+    exists = ops.logical_and(placed >= 0, placed < length)
+    dtype = keras.backend.standardize_dtype(given.dtype)
+    if dtype in ("int64", "uint32", "uint64"):
+        kept = ops.cast(index, dtype) == given
+        exists = ops.logical_and(exists, kept if dtype == "int64" else ops.logical_and(kept, index >= 0))
+    return ops.where(exists, placed, 0), exists
+
+
+def _as_int32(value):
+    from keras import ops
+
+    return ops.convert_to_tensor(value, "int32") if isinstance(value, np.ndarray | int) else value
+
+
+def _same(shape, lengths):
+    """Whether the axes have the lengths of a mask, or `None` if that is certain."""
+    from keras import ops
+
+    unknown = [_in_graph(b) == a for a, b in zip(shape, lengths, strict=True) if not isinstance(b, int)]
+    return ops.all(ops.stack(unknown)) if unknown else None
+
+
+def _with_offsets(grid, placed, lengths):
+    """The grid with the offsets of its block, and which of them exist."""
+    from keras import ops
+
+    flat = sum(_as_int32(value) * grid.stride(axis, lengths) for axis, (value, _) in placed.items())
     block = ops.shape(flat) if None in grid.block else grid.block
-    return dataclasses.replace(grid, flat=ops.reshape(flat, (-1,)), block=tuple(block))
-
-
-def _from_start(index, length):
-    """The index as a tensor of int32, no entry negative."""
-    from keras import ops
-
-    index = ops.cast(index, "int32")
-    return ops.where(index < 0, index + length, index)
+    every = [exists for _, exists in placed.values() if exists is not None]
+    exists = ops.reshape(ops.broadcast_to(_all(every), block), (-1,)) if every else None
+    return dataclasses.replace(grid, flat=ops.reshape(flat, (-1,)), block=tuple(block), exists=exists)
 
 
 def take(tensor, grid):
     """The entries of the grid, as a tensor of the shape that they make."""
+    from keras import ops
+
+    taken, exists = _taken(tensor, grid), existing(grid)
+    return taken if exists is None else ops.where(exists, taken, ops.zeros((), taken.dtype))
+
+
+def _taken(tensor, grid):
+    """The same, with any entry in place of one that does not exist."""
     from keras import ops
 
     spans = _spans(tensor, grid)
@@ -122,19 +218,30 @@ def take(tensor, grid):
     for axis, span in spans.items():
         if span is None:
             index.append(slice(None))
-        elif type(span.item) is int:
-            index.append(span.start if span.static else span.item)
+        elif type(span.item) is not slice:
+            index.append(span.start)
         elif span.static and span.step < 0:  # torch has no negative steps
             first = span.start + span.step * (span.count - 1)
             index.append(slice(first, span.start + 1, -span.step) if span.count else slice(0, 0))
-            backward.append(axis - sum(type(item) is int for item in index))
+            backward.append(axis - sum(type(item) is not slice for item in index))
         else:
             index.append(span.item)
-    if any(item != slice(None) for item in index):
+    if any(type(item) is not slice or item != slice(None) for item in index):
         tensor = tensor[tuple(index)]
     if backward:
         tensor = ops.flip(tensor, axis=tuple(backward))
     return tensor if grid.flat is None else _take_block(tensor, grid)
+
+
+def existing(grid):
+    """Which of the grid's entries exist, a tensor that broadcasts to its shape; `None` if all do."""
+    if grid.exists is not None:
+        from keras import ops
+
+        after = len(grid.shape) - grid.place - len(grid.block)
+        return ops.reshape(grid.exists, (*grid.block, *[1] * after))
+    found = [item.exists for item in grid.items if type(item) is Entry]
+    return _all(found) if found else None
 
 
 def _take_block(tensor, grid):
@@ -166,13 +273,13 @@ def replace(tensor, grid, values):
     held = []
     values = _on_axes(values, grid, tensor, held)
     if not held and not all(span.whole for span in spans.values()) and slices.suits(spans.values()):
-        return slices.replace(tensor, list(spans.values()), values)
+        return slices.replace(tensor, list(spans.values()), _where_existing(values, grid, tensor))
     for axis, span in spans.items():
         if span is None or span.whole:
             continue
         places, on = span.places()
         held.append(_along(on, axis, len(spans)))
-        if values.shape[axis] != 1 and type(span.item) is not int:
+        if values.shape[axis] != 1 and type(span.item) is slice:
             values = _spread(values, axis, span, places)
     if not held:
         return ops.copy(ops.broadcast_to(values, ops.shape(tensor)))
@@ -181,12 +288,18 @@ def replace(tensor, grid, values):
 
 def _spans(tensor, grid):
     """The span of each axis; `None` for those of the block."""
-    lengths = tensor.shape
-    if None in lengths:
-        from keras import ops
+    lengths = _lengths(tensor)
+    return {axis: None if item is None else Span(item, lengths[axis]) for axis, item in enumerate(grid.items)}
 
-        lengths = ops.shape(tensor)
-    return {axis: None if item is None else Span(item, lengths[axis], axis) for axis, item in enumerate(grid.items)}
+
+def _where_existing(values, grid, tensor):
+    """The values, and in place of those of entries that do not exist what is there."""
+    exists = existing(grid)
+    if exists is None:
+        return values
+    from keras import ops
+
+    return ops.where(exists, values, _on_axes(_taken(tensor, grid), grid, tensor, []))
 
 
 def _on_axes(values, grid, tensor, held):
@@ -194,33 +307,37 @@ def _on_axes(values, grid, tensor, held):
     from keras import ops
 
     if grid.flat is None:
-        dropped = tuple(axis for axis, item in enumerate(grid.items) if type(item) is int)
+        dropped = tuple(axis for axis, item in enumerate(grid.items) if type(item) is not slice)
         return ops.expand_dims(values, dropped) if dropped else values
     axes, others = _block_axes(grid)
     lengths = ops.shape(tensor)
     sizes = tuple(lengths[axis] for axis in axes)
-    last = _last_of_each(grid.flat, math.prod(sizes))
+    last = _last_of_each(grid, math.prod(sizes))
     held.append(_shaped(last >= 0, [1 if axis in others else length for axis, length in enumerate(lengths)]))
     values = _over_block(values, grid, sizes, last)
     order = [*others, *axes]
     return ops.transpose(values, tuple(order.index(axis) for axis in range(len(order))))
 
 
-def _last_of_each(flat, size):
-    """For each entry of a block, the place in `flat` of the last offset that means it, or −1."""
+def _last_of_each(grid, size):
+    """For each entry of the block, the place in `flat` of the last offset that means it, or −1."""
+    flat = grid.flat
     if isinstance(flat, np.ndarray):
         places, last = np.full(size, -1, "int32"), last_wins(flat)
         places[flat[last]] = last
         return places
     from keras import backend, ops
 
+    if grid.exists is not None:
+        flat = ops.where(grid.exists, flat, size)  # one more entry, for those that do not exist
     if flat.shape[0] == 1:
         return ops.where(ops.arange(size, dtype="int32") == flat, 0, -1)
     places = ops.arange(ops.shape(flat)[0], dtype="int32")
+    more = size if grid.exists is None else size + 1
     if backend.backend() == "torch":  # where Keras takes the maximum in float32
-        empty = flat.new_full((size,), -1, dtype=places.dtype)
-        return empty.scatter_reduce(0, flat.long(), places, "amax")
-    return ops.segment_max(places, flat, num_segments=size)
+        empty = flat.new_full((more,), -1, dtype=places.dtype)
+        return empty.scatter_reduce(0, flat.long(), places, "amax")[:size]
+    return ops.segment_max(places, flat, num_segments=more)[:size]
 
 
 def _over_block(values, grid, sizes, last):

@@ -19,3 +19,23 @@ def _length(length):
 
         return None if isinstance(length, torch.SymInt) else length
     return length
+
+
+def holds(condition):
+    """What a condition on lengths is, or `None` if only the running graph knows. torch makes it a bound of its symbols.
+
+    Args:
+        condition: a function without arguments, that compares lengths.
+    """
+    from keras import backend
+
+    if backend.backend() == "tensorflow":
+        return None
+    if backend.backend() != "jax":
+        return bool(condition())
+    import jax
+
+    try:
+        return bool(condition())
+    except jax.errors.InconclusiveDimensionOperation:
+        return None

@@ -44,6 +44,8 @@ class Value:
         is_list: written as a list, or `shape(x)`: compares by `==` and `!=` to one boolean.
         range: the `ranges.Range` of its entries, while a compiled function is planned and one is known.
         axes: then, the names of its unknown lengths, one for each axis, `None` where there is none; or `()`.
+        exists: while one runs, which entries were made of entries that exist: a tensor of booleans that broadcasts to
+            the shape. `None` if all were.
     """
 
     dtype: str
@@ -53,6 +55,7 @@ class Value:
     is_list: bool = False
     range: Any = field(default=None, repr=False)
     axes: tuple = field(default=(), repr=False)
+    exists: Any = field(default=None, repr=False)
 
 
 def is_integer(dtype):

@@ -42,6 +42,23 @@ def any_true(flags):
     return bool(flags.any()) if isinstance(flags, np.ndarray | np.generic) else bool(ops.any(flags))
 
 
+def require(holds, message):
+    """Makes a graph that runs end with the message unless all of a tensor's booleans are true, if the backend can.
+
+    TensorFlow's graphs can, but XLA drops their assertions; `torch.compile` can. jax cannot.
+    """
+    from keras import backend
+
+    if backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.debugging.Assert(tf.reduce_all(holds), [message])
+    elif backend.backend() == "torch" and not _is_transformed_by_torch(holds):
+        import torch
+
+        torch._assert_async(holds.all(), message)
+
+
 def is_traced(data):
     """Whether the tensor stands for values that are not known yet: a tracer, a graph's tensor, a fake one."""
     if isinstance(data, np.ndarray | np.generic):
@@ -69,8 +86,14 @@ def _is_traced_by_torch(data):
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
 
+    return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or _is_transformed_by_torch(data)
+
+
+def _is_transformed_by_torch(data):
+    import torch
+
     wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
-    return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or bool(wrapped and wrapped(data))
+    return bool(wrapped and wrapped(data))
 
 
 def engine(name, dtype):
