@@ -27,6 +27,13 @@ def measured():
     return keras.Sequential([keras.Input((4,)), ScatterLayer(text + "; _[any(_ > 20)] -= 1")])
 
 
+def placed():
+    """With integers and index arrays on the batch."""
+    text = "_[0, 0] = 1.0; _[[0, 1], [0, 2]] += [1.0, 2.0]; _[-1] *= 2; _[$rows, $columns] = $values; _[0, 1] = _ + 1"
+    bound = {"rows": [1, 0], "columns": [3, 1], "values": [5.0, 6.0]}
+    return keras.Sequential([keras.Input((4,)), ScatterLayer(text, bindings=bound)])
+
+
 def patched():
     layer = PatchedLayer(keras.layers.Dense(3), "kernel[0, 0] = 1.0; bias = sum(kernel)")
     return keras.Sequential([keras.Input((4,)), layer])
@@ -74,7 +81,7 @@ def exported_program(model, path):
 EXPORT = {"tf_saved_model": saved_model, "litert": litert, "torch": exported_program}
 
 
-@pytest.mark.parametrize("make", [scattered, measured, patched, rewritten])
+@pytest.mark.parametrize("make", [scattered, measured, placed, patched, rewritten])
 @pytest.mark.parametrize("kind", FORMATS[BACKEND])
 def test_it_gives_the_same_numbers(make, kind, tmp_path):
     keras.utils.set_random_seed(0)

@@ -154,7 +154,7 @@ def _integer(index, length, axis, position):
     if not inside:
         message = f"index {index} is out of range for axis {axis} with {length} entries"
         raise SubscriptError(message, argument=position)
-    return index if index >= 0 else index + length, None
+    return index, None
 
 
 def _array(index, length, proved):
@@ -175,10 +175,13 @@ def _array(index, length, proved):
     return ops.where(exists, placed, 0), exists
 
 
-def _as_int32(value):
+def _offsets(index, length):
+    """The index as a tensor, not negative."""
     from keras import ops
 
-    return ops.convert_to_tensor(value, "int32") if isinstance(value, np.ndarray | int) else value
+    if isinstance(index, int):
+        return _in_graph(index if index >= 0 else index + length)
+    return ops.convert_to_tensor(index, "int32") if isinstance(index, np.ndarray) else index
 
 
 def _same(shape, lengths):
@@ -193,7 +196,7 @@ def _with_offsets(grid, placed, lengths):
     """The grid with the offsets of its block, and which of them exist."""
     from keras import ops
 
-    flat = sum(_as_int32(value) * grid.stride(axis, lengths) for axis, (value, _) in placed.items())
+    flat = sum(_offsets(value, lengths[axis]) * grid.stride(axis, lengths) for axis, (value, _) in placed.items())
     block = ops.shape(flat) if None in grid.block else grid.block
     every = [exists for _, exists in placed.values() if exists is not None]
     exists = ops.reshape(ops.broadcast_to(_all(every), block), (-1,)) if every else None
@@ -219,7 +222,7 @@ def _taken(tensor, grid):
         if span is None:
             index.append(slice(None))
         elif type(span.item) is not slice:
-            index.append(span.start)
+            index.append(span.start if span.static or span.exists is not None else span.item)
         elif span.static and span.step < 0:  # torch has no negative steps
             first = span.start + span.step * (span.count - 1)
             index.append(slice(first, span.start + 1, -span.step) if span.count else slice(0, 0))
@@ -329,7 +332,7 @@ def _last_of_each(grid, size):
     from keras import backend, ops
 
     if grid.exists is not None:
-        flat = ops.where(grid.exists, flat, size)  # one more entry, for those that do not exist
+        flat = ops.where(grid.exists, flat, _in_graph(size))  # one more entry, for those that do not exist
     if flat.shape[0] == 1:
         return ops.where(ops.arange(size, dtype="int32") == flat, 0, -1)
     places = ops.arange(ops.shape(flat)[0], dtype="int32")
