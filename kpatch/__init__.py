@@ -30,7 +30,7 @@ from kpatch.errors import (
 )
 from kpatch.execute import AppliedPatch
 from kpatch.holding import Hold, hold
-from kpatch.intervening import intervene
+from kpatch.intervening import Intervention, intervene
 from kpatch.planner import Plan
 from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
@@ -45,6 +45,7 @@ __all__ = [
     "FileError",
     "FunctionError",
     "Hold",
+    "Intervention",
     "LimitError",
     "Patch",
     "PatchAssertionError",

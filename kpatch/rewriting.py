@@ -34,6 +34,7 @@ def rewrite(model, patch, /, **bindings):
         0.0
     """
     split = Split(model, patch, bindings)
+    split.check_assertions()
     if not _has_graph(model) or not model.built:
         raise UnsupportedError(
             f"a {type(model).__name__} has no graph to rewrite; kpatch.intervene patches the calls of its layers"
