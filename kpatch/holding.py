@@ -5,9 +5,11 @@ import numpy as np
 from kpatch import api
 from kpatch.compiled.forgetting import forget_compiled, models_with
 from kpatch.errors import UnsupportedError
+from kpatch.keywords import checked
 from kpatch.tensors import mask_of, to_numpy
 
 
+@checked("kpatch.hold")
 def hold(model, patch, /, **bindings):
     """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
 

@@ -15,10 +15,12 @@ from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled import TensorPatch, in_dynamo
 from kpatch.compiled.forgetting import forget_compiled, layers_of, models_with
 from kpatch.errors import UnsupportedError
+from kpatch.keywords import checked
 from kpatch.splitting import Split
 from kpatch.values.numerics import is_traced
 
 
+@checked("kpatch.intervene")
 def intervene(model, patch, /, **bindings):
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 

@@ -3,9 +3,11 @@
 from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled.naming import named_by
 from kpatch.errors import PatchError, UnsupportedError
+from kpatch.keywords import checked
 from kpatch.splitting import Split
 
 
+@checked("kpatch.rewrite")
 def rewrite(model, patch, /, **bindings):
     """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
 
