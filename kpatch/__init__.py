@@ -27,6 +27,7 @@ from kpatch.errors import (
     SubscriptError,
     UndoError,
     UnsupportedError,
+    of_backend,
 )
 from kpatch.execute import AppliedPatch
 from kpatch.holding import Hold, hold
@@ -72,5 +73,8 @@ __all__ = [
 def __getattr__(name):
     """The modules that load Keras, when they are first asked for."""
     if name in ("callbacks", "constraints", "initializers", "layers"):
-        return importlib.import_module(f"kpatch.{name}")
+        try:
+            return importlib.import_module(f"kpatch.{name}")
+        except ModuleNotFoundError as error:
+            raise of_backend(error) from None
     raise AttributeError(f"module 'kpatch' has no attribute '{name}'")
