@@ -19,6 +19,8 @@ from kpatch.keywords import checked
 from kpatch.splitting import Split
 from kpatch.values.numerics import is_traced
 
+SHOWN = 8  # of the activations and weights that an intervention edits
+
 
 @checked("kpatch.intervene")
 def intervene(model, patch, /, **bindings):
@@ -94,8 +96,8 @@ class Intervention:
         self._dropped.atexit = False
         try:
             self._begin(stack)
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -113,16 +115,18 @@ class Intervention:
         self._calls.patch(model, stack)
         forget_compiled(layers)
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, traceback):
         stack, self._stack = self._stack, None
         if stack is not None:
             self._dropped.detach()
-            stack.close()
+            stack.__exit__(kind, error, traceback)  # an error of ending it names the one of the block as its context
 
     def __repr__(self):
-        paths = dict.fromkeys([part.path for part in self._split.parts] + [e.path for _, e in self._split.weights])
+        parts, entries = self._split.parts, [entry for _, entry in self._split.weights]
+        paths = list(dict.fromkeys(each.path for each in (*parts, *entries)))
+        more = [f"{len(paths) - SHOWN} more"] * (len(paths) > SHOWN)
         state = "begins with a 'with' block" if self._stack is None else "under way"
-        return f"<Intervention in {', '.join(paths)}: {state}>"
+        return f"<Intervention in {', '.join([*paths[:SHOWN], *more])}: {state}>"
 
 
 def _end(stack, message):

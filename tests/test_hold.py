@@ -357,6 +357,51 @@ def test_callback_by_step_resets_slots():
     assert average[0] == 3
 
 
+@trains
+def test_holds_and_blocks_begin_and_end_while_fit_runs():
+    """The step that is compiled is made anew at once, since `fit` looks for it at each step."""
+    model = network()
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    rows, losses = [], []
+
+    class Change(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.block = (
+                kpatch.intervene(self.model, "b.output[:, 0] = 1000 + 0 * _").__enter__() if epoch == 1 else None
+            )
+            if epoch == 2:
+                self.hold = kpatch.hold(self.model, "a.kernel[0] = 0.5")
+
+        def on_epoch_end(self, epoch, logs=None):
+            losses.append(logs["loss"])
+            if self.block is not None:
+                self.block.__exit__(None, None, None)
+            with kpatch.apply(self.model, "a.bias = 0"):  # which brings the weights back into the variables
+                rows.append(to_numpy(self.model.get_layer("a").kernel.value)[0].copy())
+            if epoch == 2:
+                self.hold.release()
+
+    model.fit(X, Y, batch_size=8, epochs=4, verbose=0, callbacks=[Change()])
+    assert [loss > 1000 for loss in losses] == [False, True, False, False]
+    assert [bool((row == 0.5).all()) for row in rows] == [False, False, True, False]
+
+
+@trains
+def test_a_block_around_an_evaluation_while_fit_runs():
+    model = network()
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            with kpatch.intervene(self.model, "b.output[:, 0] = 1000"):
+                seen.append(self.model.evaluate(X, Y, verbose=0) > 1000)
+            seen.append(self.model.evaluate(X, Y, verbose=0) > 1000)
+
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[Look()])
+    assert seen == [True, False, True, False]
+
+
 def test_callback_arguments():
     with pytest.raises(ValueError, match=r"Argument `on` must be one of .* Received: on='epoch'"):
         PatchCallback({}, on="epoch")

@@ -387,6 +387,26 @@ def test_one_intervention_has_several_blocks_in_turn(dense):
         assert unpatched(dense)
 
 
+def test_an_intervention_shows_some_of_what_it_edits():
+    layers = [keras.layers.Dense(2, name=f"d{number}") for number in range(9)]
+    block = kpatch.intervene(keras.Sequential([keras.Input((2,)), *layers]), "d0.output = 0; d*.bias = 0")
+    shown = ", ".join(f"d{number}.bias" for number in range(7))
+    assert repr(block) == f"<Intervention in d0.output, {shown}, 2 more: begins with a 'with' block>"
+    with block:
+        pass
+
+
+def test_an_error_of_the_end_names_the_one_of_the_block(dense, monkeypatch):
+    def fail(self):
+        raise kpatch.ExecutionError("the backend failed")
+
+    monkeypatch.setattr(kpatch.AppliedPatch, "_withdraw", fail)
+    with pytest.raises(kpatch.ExecutionError) as caught, kpatch.intervene(dense, "dense_1.output = 0"):
+        raise ZeroDivisionError
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert unpatched(dense)
+
+
 def test_a_model_that_changes_before_the_block(dense):
     block = kpatch.intervene(dense, "dense_2.output[..., 2] = 9; dense_2.bias = 1")
     dense.pop()

@@ -1,33 +1,34 @@
-"""The functions that models compile and keep: dropped when what they were traced with begins or ends.
-
-A model keeps one under a name such as `predict_function`, or keras_hub's `generate_function`, and has a method that
-makes it, `make_predict_function`. That pair of names is what is looked for.
-"""
+"""The functions that models compile and keep: made anew when what they were traced with begins or ends."""
 
 import gc
 
+KEPT = ("train_function", "test_function", "predict_function", "generate_function")  # the last by keras_hub
+
 
 def forget_compiled(layers):
-    """Drops the compiled functions of the models among some layers; they are traced anew when they are next asked for.
+    """Makes the compiled functions of the models among some layers anew; they are traced when they are next called.
+
+    At once, since `fit` looks for the function at each step, and this may be a callback of it.
 
     Example:
         >>> import keras, numpy
         >>> from kpatch.compiled.forgetting import forget_compiled
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> _ = model.predict(numpy.ones((1, 4)), verbose=0)
-        >>> model.predict_function is None
-        False
+        >>> before = model.predict_function
         >>> forget_compiled([model])
-        >>> model.predict_function is None
-        True
+        >>> model.predict_function is before
+        False
     """
     import keras
 
     for model in layers:
         if isinstance(model, keras.Model):
-            names = [name for name in vars(model) if name.endswith("_function") and hasattr(model, f"make_{name}")]
-            for name in names:
-                setattr(model, name, None)
+            for name in KEPT:
+                make = getattr(model, f"make_{name}", None)
+                if make is not None and getattr(model, name, None) is not None:
+                    setattr(model, name, None)
+                    make()
 
 
 def layers_of(index):
@@ -44,5 +45,5 @@ def models_with(layers):
     import keras
 
     held = set(map(id, layers))
-    models = [each for each in gc.get_objects() if issubclass(type(each), keras.Model)]
+    models = [each for each in gc.get_objects() if issubclass(type(each), keras.Model) and "_layers" in vars(each)]
     return [model for model in models if any(id(layer) in held for layer in model._flatten_layers())]
