@@ -27,10 +27,11 @@ from kpatch.errors import (
     SubscriptError,
     UndoError,
     UnsupportedError,
+    of_backend,
 )
 from kpatch.execute import AppliedPatch
 from kpatch.holding import Hold, hold
-from kpatch.intervening import intervene
+from kpatch.intervening import Intervention, intervene
 from kpatch.planner import Plan
 from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
@@ -45,6 +46,7 @@ __all__ = [
     "FileError",
     "FunctionError",
     "Hold",
+    "Intervention",
     "LimitError",
     "Patch",
     "PatchAssertionError",
@@ -71,5 +73,8 @@ __all__ = [
 def __getattr__(name):
     """The modules that load Keras, when they are first asked for."""
     if name in ("callbacks", "constraints", "initializers", "layers"):
-        return importlib.import_module(f"kpatch.{name}")
+        try:
+            return importlib.import_module(f"kpatch.{name}")
+        except ModuleNotFoundError as error:
+            raise of_backend(error) from None
     raise AttributeError(f"module 'kpatch' has no attribute '{name}'")

@@ -5,6 +5,7 @@ from functools import lru_cache
 from kpatch import execute, planner
 from kpatch.compiled import in_dynamo
 from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.keywords import checked
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.syntax import as_patch
@@ -13,6 +14,7 @@ MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
 
 
+@checked("kpatch.plan")
 def plan(model, patch, /, *, expect=None, **bindings):
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
@@ -37,6 +39,7 @@ def plan(model, patch, /, *, expect=None, **bindings):
     return _planned(model, as_patch(patch), bindings, expect)
 
 
+@checked("kpatch.apply")
 def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
@@ -73,6 +76,7 @@ def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
     return execute.apply(planned, writers.current(), model, donate, undo)
 
 
+@checked("kpatch.edit")
 def edit(x, patch, /, **bindings):
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 

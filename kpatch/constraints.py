@@ -1,5 +1,7 @@
 """A constraint that holds a patch, and keeps to it what an optimizer would bring back: the average that EMA makes."""
 
+import copy
+
 import keras
 
 from kpatch.compiled import TensorPatch
@@ -34,6 +36,23 @@ class PatchConstraint(keras.constraints.Constraint):
         self.patch.refuse_free()
         self.base = keras.constraints.get(base)
         self._kept = kept_by(self.patch)
+
+    def on(self, base):
+        """The same constraint on top of another one, which comes first, or of `None`."""
+        made = copy.copy(self)
+        made.base = base
+        return made
+
+    def taken_from(self, constraint):
+        """What is left of a constraint, with others on top of others, without this one."""
+        if constraint is self:
+            return self.base
+        above = constraint
+        while isinstance(above, PatchConstraint):
+            if above.base is self:
+                above.base = self.base
+            above = above.base
+        return constraint
 
     def __call__(self, w):
         optimizer = optimizer_at_work() if isinstance(w, keras.Variable) else None

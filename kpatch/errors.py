@@ -226,3 +226,19 @@ class FileError(PatchError):
     """A file that cannot be read or written, or that is no Keras model."""
 
     __module__ = "kpatch"
+
+
+def of_backend(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """An error of importing Keras, whose text says what to set if it is Keras's backend that is missing.
+
+    Example:
+        >>> of_backend(ModuleNotFoundError("No module named 'torch'", name="torch")).msg.partition("; ")[2]
+        'set the environment variable KERAS_BACKEND to one that is installed, such as numpy, and start Python anew'
+    """
+    package = (error.name or "").partition(".")[0]
+    if package in ("jax", "openvino", "tensorflow", "torch") and "KERAS_BACKEND" not in error.msg:
+        error.msg += (
+            ", which Keras's backend needs; set the environment variable KERAS_BACKEND to one that is installed, "
+            "such as numpy, and start Python anew"
+        )
+    return error

@@ -356,6 +356,11 @@ class Live(Named):
             raise ExecutionError(f"the backend failed while old values were written back: {failure}") from failure
 
     def _restore(self, record):
+        inherited = () if record.link is None else record.link.inherited
+        for each in (record, *inherited):
+            self._write_back(each)
+
+    def _write_back(self, record):
         selection, before = record.selection, record.before
         if before is None:
             return
@@ -371,13 +376,14 @@ class Link:
     """One edit in the history of a variable. Each points to the next, so that an edit that can still be undone, and
     only such a one, keeps alive what is needed to see whether a later one overlaps it."""
 
-    __slots__ = ("__weakref__", "next", "selection", "statement", "undone")
+    __slots__ = ("__weakref__", "inherited", "next", "selection", "statement", "undone")
 
     def __init__(self, statement, selection):
         self.statement = statement  # not the step, which would keep the variable alive
         self.selection = selection
         self.undone = False
         self.next = None
+        self.inherited = ()  # records of earlier edits that were withdrawn: what this one restores after its own
 
 
 _latest: dict = {}  # id of a variable → [weak reference to it, and one to its latest link]
@@ -405,6 +411,37 @@ def latest_link(variable):
 def _forgetter(key, latest):
     """Drops the history of a variable that is gone; holds the dictionary, as the module may be gone by then too."""
     return lambda _: latest.pop(key, None)
+
+
+def _hand_on(record):
+    """Gives the old values of entries that later edits have written to the first of these; the record keeps the rest.
+
+    A later edit that nobody can undo any more takes them with it.
+    """
+    shape = record.step.place.shape
+    for each in (record, *record.link.inherited):
+        later = record.link
+        while (later := later.next) is not None:
+            if later.undone or not indexing.overlap(each.selection, later.selection, shape):
+                continue
+            mask, old = tensors.mask_of(each.selection, shape), _spread(each, shape)
+            theirs = mask & tensors.mask_of(later.selection, shape)
+            later.inherited += (Record(each.step, indexing.PackedMask(theirs), old[theirs]),)
+            mine = mask & ~theirs
+            each.selection, each.before = indexing.PackedMask(mine), old[mine]
+
+
+def _spread(record, shape):
+    """The old values of a record in an array of the variable's shape, each at its place."""
+    before = tensors.to_numpy(record.before)
+    if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
+        return before
+    values = np.zeros(shape, before.dtype)
+    if isinstance(record.selection, indexing.PackedMask):
+        values[record.selection.mask] = before
+    else:
+        values.reshape(-1)[tensors.positions(record.selection, shape).flat] = before.ravel()
+    return values
 
 
 class AppliedPatch:
@@ -455,11 +492,24 @@ class AppliedPatch:
         if self._undone:
             raise UndoError("this edit has been undone already")
         self._check_order()
+        self._restore()
+
+    def _restore(self):
         prepare_models(self._live.writer, self._model)
         self._live.roll_back()
         self._undone = True
         for record in self._live.records:
             record.link.undone = True
+
+    def _withdraw(self):
+        """Undoes the edits, if need be out of order: entries that a later edit has written keep its values.
+
+        When the later edit is undone, it restores what was there before both.
+        """
+        if not self._undone:
+            for record in self._live.records:
+                _hand_on(record)
+            self._restore()
 
     def _check_order(self):
         last = {id(record.step.place): record for record in self._live.records}

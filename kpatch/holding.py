@@ -2,17 +2,21 @@
 
 import numpy as np
 
-from kpatch import api, indexing
+from kpatch import api
+from kpatch.compiled.forgetting import forget_compiled, models_with
 from kpatch.errors import UnsupportedError
-from kpatch.tensors import positions, to_numpy
+from kpatch.keywords import checked
+from kpatch.tensors import mask_of, to_numpy
 
 
+@checked("kpatch.hold")
 def hold(model, patch, /, **bindings):
     """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
 
     With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
     values are held by constraints: in layers that have one for the variable (`kernel_constraint`) they are saved with
-    the model, and hold on after loading, once `kpatch.constraints` is imported. Compiled training steps are dropped.
+    the model, and hold on after loading, once `kpatch.constraints` is imported. Training steps are compiled anew, of every
+    model that the layers are part of; also while `fit` runs. Several holds of one variable are released in any order.
 
     Args:
         model: a built Keras model or layer.
@@ -39,7 +43,11 @@ def hold(model, patch, /, **bindings):
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, planned.patch.source)
     applied = api.apply(model, patch, **bindings)
-    return Hold(model, written(applied))
+    try:
+        return Hold(model, written(applied))
+    except BaseException:
+        applied._withdraw()
+        raise
 
 
 class Hold:
@@ -47,11 +55,16 @@ class Hold:
 
     def __init__(self, model, masks):
         self._model = model
-        self._undo = []
+        self._layers = [place.entry.owner.item for place, _ in masks]
+        self._links = []  # (what has the constraint, under which name, the constraint)
         self._told = ", ".join(f"{mask.sum()} entries of {place.path}" for place, mask in masks)
-        for place, mask in masks:
-            self._constrain(place, mask)
-        forget_compiled(model)
+        try:
+            for place, mask in masks:
+                self._constrain(place, mask)
+        except BaseException:
+            self.release()
+            raise
+        self._forget()
 
     def _constrain(self, place, mask):
         from kpatch.constraints import HELD, PatchConstraint
@@ -60,11 +73,11 @@ class Hold:
         held = values[mask]
         bits = held.view("uint8").reshape(held.size, -1)  # 0.0 is not -0.0
         bindings = {"mask": mask, "held": held[0] if (bits == bits[0]).all() else values}
-        before = place.variable.constraint
-        constraint = PatchConstraint(HELD, bindings, before)
+        constraint = PatchConstraint(HELD, bindings)
         for owner, name in self._homes(place):
-            self._undo.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, constraint)
+            link = constraint.on(getattr(owner, name))
+            setattr(owner, name, link)
+            self._links.append((owner, name, link))
 
     def _homes(self, place):
         """Where a constraint is looked for: in the variable, and for the configuration in its layer."""
@@ -74,10 +87,15 @@ class Hold:
             yield layer, name
 
     def release(self):
-        """Ends it: what was held trains again, and other constraints are as they were."""
-        while self._undo:
-            setattr(*self._undo.pop())
-        forget_compiled(self._model)
+        """Ends it: what was held trains again. Other holds go on, and other constraints are as they were."""
+        while self._links:
+            owner, name, link = self._links.pop()
+            setattr(owner, name, link.taken_from(getattr(owner, name)))
+        self._forget()
+
+    def _forget(self):
+        """Drops the training steps of all models that the layers are part of."""
+        forget_compiled([self._model, *models_with(self._layers)])
 
     def __enter__(self):
         return self
@@ -93,19 +111,7 @@ def written(applied):
     """Each place with the mask of the entries written."""
     masks = {}
     for record in applied._live.records:
-        place, selection = record.step.place, record.selection
+        place = record.step.place
         _, mask = masks.setdefault(id(place.variable), (place, np.zeros(place.shape, bool)))
-        if isinstance(selection, indexing.Mask):
-            mask |= to_numpy(selection.mask)
-        elif isinstance(selection, indexing.Region):
-            mask[selection.slices] = True
-        else:
-            mask.reshape(-1)[positions(selection, place.shape).flat] = True
+        mask |= mask_of(record.selection, place.shape)
     return [pair for pair in masks.values() if pair[1].any()]
-
-
-def forget_compiled(model):
-    """Drops what Keras has compiled of a model, which would go on as before."""
-    for name in ("train_function", "test_function", "predict_function"):
-        if hasattr(model, name):
-            setattr(model, name, None)

@@ -3,9 +3,11 @@
 from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled.naming import named_by
 from kpatch.errors import PatchError, UnsupportedError
+from kpatch.keywords import checked
 from kpatch.splitting import Split
 
 
+@checked("kpatch.rewrite")
 def rewrite(model, patch, /, **bindings):
     """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
 
@@ -34,6 +36,7 @@ def rewrite(model, patch, /, **bindings):
         0.0
     """
     split = Split(model, patch, bindings)
+    split.check_assertions()
     if not _has_graph(model) or not model.built:
         raise UnsupportedError(
             f"a {type(model).__name__} has no graph to rewrite; kpatch.intervene patches the calls of its layers"

@@ -79,7 +79,8 @@ class Split:
             elif isinstance(statement, ast.Let):
                 self._reading[statement.name] = self._located(self._activation_in, statement)
         self._check_bindings()
-        self._check_once(model)
+        self._once = self._checked_once()
+        api.plan(model, self._once, **bindings_of(self._once, bindings))
         for part in self.parts:
             self._located(self._finish, part)
 
@@ -103,6 +104,11 @@ class Split:
         """What the patch does to weights, as a patch of the model, and the bindings of it."""
         written = ast.Patch(tuple(self.with_lets([statement for statement, _ in self.weights])), self.patch.source)
         return written, bindings_of(written, self.bindings)
+
+    def check_assertions(self):
+        """Checks the assertions, on the weights as they are."""
+        if self._once.statements:
+            api.apply(self.index.root.item, self._once, **bindings_of(self._once, self.bindings))
 
     def layer_patch(self, layer, weights):
         """Some of the `weights` as a patch of the layer that holds them, and its constants."""
@@ -192,8 +198,8 @@ class Split:
                         self._located(self._bound.meaning, node, target)
         self._bound.check_used()
 
-    def _check_once(self, model):
-        """Assertions, which are checked once, and the `let`s that can be: all but those that read activations."""
+    def _checked_once(self):
+        """The assertions, which are checked once, and the `let`s that can be: all that read no activations."""
         kept = []
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
@@ -204,9 +210,7 @@ class Split:
             elif isinstance(statement, ast.Assert):
                 message = f"'{read.selector}' is an activation, and an assertion is checked once, when there is none"
                 raise UnsupportedError(message, span=read.span, source=self.patch.source)
-        if kept:
-            asked = ast.Patch(tuple(kept), self.patch.source)
-            api.apply(model, asked, **bindings_of(asked, self.bindings))
+        return ast.Patch(tuple(kept), self.patch.source)
 
     def _finish(self, part):
         """Makes the part's patch: of what it reads, its own activation is `_`, others are `$names`."""

@@ -1,6 +1,7 @@
 """Values handed in from Python: read once, checked before the first write, and never aliased."""
 
 import importlib.util
+import operator
 import re
 
 import keras
@@ -435,6 +436,102 @@ def test_free_names(model):
     kpatch.apply(model, "dense_1.bias = $patch + $model + $x", patch=1, model=2, x=3)
     assert bias(model) == [6, 6, 6]
     assert edited([0.0], "float32", "_ = $x + $patch", x=1, patch=2).tolist() == [3]
+
+
+# Keywords of other functions ------------------------------------------------------------------------------------------
+
+FILE, COPY = "kpatch.checkpoint.apply writes a file", "kpatch.rewrite makes a new model"
+MEMORY = "edits a model in memory and takes no"
+FOREIGN = {
+    ("apply", "out"): f"kpatch.apply {MEMORY} 'out'; {FILE}",
+    ("apply", "output"): f"kpatch.apply {MEMORY} 'output'; {FILE}",
+    ("apply", "inplace"): f"kpatch.apply {MEMORY} 'inplace'; it always edits in place; {COPY}",
+    ("apply", "dry_run"): f"kpatch.apply {MEMORY} 'dry_run'; kpatch.plan is the dry run",
+    ("apply", "journal"): f"kpatch.apply {MEMORY} 'journal'; kpatch.checkpoint.apply takes it",
+    ("apply", "bindings"): f"kpatch.apply {MEMORY} 'bindings'; the value of '$name' is given as name=...",
+    ("apply", "model"): "kpatch.apply takes 'model' and 'patch' by position: kpatch.apply(model, patch)",
+    ("plan", "out"): f"kpatch.plan writes nothing and takes no 'out'; {FILE}",
+    ("plan", "in_place"): "kpatch.plan writes nothing and takes no 'in_place'; kpatch.apply edits a model in place",
+    ("plan", "dry_run"): "kpatch.plan writes nothing and takes no 'dry_run'; it is the dry run itself",
+    ("plan", "undo"): "kpatch.plan writes nothing and takes no 'undo'; kpatch.apply takes it",
+    ("plan", "patch"): "kpatch.plan takes 'model' and 'patch' by position: kpatch.plan(model, patch)",
+    ("edit", "out"): "kpatch.edit returns a new tensor and takes no 'out'; x = kpatch.edit(x, patch) keeps it",
+    ("edit", "inplace"): "kpatch.edit returns a new tensor and takes no 'inplace'; kpatch.apply edits a model in place",
+    ("edit", "dry_run"): "kpatch.edit returns a new tensor and takes no 'dry_run'; x stays as it is",
+    ("edit", "expect"): "kpatch.edit returns a new tensor and takes no 'expect'; kpatch.plan and kpatch.apply take it",
+    ("edit", "model"): "kpatch.edit takes 'x' and 'patch' by position: kpatch.edit(x, patch)",
+    ("edit", "x"): "kpatch.edit takes 'x' and 'patch' by position: kpatch.edit(x, patch)",
+    ("rewrite", "output"): (
+        "kpatch.rewrite returns a new model and takes no 'output'; "
+        "kpatch.rewrite(model, patch).save(path) writes a file"
+    ),
+    ("rewrite", "inplace"): (
+        "kpatch.rewrite returns a new model and takes no 'inplace'; kpatch.apply edits a model in place"
+    ),
+    ("rewrite", "dry_run"): "kpatch.rewrite returns a new model and takes no 'dry_run'; the old one stays as it is",
+    ("intervene", "out"): f"kpatch.intervene patches a model for a 'with' block and takes no 'out'; {FILE}",
+    ("intervene", "inplace"): f"kpatch.intervene patches a model for a 'with' block and takes no 'inplace'; {COPY}",
+    ("intervene", "dry_run"): (
+        "kpatch.intervene patches a model for a 'with' block and takes no 'dry_run'; its call only checks the patch"
+    ),
+    ("hold", "out"): f"kpatch.hold {MEMORY} 'out'; {FILE}",
+    ("hold", "in_place"): f"kpatch.hold {MEMORY} 'in_place'; it always edits in place",
+    ("hold", "dry_run"): f"kpatch.hold {MEMORY} 'dry_run'; kpatch.plan is the dry run",
+    ("checkpoint.apply", "output"): "kpatch.checkpoint.apply edits a file and takes no 'output'; its keyword is 'out'",
+    ("checkpoint.apply", "inplace"): (
+        "kpatch.checkpoint.apply edits a file and takes no 'inplace'; its keyword is 'in_place'"
+    ),
+    ("checkpoint.apply", "dry_run"): (
+        "kpatch.checkpoint.apply edits a file and takes no 'dry_run'; kpatch.checkpoint.plan is the dry run"
+    ),
+    ("checkpoint.apply", "path"): (
+        "kpatch.checkpoint.apply takes 'path' and 'patch' by position: kpatch.checkpoint.apply(path, patch)"
+    ),
+    ("checkpoint.plan", "out"): f"kpatch.checkpoint.plan writes nothing and takes no 'out'; {FILE}",
+    ("checkpoint.plan", "in_place"): (
+        "kpatch.checkpoint.plan writes nothing and takes no 'in_place'; kpatch.checkpoint.apply edits a file in place"
+    ),
+    ("checkpoint.plan", "dry_run"): (
+        "kpatch.checkpoint.plan writes nothing and takes no 'dry_run'; it is the dry run itself"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN, ids=".".join)
+def test_keywords_of_other_functions(model, tmp_path, case):
+    name, keyword = case
+    target, text, before = model, "dense_1.bias = 1", models.snapshot(model)
+    if name.startswith("checkpoint"):
+        target = tmp_path / "model.keras"
+        model.save(target)
+        before = target.read_bytes()
+    elif name == "edit":
+        target, text = keras.ops.zeros((3,)), "_ = 1"
+    with pytest.raises(kpatch.BindingError) as caught:
+        operator.attrgetter(name)(kpatch)(target, text, **{keyword: True})
+    assert str(caught.value) == FOREIGN[case]
+    assert (target.read_bytes() if name.startswith("checkpoint") else models.snapshot(model)) == before
+
+
+def test_models_and_patches_are_given_by_position(model):
+    by_position = "kpatch.apply takes 'model' and 'patch' by position: kpatch.apply(model, patch)"
+    text = "dense_1.bias = 1"
+    for args, named in [((), {"model": model, "patch": text}), ((model,), {"patch": text})]:
+        with pytest.raises(kpatch.BindingError) as caught:
+            kpatch.apply(*args, **named)
+        assert str(caught.value) == by_position
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'patch'"):
+        kpatch.apply(model, out="model.keras")
+
+
+def test_keywords_of_other_functions_are_bindings_where_the_patch_has_them(model):
+    kpatch.apply(model, "let a = $model; dense_1.bias[0] = $out + a; dense_1.bias[1] = $inplace", out=1, model=2,
+                 inplace=3)  # fmt: skip
+    assert bias(model)[:2] == [3, 3]
+    with kpatch.intervene(model, "dense_1.output = $dry_run", dry_run=5):
+        pass
+    with pytest.raises(kpatch.PatchSyntaxError):
+        kpatch.apply(model, "dense_1.bias = = 0", out="model.keras")
 
 
 # Compiled functions ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Errors are part of the interface: their whole texts; and any text at all ends in a result or in a `PatchError`."""
 
+import os
 import pickle
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import keras
 import models
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 
 import kpatch
 
+DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
 TEXTS = {
     "dense_1.kernel[0, 0] = 1\ndense_1.bias = 0\ndense_1.kernal[0, 0] = 1.0": """
 no variable 'dense_1.kernal'; did you mean 'dense_1.kernel'?
@@ -254,3 +259,30 @@ def test_any_words_of_the_language(shared_model, words, head):
         if isinstance(error, kpatch.ExecutionError):  # something went into the backend unchecked
             raise
     assert models.snapshot(shared_model) == before
+
+
+WITHOUT_BACKEND = """
+import sys
+
+sys.modules["tensorflow"] = None  # as if it were not installed
+import kpatch
+
+try:
+    {call}
+except ModuleNotFoundError as error:
+    print(str(error).partition(", which ")[2])
+"""
+
+
+@pytest.mark.skipif(keras.backend.backend() != "numpy", reason="it needs no backend, and is tested once")
+@pytest.mark.parametrize(
+    "call", ["kpatch.edit([1.0], '_[0] = 2')", "kpatch.layers", f"list(kpatch.checkpoint.open({str(DIGITS)!r}))"]
+)
+def test_a_backend_that_is_missing(call, tmp_path):
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": str(tmp_path)}
+    code = WITHOUT_BACKEND.format(call=call)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout == (
+        "Keras's backend needs; set the environment variable KERAS_BACKEND to one that is installed, such as numpy, "
+        "and start Python anew\n"
+    )

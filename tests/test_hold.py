@@ -193,6 +193,125 @@ def test_as_a_context():
     assert model.get_layer("dense_1").kernel.constraint is None
 
 
+# Several holds --------------------------------------------------------------------------------------------------------
+
+
+def constrained(model):
+    """What the constraint of the kernel makes of a tensor, and what the configuration's makes of it."""
+    x = np.linspace(-3, 3, 30, dtype="float32").reshape(6, 5)
+    layer = model.get_layer("a")
+    return [to_numpy(each(ops.convert_to_tensor(x))) for each in (layer.kernel.constraint, layer.kernel_constraint)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_holds_of_one_variable_are_released_in_any_order(seed):
+    """Of the entries that several hold, the latest hold decides; what none holds is the other constraint's."""
+    dice = np.random.default_rng(seed)
+    model = network()
+    own = model.get_layer("a").kernel.constraint
+    [free, _] = constrained(model)
+    holds, left = [], list(range(6))
+    while holds or left:
+        if left and (not holds or dice.random() < 0.6):
+            value, mask = left.pop(0), dice.random((6, 5)) < 0.4
+            patch = (
+                "a.kernel[$mask] = $value" if value % 2 else "a.kernel[$mask] = $value + arange(count_nonzero($mask))"
+            )
+            held = np.zeros((6, 5), "float32")
+            held[mask] = value + (0 if value % 2 else np.arange(mask.sum()))
+            holds.append((mask, held, kpatch.hold(model, patch, mask=mask, value=value)))
+        else:
+            hold = holds.pop(dice.integers(len(holds)))[2]
+            hold.release()
+            hold.release()  # once more, which changes nothing
+        expected = free.copy()
+        for mask, held, _ in holds:
+            expected[mask] = held[mask]
+        for got in constrained(model):
+            np.testing.assert_array_equal(got, expected)
+    assert model.get_layer("a").kernel.constraint is own
+    assert model.get_layer("a").kernel_constraint is own
+
+
+@trains
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_hold_that_is_left_goes_on(first):
+    model = network()
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    holds = [kpatch.hold(model, "a.kernel[0] = 0.5"), kpatch.hold(model, "a.kernel[1] = 0.25; b.bias[0] = 0.25")]
+    model.fit(X, Y, verbose=0)
+    holds[first].release()
+    model.fit(X, Y, verbose=0)
+    kernel = to_numpy(model.get_layer("a").kernel.value)
+    assert [(kernel[0] == 0.5).all(), (kernel[1] == 0.25).all()] == [first == 1, first == 0]
+    holds[1 - first].release()
+    model.fit(X, Y, verbose=0)
+    kernel = to_numpy(model.get_layer("a").kernel.value)
+    assert (kernel[0] != 0.5).any()
+    assert (kernel[1] != 0.25).any()
+    assert model.get_layer("b").bias.constraint is None
+
+
+def test_holds_are_saved_and_loaded_one_on_top_of_the_other(tmp_path):
+    model = network()
+    hold = kpatch.hold(model, "a.kernel[0] = 5")
+    kpatch.hold(model, "a.kernel[1] = 6")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    hold.release()
+    with kpatch.hold(loaded, "a.kernel[2] = 7"):
+        [got, _] = constrained(loaded)
+        assert [(got[row] == value).all() for row, value in enumerate((5, 6, 7))] == [True, True, True]
+    [got, _] = constrained(loaded)
+    assert [(got[row] == value).all() for row, value in enumerate((5, 6, 7))] == [True, True, False]
+    [got, _] = constrained(model)
+    assert [(got[row] == value).all() for row, value in enumerate((5, 6, 7))] == [False, True, False]
+
+
+def test_a_constraint_that_somebody_puts_on_top_stays():
+    model = network()
+    kernel = model.get_layer("a").kernel
+    own = kernel.constraint
+    hold = kpatch.hold(model, "a.kernel[0] = 5")
+    kernel.constraint = above = PatchConstraint("_[1] = 6", base=kernel.constraint)
+    hold.release()
+    assert kernel.constraint is above
+    assert above.base is own
+
+
+def test_a_hold_that_fails_halfway_changes_nothing(monkeypatch):
+    model = network()
+    before, own = models.snapshot(model), model.get_layer("a").kernel.constraint
+    put = PatchConstraint.on
+
+    def fail(self, base):
+        if base is not own:
+            raise MemoryError
+        return put(self, base)
+
+    monkeypatch.setattr(PatchConstraint, "on", fail)
+    with pytest.raises(MemoryError):
+        kpatch.hold(model, "a.kernel[0] = 5; b.kernel[0] = 6")
+    assert model.get_layer("a").kernel.constraint is own
+    assert model.get_layer("a").kernel_constraint is own
+    assert models.snapshot(model) == before
+
+
+@trains
+def test_a_hold_of_a_layer_reaches_every_model_that_trains_it():
+    inner = network()
+    outer = keras.Sequential([keras.Input((6,)), inner])
+    for model in (inner, outer):
+        model.compile(keras.optimizers.Adam(0.1), "mse")
+        model.fit(X, Y, verbose=0)
+    with kpatch.hold(inner.get_layer("a"), "kernel[0] = 0.5"):
+        for model in (inner, outer):
+            model.fit(X, Y, verbose=0)
+            assert (to_numpy(inner.get_layer("a").kernel.value)[0] == 0.5).all()
+    outer.fit(X, Y, verbose=0)
+    assert (to_numpy(inner.get_layer("a").kernel.value)[0] != 0.5).any()
+
+
 @trains
 def test_a_constraint_in_a_layer():
     layer = keras.layers.Dense(2, kernel_constraint=PatchConstraint("_[abs(_) < 0.5] = 0", base="non_neg"))
@@ -236,6 +355,51 @@ def test_callback_by_step_resets_slots():
     assert momentum[0] == 0 != momentum[1]
     assert velocity[0] == 0 != velocity[1]
     assert average[0] == 3
+
+
+@trains
+def test_holds_and_blocks_begin_and_end_while_fit_runs():
+    """The step that is compiled is made anew at once, since `fit` looks for it at each step."""
+    model = network()
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    rows, losses = [], []
+
+    class Change(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.block = (
+                kpatch.intervene(self.model, "b.output[:, 0] = 1000 + 0 * _").__enter__() if epoch == 1 else None
+            )
+            if epoch == 2:
+                self.hold = kpatch.hold(self.model, "a.kernel[0] = 0.5")
+
+        def on_epoch_end(self, epoch, logs=None):
+            losses.append(logs["loss"])
+            if self.block is not None:
+                self.block.__exit__(None, None, None)
+            with kpatch.apply(self.model, "a.bias = 0"):  # which brings the weights back into the variables
+                rows.append(to_numpy(self.model.get_layer("a").kernel.value)[0].copy())
+            if epoch == 2:
+                self.hold.release()
+
+    model.fit(X, Y, batch_size=8, epochs=4, verbose=0, callbacks=[Change()])
+    assert [loss > 1000 for loss in losses] == [False, True, False, False]
+    assert [bool((row == 0.5).all()) for row in rows] == [False, False, True, False]
+
+
+@trains
+def test_a_block_around_an_evaluation_while_fit_runs():
+    model = network()
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            with kpatch.intervene(self.model, "b.output[:, 0] = 1000"):
+                seen.append(self.model.evaluate(X, Y, verbose=0) > 1000)
+            seen.append(self.model.evaluate(X, Y, verbose=0) > 1000)
+
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[Look()])
+    assert seen == [True, False, True, False]
 
 
 def test_callback_arguments():

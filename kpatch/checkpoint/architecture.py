@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.errors import FileError
+from kpatch.errors import FileError, of_backend
 from kpatch.files import failure
 
 
@@ -33,8 +33,11 @@ def build(config, arrays):
     Raises:
         FileError: this process lacks code that the model needs, or the weights are not of this architecture.
     """
-    import keras
-    from keras.src.saving import saving_lib
+    try:
+        import keras
+        from keras.src.saving import saving_lib
+    except ModuleNotFoundError as error:
+        raise of_backend(error) from None
 
     with warnings.catch_warnings(), _shapes_alone():
         warnings.simplefilter("ignore")

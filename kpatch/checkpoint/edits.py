@@ -10,6 +10,7 @@ from kpatch.checkpoint.names import FileNames, Given
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
+from kpatch.keywords import checked
 from kpatch.syntax import as_patch
 
 
@@ -55,6 +56,7 @@ class Applied:
         return f"<Applied {len(self.changes)} writes to {self.path}>"
 
 
+@checked("kpatch.checkpoint.plan")
 def plan(path, patch, /, *, expect=None, **bindings):
     """What a patch would do to a file: checked, and nothing written.
 
@@ -70,6 +72,7 @@ def plan(path, patch, /, *, expect=None, **bindings):
     return _plan(_opened(path), as_patch(patch), expect, bindings)
 
 
+@checked("kpatch.checkpoint.apply")
 def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=None, **bindings):
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 

@@ -63,6 +63,18 @@ def positions(selection, shape):
     return Positions(np.ravel(flat).astype("int64"), selection.shape)
 
 
+def mask_of(selection, shape):
+    """The selection as a boolean array of that shape."""
+    if isinstance(selection, Mask):
+        return np.array(to_numpy(selection.mask))
+    mask = np.zeros(shape, bool)
+    if isinstance(selection, Region):
+        mask[selection.slices] = True
+    else:
+        mask.reshape(-1)[positions(selection, shape).flat] = True
+    return mask
+
+
 def _take_region(tensor, region):
     """Slices with positive steps, then flips: every backend can do both."""
     from keras import ops

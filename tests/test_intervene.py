@@ -1,0 +1,420 @@
+"""Blocks of `intervene`: how they begin, and that nothing outlives them, in whatever order they end."""
+
+import concurrent.futures
+import contextlib
+import copy
+import gc
+import itertools
+import random
+
+import keras
+import models
+import numpy as np
+import pytest
+
+import kpatch
+
+BACKEND = keras.backend.backend()
+X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+
+
+def predicted(model, x=X):
+    return np.asarray(model.predict(x, verbose=0))
+
+
+def same(a, b):
+    return a.tobytes() == b.tobytes()
+
+
+def unpatched(model):
+    return not any("call" in vars(layer) for layer in [model, *model._flatten_layers()])
+
+
+@pytest.fixture
+def dense():
+    return models.dense()
+
+
+# What models have compiled --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["compiled before", "compiled in the block"])
+def test_generate(earlier):
+    model = models.generator()
+    before = model.generate(X) if earlier else None
+    for value in (7, 8):
+        with kpatch.intervene(model, "b.output[:, 1] = $v", v=value):
+            assert (model.generate(X)[:, 1] == value).all()
+    after = model.generate(X)
+    assert before is None or same(before, after)
+    assert not np.isin(after[:, 1], (7, 8)).any()
+
+
+def test_generate_of_a_model_inside_of_another():
+    model = models.generator()
+    outer = keras.Sequential([keras.Input((4,)), model, keras.layers.Dense(4, name="c")])
+    before = model.generate(X)
+    with kpatch.intervene(outer, "b.output[:, 1] = 7"):
+        assert (model.generate(X)[:, 1] == 7).all()
+    assert same(model.generate(X), before)
+
+
+def test_generate_of_a_model_around_the_one_patched():
+    model = models.generator()
+    with kpatch.intervene(model.backbone, "b.output[:, 1] = 7"):
+        assert (model.generate(X)[:, 1] == 7).all()
+    assert (model.generate(X)[:, 1] != 7).any()
+
+
+def test_other_models_that_share_the_layers(dense):
+    features = keras.Model(dense.inputs, dense.get_layer("dense_1").output)
+    outer = keras.Sequential([keras.Input((4,)), dense])
+    with kpatch.intervene(dense, "dense_1.output[:, 1] = 7"):
+        assert (predicted(features)[:, 1] == 7).all()
+        inside = predicted(outer)
+    assert (predicted(features)[:, 1] != 7).any()
+    assert not same(predicted(outer), inside)
+    assert same(predicted(outer), predicted(dense))
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="numpy compiles nothing")
+def test_models_compiled_as_a_whole(dense):
+    dense.compile("sgd", "mse", jit_compile=True)
+    before = predicted(dense)
+    with kpatch.intervene(dense, "dense_1.output[:, 0] = 5; dense_2.output[:, 0] = mean(dense_1.output)"):
+        first = predicted(dense)
+        with kpatch.intervene(dense, "dense_2.output[:, 1] = 7"):
+            assert (predicted(dense)[:, 1] == 7).all()
+        assert same(predicted(dense), first)
+    assert same(predicted(dense), before)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+def test_training_in_a_block_and_after(dense):
+    dense.compile("sgd", "mse")
+    y = np.zeros((3, 2), "float32")
+    dense.fit(X, y, verbose=0)
+    with kpatch.intervene(dense, "dense_2.output[:, 0] = 7000"):
+        assert dense.evaluate(X, y, verbose=0) > 7000
+        assert dense.fit(X, y, verbose=0).history["loss"][0] > 7000
+    assert dense.evaluate(X, y, verbose=0) < 7000
+    assert dense.fit(X, y, verbose=0).history["loss"][0] < 7000
+
+
+# The end of a block ---------------------------------------------------------------------------------------------------
+
+
+TEXTS = [
+    "dense_1.output[:, 0] = 5",
+    "dense_1.output[:, 1] = 6; dense_2.output[:, 0] = mean(dense_1.output)",
+    "dense_2.input[:, 1] += 1; dense_1.output *= 2",
+]
+
+
+def with_only(texts):
+    """What the model of these tests predicts under some patches, one inside of the other."""
+    model = models.dense()
+    with contextlib.ExitStack() as stack:
+        for text in texts:
+            stack.enter_context(kpatch.intervene(model, text))
+        return predicted(model)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_calls_are_unpatched_in_any_order(dense, order):
+    blocks = [kpatch.intervene(dense, text) for text in TEXTS]
+    for block in blocks:
+        block.__enter__()
+    left = list(range(3))
+    for number in order:
+        assert same(predicted(dense), with_only([TEXTS[each] for each in left]))
+        blocks[number].__exit__(None, None, None)
+        left.remove(number)
+    assert unpatched(dense)
+    assert same(predicted(dense), with_only([]))
+
+
+EDITS = [
+    "dense_1.kernel[0] = $v",
+    "dense_1.kernel[:, 1] = $v; dense_1.bias = $v",
+    "dense_1.kernel[1:, ::-2] = $v",
+    "dense_1.kernel[[0, 3, 0], [1, 2, 1]] = $v; dense_1.kernel[2, 2] = $v",
+    "dense_1.kernel[abs(_) < 100] = $v",
+    "**.kernel = $v",
+    "dense_1.bias[1] = $v; dense_1.bias[:2] = $v; dense_1.kernel[dense_1.kernel > -100] = $v",
+    "dense_2.kernel[_ != 7.25] = $v + 0 * _",
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_weights_are_restored_in_any_order(seed):
+    """An entry shows the value of the latest block that edits it, and is what it was when none is left."""
+    dice = random.Random(seed)
+    dense, before = models.dense(), models.dense().get_weights()
+    blocks, left = [], list(range(8))
+    masks = {text: edited_by(text) for text in EDITS}
+    while blocks or left:
+        if left and (not blocks or dice.random() < 0.6):
+            number, text = left.pop(0), dice.choice(EDITS)
+            blocks.append((number, text, kpatch.intervene(dense, text, v=number + 0.5).__enter__()))
+        else:
+            blocks.pop(dice.randrange(len(blocks)))[2].__exit__(None, None, None)
+        expected = [np.array(weight) for weight in before]
+        for number, text, _ in blocks:
+            for weight, mask in zip(expected, masks[text], strict=True):
+                weight[mask] = number + 0.5
+        assert [w.tobytes() for w in dense.get_weights()] == [w.tobytes() for w in expected]
+
+
+def edited_by(text):
+    """Which entries of the weights a patch edits."""
+    model = models.dense()
+    before = model.get_weights()
+    with kpatch.apply(model, text, v=99):
+        return [a != b for a, b in zip(before, model.get_weights(), strict=True)]
+
+
+def test_an_edit_that_outlasts_the_block(dense):
+    before = models.snapshot(dense)
+    with kpatch.intervene(dense, "dense_1.kernel = 0; dense_1.bias[0] = 1; dense_1.bias += 1"):
+        applied = kpatch.apply(dense, "dense_1.kernel[0] = 5; dense_1.bias[0] = -0.5")
+    expected = models.dense()
+    kpatch.apply(expected, "dense_1.kernel[0] = 5; dense_1.bias[0] = -0.5")
+    assert models.snapshot(dense) == models.snapshot(expected)
+    applied.undo()
+    assert models.snapshot(dense) == before
+
+
+def test_an_edit_that_nobody_can_undo_stays(dense):
+    with kpatch.intervene(dense, "dense_1.kernel = 0"):
+        kpatch.apply(dense, "dense_1.kernel[0] = 5")
+        kpatch.apply(dense, "dense_1.kernel[1] = 6", undo=False)
+    expected = models.dense()
+    kpatch.apply(expected, "dense_1.kernel[0] = 5; dense_1.kernel[1] = 6")
+    assert models.snapshot(dense) == models.snapshot(expected)
+
+
+def test_an_exception_ends_only_its_block(dense):
+    with kpatch.intervene(dense, TEXTS[0]):
+        with pytest.raises(ZeroDivisionError), kpatch.intervene(dense, f"{TEXTS[1]}; dense_1.bias = 3"):
+            raise ZeroDivisionError
+        assert same(predicted(dense), with_only(TEXTS[:1]))
+    assert unpatched(dense)
+
+
+def test_a_block_that_cannot_begin(dense, recwarn):
+    before = models.snapshot(dense)
+    block = kpatch.intervene(dense, "assert all(dense_1.bias < 100); dense_1.bias = 1; dense_1.output = 0")
+    kpatch.apply(dense, "dense_1.bias = 100").undo()
+    with kpatch.apply(dense, "dense_1.bias = 100"), pytest.raises(kpatch.PatchAssertionError):
+        block.__enter__()
+    assert unpatched(dense)
+    assert models.snapshot(dense) == before
+    with block:
+        assert (dense.get_weights()[1] == 1).all()
+    del block
+    assert not [each for each in recwarn if "kpatch" in str(each.message)]
+
+
+def steps(model, text):
+    with kpatch.intervene(model, text):
+        while True:
+            yield predicted(model)
+
+
+def test_generators_that_take_turns(dense):
+    one, other = steps(dense, TEXTS[0]), steps(dense, TEXTS[2])
+    assert same(next(one), with_only([TEXTS[0]]))
+    assert same(next(other), with_only([TEXTS[0], TEXTS[2]]))
+    one.close()
+    assert same(next(other), with_only([TEXTS[2]]))
+    del other  # left at its `yield`, for ever
+    gc.collect()
+    assert unpatched(dense)
+
+
+def test_the_same_patch_twice(dense):
+    text = "dense_1.output[:, 0] += 1; dense_2.output[:, 0] = mean(dense_1.output); dense_1.bias += 1"
+    before = models.snapshot(dense)
+    with kpatch.intervene(dense, text):
+        once = predicted(dense)
+        with kpatch.intervene(dense, text):
+            twice = predicted(dense)
+        assert same(predicted(dense), once)
+    kernel, bias, kernel_2, bias_2 = models.dense().get_weights()
+    hidden = X @ kernel + bias + 2
+    hidden[:, 0] += 2
+    np.testing.assert_allclose(twice[:, 1], (hidden @ kernel_2 + bias_2)[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(twice[:, 0], hidden.mean(), rtol=1e-5)
+    assert models.snapshot(dense) == before
+
+
+def test_shared_layers_in_nested_models():
+    shared = keras.layers.Dense(4, name="shared")
+    inner = keras.Sequential([keras.Input((4,)), shared], name="inner")
+    a = keras.Input((4,))
+    model = models.filled(keras.Model(a, shared(inner(shared(a))), name="outer"))
+    before = predicted(model)
+    one, other = kpatch.intervene(model, "shared.output[:, 0] = 1"), kpatch.intervene(inner, "shared.output[:, 1] = 2")
+    one.__enter__()
+    other.__enter__()
+    assert predicted(model)[:, :2].tolist() == [[1, 2]] * 3
+    one.__exit__(None, None, None)
+    assert (predicted(inner)[:, 1] == 2).all()
+    other.__exit__(None, None, None)
+    assert same(predicted(model), before)
+    assert unpatched(model)
+
+
+def test_what_stood_in_for_a_call_before_stands_in_after(dense):
+    layer = dense.get_layer("dense_1")
+    own = layer.call
+    layer.call = doubled = lambda *args, **kwargs: 2 * own(*args, **kwargs)
+    before = predicted(dense)
+    with kpatch.intervene(dense, "dense_1.output[:, 0] = 5"):
+        inside = layer.call
+        layer.call = lambda *args, **kwargs: inside(*args, **kwargs)  # puts itself around the patch, and goes on
+        outside = layer.call
+    assert layer.call is outside
+    dense.predict_function = None
+    assert same(predicted(dense), before)
+    layer.call = doubled
+    with kpatch.intervene(dense, "dense_1.output[:, 0] = 5"):
+        pass
+    assert layer.call is doubled
+
+
+def test_a_copy_made_in_a_block_is_not_patched(dense):
+    with kpatch.intervene(dense, "dense_1.output[:, 0] = 5"):
+        copied, cloned = copy.deepcopy(dense), keras.models.clone_model(dense)
+    cloned.set_weights(dense.get_weights())
+    kpatch.apply(dense, "** = 0")
+    assert unpatched(copied)
+    assert unpatched(cloned)
+    assert same(predicted(copied), with_only([]))
+    assert same(predicted(cloned), with_only([]))
+
+
+def in_threads(function, number=4):
+    """Runs it in some threads at a time, and raises what one of them raised."""
+    with concurrent.futures.ThreadPoolExecutor(number) as pool:
+        for done in [pool.submit(function, each) for each in range(number)]:
+            done.result()
+
+
+def test_threads_that_call_the_model_read_their_own_activations(dense):
+    def call(number):
+        x = np.full((2, 4), number, "float32")
+        for _ in range(50):
+            hidden = keras.ops.convert_to_numpy(dense.get_layer("dense_1")(x))
+            got = keras.ops.convert_to_numpy(dense(x))
+            np.testing.assert_allclose(got[:, 0], hidden.mean(), rtol=1e-5)
+
+    with kpatch.intervene(dense, "dense_2.output[:, 0] = mean(dense_1.output)"):
+        in_threads(call)
+
+
+def test_threads_that_begin_and_end_blocks(dense):
+    def work(number):
+        for _ in range(50):
+            with kpatch.intervene(dense, f"dense_2.output[:, {number % 2}] = 7; dense_1.input *= 1"):
+                got = keras.ops.convert_to_numpy(dense(X))
+                assert (got[:, number % 2] == 7).all()
+
+    in_threads(work)
+    assert unpatched(dense)
+    assert same(predicted(dense), with_only([]))
+
+
+# The beginning --------------------------------------------------------------------------------------------------------
+
+
+def test_a_patch_is_checked_by_the_call(dense):
+    with pytest.raises(kpatch.PatchSyntaxError) as caught:
+        kpatch.intervene(dense, "nonsense (((")
+    assert str(caught.value) == ("a call cannot be assigned to\n  line 1, column 10\n    nonsense (((\n             ^")
+    for text, error in [
+        ("dense_1.outptu = 0", kpatch.ResolutionError),
+        ("dense_1.output = 0; dense_1.bias[9] = 1", kpatch.SubscriptError),
+        ("dense_1.output = $v", kpatch.BindingError),
+        ("assert shape(dense_1.bias) == [4]; dense_1.output = 0", kpatch.PatchAssertionError),
+        ("dense_1.bias = mean(dense_1.output)", kpatch.UnsupportedError),
+    ]:
+        with pytest.raises(error):
+            kpatch.intervene(dense, text)
+
+
+def test_without_a_block(dense):
+    before = models.snapshot(dense)
+    with pytest.warns(RuntimeWarning) as caught:
+        kpatch.intervene(dense, "dense_1.output = 0; dense_1.bias = 3")
+    assert [str(each.message) for each in caught] == [
+        "kpatch.intervene(model, 'dense_1.outp...se_1.bias = 3') had no 'with' block, so it had no effect"
+    ]
+    assert caught[0].filename == __file__
+    assert unpatched(dense)
+    assert models.snapshot(dense) == before
+
+
+def test_entered_by_hand_and_dropped(dense):
+    before = models.snapshot(dense)
+    with kpatch.intervene(dense, "dense_1.bias[0] = 3"):
+        with pytest.warns(RuntimeWarning) as caught:
+            kpatch.intervene(dense, "dense_1.output = 0; dense_1.bias = 4").__enter__()
+        assert dense.get_weights()[1][0] == 3
+        assert dense.get_weights()[1][1] != 4
+    assert [str(each.message) for each in caught if each.category is RuntimeWarning] == [
+        "kpatch.intervene(model, 'dense_1.outp...se_1.bias = 4') was not left by its block; it ends now"
+    ]
+    assert unpatched(dense)
+    assert models.snapshot(dense) == before
+
+
+def test_one_intervention_has_several_blocks_in_turn(dense):
+    block = kpatch.intervene(dense, "dense_1.output[:, 0] = 5; dense_1.bias = 1")
+    assert repr(block) == "<Intervention in dense_1.output, dense_1.bias: begins with a 'with' block>"
+    for _ in range(2):
+        with block as entered:
+            assert entered is block
+            assert repr(block) == "<Intervention in dense_1.output, dense_1.bias: under way>"
+            assert (keras.ops.convert_to_numpy(dense.get_layer("dense_1")(X))[:, 0] == 5).all()
+            with pytest.raises(kpatch.UnsupportedError) as caught:
+                block.__enter__()
+            assert str(caught.value) == (
+                "the block of this intervention is under way; kpatch.intervene makes another one"
+            )
+        block.__exit__(None, None, None)  # once more, which changes nothing
+        assert unpatched(dense)
+
+
+def test_an_intervention_shows_some_of_what_it_edits():
+    layers = [keras.layers.Dense(2, name=f"d{number}") for number in range(9)]
+    block = kpatch.intervene(keras.Sequential([keras.Input((2,)), *layers]), "d0.output = 0; d*.bias = 0")
+    shown = ", ".join(f"d{number}.bias" for number in range(7))
+    assert repr(block) == f"<Intervention in d0.output, {shown}, 2 more: begins with a 'with' block>"
+    with block:
+        pass
+
+
+def test_an_error_of_the_end_names_the_one_of_the_block(dense, monkeypatch):
+    def fail(self):
+        raise kpatch.ExecutionError("the backend failed")
+
+    monkeypatch.setattr(kpatch.AppliedPatch, "_withdraw", fail)
+    with pytest.raises(kpatch.ExecutionError) as caught, kpatch.intervene(dense, "dense_1.output = 0"):
+        raise ZeroDivisionError
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert unpatched(dense)
+
+
+def test_a_model_that_changes_before_the_block(dense):
+    block = kpatch.intervene(dense, "dense_2.output[..., 2] = 9; dense_2.bias = 1")
+    dense.pop()
+    dense.add(keras.layers.Dense(3, name="dense_2"))
+    with block:
+        assert (predicted(dense)[:, 2] == 9).all()
+        assert dense.get_weights()[3].tolist() == [1, 1, 1]
+    dense.pop()
+    with pytest.raises(kpatch.ResolutionError, match=r"no variable 'dense_2.output'"):
+        block.__enter__()
+    assert unpatched(dense)
