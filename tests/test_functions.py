@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from kpatch import functions
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.evaluate import Scope, evaluate
 from kpatch.functions import TABLE, call
+from kpatch.functions.parameters import METHODS
+from kpatch.functions.registry import REQUIRED
 from kpatch.syntax import parse
 from kpatch.values import dtypes
 from kpatch.values.dtypes import NUMPY, Value, literal, tensor
@@ -99,10 +100,10 @@ def test_names_and_arguments_are_those_of_keras(function):
     if function.name == "einsum":
         assert list(keras_parameters)[:2] == ["subscripts", "operands"]
         return
-    for name, default in functions._parameters(function.name).items():
+    for name, parameter in function.parameters.items():
         assert name in keras_parameters
-        if default is not functions.REQUIRED:
-            assert keras_parameters[name].default == default
+        if parameter.default is not REQUIRED:
+            assert keras_parameters[name].default == parameter.default
         elif function.name != "where" and name != "seed":  # with one argument it gives positions; seeds are required
             assert keras_parameters[name].default is inspect.Parameter.empty
 
@@ -138,7 +139,7 @@ WITH_ARGUMENTS = {
 def sample_call(function):
     """A call with tensors `_` and `x`: those that are not in the list above take nothing else."""
     taken = ("x", "x1", "x2", "a", "b")
-    names = [p for p in functions._parameters(function.name) if p in taken]
+    names = [p for p in function.parameters if p in taken]
     others = ["_", "2" if function.group.startswith("Arithmetic") else "x"]
     return WITH_ARGUMENTS.get(function.name) or f"{function.name}({', '.join(others[: len(names)])})"
 
@@ -445,7 +446,7 @@ def test_closeness():
 
 def test_quantiles():
     x = np.random.default_rng(4).standard_normal((7, 5)).astype("float32")
-    for method in functions.METHODS:
+    for method in METHODS:
         for q in (0, 0.1, 0.5, 0.9, 1, [0.25, 0.75]):
             for axis, keepdims in ((None, False), (0, True), (1, False)):
                 expected = np.quantile(x, q, axis=axis, method=method, keepdims=keepdims)
@@ -775,7 +776,7 @@ BY_VALUES = (
 @st.composite
 def calls(draw):
     name = draw(st.sampled_from(list(TABLE)))
-    parameters = list(functions._parameters(name))
+    parameters = list(TABLE[name].parameters)
     tensors = st.sampled_from(["bool", "int8", "uint8", "float32", "bfloat16"]).flatmap(
         lambda dtype: st.sampled_from([(), (3,), (2, 2), (0, 2)]).map(lambda shape: (dtype, shape))
     )
