@@ -13,28 +13,12 @@ from kpatch.functions import (
     reductions,
     shapes,
 )
-from kpatch.functions.parameters import nearest, shown
+from kpatch.functions.parameters import hint, shown
+from kpatch.functions.registry import Group
 
-GROUPS = (  # in the order of docs/functions.md
-    elementwise.ARITHMETIC,
-    elementwise.MATHEMATICS,
-    elementwise.SAME_DTYPE,
-    elementwise.TESTS,
-    elementwise.CLOSENESS,
-    elementwise.CHOICE,
-    elementwise.CONVERSION,
-    reductions.REDUCTIONS,
-    quantiles.QUANTILES,
-    along.ALONG,
-    gather.SELECTION,
-    creation.CREATION,
-    randoms.RANDOM,
-    shapes.SIZES,
-    shapes.SHAPE,
-    shapes.JOINING,
-    products.PRODUCTS,
-    linalg.LINEAR_ALGEBRA,
-)
+# In the order of docs/functions.md.
+FILES = (elementwise, reductions, quantiles, along, gather, creation, randoms, shapes, products, linalg)
+GROUPS = [found for file in FILES for found in vars(file).values() if isinstance(found, Group)]
 TABLE = {name: function for group in GROUPS for name, function in group.items()}
 
 
@@ -58,7 +42,7 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
         kpatch.FunctionError: no function 'sqr'; did you mean 'sqrt'?
     """
     if name not in TABLE:
-        raise FunctionError(f"no function '{shown(name)}'{nearest(name, TABLE)}")
+        raise FunctionError(f"no function '{shown(name)}'{hint(name, TABLE)}")
     return TABLE[name](list(args), kwargs or {}, traced, stream)
 
 

@@ -1,7 +1,7 @@
 """Functions along one axis that keep the shape: sorting, running sums, softmax."""
 
-import functools
 import math
+from functools import partial
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axis
 from kpatch.functions.operands import float_of
 from kpatch.functions.parameters import Axis, Numeric, Tensor
-from kpatch.functions.reductions import index_bounds, largest, restore_axes, sums, total
+from kpatch.functions.reductions import by_name, index_bounds, restore_axes, sums, total
 from kpatch.functions.registry import Group
 from kpatch.functions.shapes import ravel
 from kpatch.values.arithmetic import compute, fold
@@ -119,23 +119,23 @@ def _accumulated(name, x, axis):
 
 @ALONG("exp(x), scaled to the sum 1", "softmax([0, 1]) is about [0.268941, 0.731059]")
 def softmax(x: Numeric, axis: Axis = -1):
-    return _in_floats(functools.partial(_softmax, log=False), x, axis)
+    return _in_floats(partial(_softmax, log=False), x, axis)
 
 
 @ALONG("the logarithm of softmax", "log_softmax([0, 1]) is about [-1.31326, -0.313262]")
 def log_softmax(x: Numeric, axis: Axis = -1):
-    return _in_floats(functools.partial(_softmax, log=True), x, axis)
+    return _in_floats(partial(_softmax, log=True), x, axis)
 
 
 def _in_floats(kernel, x, axis):
     """Of integers in float32; of 16-bit floats computed in float32 and rounded once."""
     x, axis = _line(x, axis)
     dtype = float_of(x)
-    return compute(dtype, x.shape, lambda a: in_float32(functools.partial(kernel, axis=axis), dtype, a), x, to=dtype)
+    return compute(dtype, x.shape, lambda a: in_float32(partial(kernel, axis=axis), dtype, a), x, to=dtype)
 
 
 def _softmax(x, dtype, axis, log):
-    shifted = x - restore_axes(largest(x, (axis,), dtype), (axis,))
+    shifted = x - restore_axes(by_name("max", x, (axis,)), (axis,))
     powers = engine("exp", dtype)(shifted)
     whole = restore_axes(total(powers, (axis,), dtype), (axis,))
     return shifted - engine("log", dtype)(whole) if log else powers / whole

@@ -1,15 +1,16 @@
 """Functions of single entries: operators by name, mathematics, tests, choice and conversion."""
 
-import functools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from kpatch.errors import DTypeError, FunctionError
-from kpatch.functions import ranges, reductions
+from kpatch.functions import ranges
 from kpatch.functions.operands import as_floats, blaming, float_of, strong
 from kpatch.functions.parameters import Context, DType, Flag, Integer, Number, Numeric, Tensor
 from kpatch.functions.ranges import Range, each
+from kpatch.functions.reductions import all_
 from kpatch.functions.registry import Group
 from kpatch.indexing import broadcast
 from kpatch.values import arithmetic, dtypes, numerics
@@ -108,74 +109,70 @@ def _by_name(name, *operands):
     return _in_floats(kernel, numerics.formula(name), *operands)
 
 
-def _of_one(name, description, example):
-    """Defines the function of `keras.ops` of that name."""
+def _function(name, description, example, operands=1):
+    """Defines the function of `keras.ops` of that name, of one or two operands."""
 
-    def rule(x: Numeric):
+    def of_one(x: Numeric):
         return _by_name(name, x)
 
-    rule.__name__ = name
-    MATHEMATICS(description, example)(rule)
-
-
-def _of_two(name, description, example):
-    def rule(x1: Numeric, x2: Numeric):
+    def of_two(x1: Numeric, x2: Numeric):
         return _by_name(name, x1, x2)
 
+    rule = of_one if operands == 1 else of_two
     rule.__name__ = name
     MATHEMATICS(description, example)(rule)
 
 
-_of_one("exp", "e to the power of each entry", "exp([0, 1]) is about [1, 2.71828]")
-_of_one("exp2", "2 to the power of each entry", "exp2([3, -1]) is about [8, 0.5]")
-_of_one("expm1", "exp(x) - 1, exact near 0", "expm1([0, 1]) is about [0, 1.71828]")
-_of_one("log", "the natural logarithm", "log([1, 10]) is about [0, 2.30259]")
-_of_one("log2", "the logarithm to base 2", "log2([8, 0.5]) is about [3, -1]")
-_of_one("log10", "the logarithm to base 10", "log10([1000, 0.1]) is about [3, -1]")
-_of_one("log1p", "log(1 + x), exact near 0", "log1p([0, 1]) is about [0, 0.693147]")
-_of_one("sqrt", "the square root", "sqrt([4, 2]) is about [2, 1.41421]")
-_of_one("rsqrt", "1 / sqrt(x)", "rsqrt([4, 0.25]) is about [0.5, 2]")
-_of_one("cbrt", "the cube root", "cbrt([8, -27]) is about [2, -3]")
-_of_one("reciprocal", "1 / x", "reciprocal([2, 8]) is about [0.5, 0.125]")
-_of_one("sin", "the sine", "sin([0, 1]) is about [0, 0.841471]")
-_of_one("cos", "the cosine", "cos([0, 1]) is about [1, 0.540302]")
-_of_one("tan", "the tangent", "tan([0, 1]) is about [0, 1.55741]")
-_of_one("arcsin", "the inverse sine", "arcsin([0, 1]) is about [0, 1.5708]")
-_of_one("arccos", "the inverse cosine", "arccos([1, 0]) is about [0, 1.5708]")
-_of_one("arctan", "the inverse tangent", "arctan([0, 1]) is about [0, 0.785398]")
-_of_one("sinh", "the hyperbolic sine", "sinh([0, 1]) is about [0, 1.1752]")
-_of_one("cosh", "the hyperbolic cosine", "cosh([0, 1]) is about [1, 1.54308]")
-_of_one("tanh", "the hyperbolic tangent", "tanh([0, 1]) is about [0, 0.761594]")
-_of_one("arcsinh", "the inverse hyperbolic sine", "arcsinh([0, 1]) is about [0, 0.881374]")
-_of_one("arccosh", "the inverse hyperbolic cosine", "arccosh([1, 2]) is about [0, 1.31696]")
-_of_one("arctanh", "the inverse hyperbolic tangent", "arctanh([0, 0.5]) is about [0, 0.549306]")
-_of_one("deg2rad", "degrees as radians", "deg2rad([0, 180]) is about [0, 3.14159]")
-_of_one("rad2deg", "radians as degrees", "rad2deg([0, 1]) is about [0, 57.2958]")
-_of_one("erf", "the error function", "erf([0, 1]) is about [0, 0.842701]")
-_of_one("sigmoid", "1 / (1 + exp(-x))", "sigmoid([0, 1]) is about [0.5, 0.731059]")
-_of_one("silu", "x * sigmoid(x)", "silu([0, 1]) is about [0, 0.731059]")
-_of_one("softplus", "log(1 + exp(x))", "softplus([0, 1]) is about [0.693147, 1.31326]")
-_of_one("softsign", "x / (1 + abs(x))", "softsign([1, -3]) is about [0.5, -0.75]")
+_function("exp", "e to the power of each entry", "exp([0, 1]) is about [1, 2.71828]")
+_function("exp2", "2 to the power of each entry", "exp2([3, -1]) is about [8, 0.5]")
+_function("expm1", "exp(x) - 1, exact near 0", "expm1([0, 1]) is about [0, 1.71828]")
+_function("log", "the natural logarithm", "log([1, 10]) is about [0, 2.30259]")
+_function("log2", "the logarithm to base 2", "log2([8, 0.5]) is about [3, -1]")
+_function("log10", "the logarithm to base 10", "log10([1000, 0.1]) is about [3, -1]")
+_function("log1p", "log(1 + x), exact near 0", "log1p([0, 1]) is about [0, 0.693147]")
+_function("sqrt", "the square root", "sqrt([4, 2]) is about [2, 1.41421]")
+_function("rsqrt", "1 / sqrt(x)", "rsqrt([4, 0.25]) is about [0.5, 2]")
+_function("cbrt", "the cube root", "cbrt([8, -27]) is about [2, -3]")
+_function("reciprocal", "1 / x", "reciprocal([2, 8]) is about [0.5, 0.125]")
+_function("sin", "the sine", "sin([0, 1]) is about [0, 0.841471]")
+_function("cos", "the cosine", "cos([0, 1]) is about [1, 0.540302]")
+_function("tan", "the tangent", "tan([0, 1]) is about [0, 1.55741]")
+_function("arcsin", "the inverse sine", "arcsin([0, 1]) is about [0, 1.5708]")
+_function("arccos", "the inverse cosine", "arccos([1, 0]) is about [0, 1.5708]")
+_function("arctan", "the inverse tangent", "arctan([0, 1]) is about [0, 0.785398]")
+_function("sinh", "the hyperbolic sine", "sinh([0, 1]) is about [0, 1.1752]")
+_function("cosh", "the hyperbolic cosine", "cosh([0, 1]) is about [1, 1.54308]")
+_function("tanh", "the hyperbolic tangent", "tanh([0, 1]) is about [0, 0.761594]")
+_function("arcsinh", "the inverse hyperbolic sine", "arcsinh([0, 1]) is about [0, 0.881374]")
+_function("arccosh", "the inverse hyperbolic cosine", "arccosh([1, 2]) is about [0, 1.31696]")
+_function("arctanh", "the inverse hyperbolic tangent", "arctanh([0, 0.5]) is about [0, 0.549306]")
+_function("deg2rad", "degrees as radians", "deg2rad([0, 180]) is about [0, 3.14159]")
+_function("rad2deg", "radians as degrees", "rad2deg([0, 1]) is about [0, 57.2958]")
+_function("erf", "the error function", "erf([0, 1]) is about [0, 0.842701]")
+_function("sigmoid", "1 / (1 + exp(-x))", "sigmoid([0, 1]) is about [0.5, 0.731059]")
+_function("silu", "x * sigmoid(x)", "silu([0, 1]) is about [0, 0.731059]")
+_function("softplus", "log(1 + exp(x))", "softplus([0, 1]) is about [0.693147, 1.31326]")
+_function("softsign", "x / (1 + abs(x))", "softsign([1, -3]) is about [0.5, -0.75]")
 
 
 @MATHEMATICS("the Gaussian error linear unit", "gelu([1, -1], approximate=false) is about [0.841345, -0.158655]")
 def gelu(x: Numeric, approximate: Flag = True):
-    return _in_floats(functools.partial(numerics.gelu, approximate=approximate), None, x)
+    return _in_floats(partial(numerics.gelu, approximate=approximate), None, x)
 
 
 @MATHEMATICS("x, and below 0 alpha * (exp(x) - 1)", "elu([2, -1]) is about [2, -0.632121]")
 def elu(x: Numeric, alpha: Number = 1.0):
-    return _in_floats(functools.partial(numerics.elu, alpha=alpha), None, x)
+    return _in_floats(partial(numerics.elu, alpha=alpha), None, x)
 
 
 @MATHEMATICS("x, and below 0 negative_slope * x", "leaky_relu([2, -1]) is about [2, -0.2]")
 def leaky_relu(x: Numeric, negative_slope: Number = 0.2):
-    return _in_floats(functools.partial(numerics.leaky_relu, negative_slope=negative_slope), None, x)
+    return _in_floats(partial(numerics.leaky_relu, negative_slope=negative_slope), None, x)
 
 
-_of_two("arctan2", "the angle of the point (x2, x1)", "arctan2([0, 1], -1) is about [3.14159, 2.35619]")
-_of_two("hypot", "sqrt(x1**2 + x2**2)", "hypot([3, 5], [4, 12]) is about [5, 13]")
-_of_two("logaddexp", "log(exp(x1) + exp(x2))", "logaddexp([0, 1], 0) is about [0.693147, 1.31326]")
+_function("arctan2", "the angle of the point (x2, x1)", "arctan2([0, 1], -1) is about [3.14159, 2.35619]", operands=2)
+_function("hypot", "sqrt(x1**2 + x2**2)", "hypot([3, 5], [4, 12]) is about [5, 13]", operands=2)
+_function("logaddexp", "log(exp(x1) + exp(x2))", "logaddexp([0, 1], 0) is about [0.693147, 1.31326]", operands=2)
 
 # -- in the same dtype -------------------------------------------------------------------------------------------------
 
@@ -195,34 +192,33 @@ def _unless_whole(formula):
     return lambda x: x if x.dtype == object else formula(x)
 
 
-@SAME_DTYPE("the absolute value", "abs([1, -2]) is [1, 2]", bounds=each(ranges.absolute))
-def abs_(x: Numeric):
-    return _in_one_dtype(numerics.absolute, np.abs, x)
+def _of_one(name, kernel, formula, description, example, bounds=None):
+    """Defines a function of one operand."""
+
+    def rule(x: Numeric):
+        return _in_one_dtype(kernel, formula, x)
+
+    rule.__name__ = name
+    SAME_DTYPE(description, example, bounds=bounds and each(bounds))(rule)
 
 
-@SAME_DTYPE("1, 0 or -1; of nan nan", "sign([3.5, 0.0, -2.0]) is [1, 0, -1]", bounds=each(lambda x: Range(-1, 1)))
-def sign(x: Numeric):
-    return _in_one_dtype(numerics.sign, np.sign, x)
+def _rounded(name, description, example, kernel):
+    _of_one(name, kernel, _unless_whole(getattr(np, name)), description, example, ranges.rounded)
 
 
-@SAME_DTYPE("x * x", "square([3, -4]) is [9, 16]")
-def square(x: Numeric):
-    return _in_one_dtype(lambda x, dtype: x * x, np.square, x)
-
-
-@SAME_DTYPE("rounded down", "floor([1.5, -1.5]) is [1, -2]", bounds=each(ranges.rounded))
-def floor(x: Numeric):
-    return _in_one_dtype(functools.partial(numerics.rounded, "floor"), _unless_whole(np.floor), x)
-
-
-@SAME_DTYPE("rounded up", "ceil([1.5, -1.5]) is [2, -1]", bounds=each(ranges.rounded))
-def ceil(x: Numeric):
-    return _in_one_dtype(functools.partial(numerics.rounded, "ceil"), _unless_whole(np.ceil), x)
-
-
-@SAME_DTYPE("rounded towards 0", "trunc([1.5, -1.5]) is [1, -1]", bounds=each(ranges.rounded))
-def trunc(x: Numeric):
-    return _in_one_dtype(numerics.truncate, _unless_whole(np.trunc), x)
+_of_one("abs", numerics.absolute, np.abs, "the absolute value", "abs([1, -2]) is [1, 2]", ranges.absolute)
+_of_one(
+    "sign",
+    numerics.sign,
+    np.sign,
+    "1, 0 or -1; of nan nan",
+    "sign([3.5, 0.0, -2.0]) is [1, 0, -1]",
+    lambda x: Range(-1, 1),
+)
+_of_one("square", lambda x, dtype: x * x, np.square, "x * x", "square([3, -4]) is [9, 16]")
+_rounded("floor", "rounded down", "floor([1.5, -1.5]) is [1, -2]", partial(numerics.rounded, "floor"))
+_rounded("ceil", "rounded up", "ceil([1.5, -1.5]) is [2, -1]", partial(numerics.rounded, "ceil"))
+_rounded("trunc", "rounded towards 0", "trunc([1.5, -1.5]) is [1, -1]", numerics.truncate)
 
 
 @SAME_DTYPE(
@@ -234,17 +230,13 @@ def round_(x: Numeric, decimals: Integer = 0):
     if decimals < 0 and is_integer(x.dtype):
         raise FunctionError("integers are not rounded to tens; divide first", argument="decimals")
     decimals = max(-300, min(decimals, 300))
-    kernel = functools.partial(numerics.rounded, "round", decimals=decimals)
+    kernel = partial(numerics.rounded, "round", decimals=decimals)
     return _in_one_dtype(kernel, _unless_whole(lambda x: np.round(x, decimals)), x)
 
 
 @SAME_DTYPE("x, and below 0 0", "relu([2, -1]) is [2, 0]", bounds=each(lambda x: ranges.maximum(x, Range(0, 0))))
 def relu(x: Numeric):
-    return _in_one_dtype(_relu, lambda x: np.maximum(x, 0), x)
-
-
-def _relu(x, dtype):
-    return numerics.maximum(x, numerics.scalar(0, dtype), dtype)
+    return maximum(x, literal(0))
 
 
 @SAME_DTYPE(
@@ -253,10 +245,7 @@ def _relu(x, dtype):
     bounds=each(lambda x: ranges.clip(x, Range(0, 0), Range(6, 6))),
 )
 def relu6(x: Numeric):
-    def kernel(x, dtype):
-        return numerics.minimum(_relu(x, dtype), numerics.scalar(6, dtype), dtype)
-
-    return _in_one_dtype(kernel, lambda x: np.minimum(np.maximum(x, 0), 6), x)
+    return clip(x, literal(0), literal(6))
 
 
 @SAME_DTYPE("nan and infinities replaced by numbers", "nan_to_num([nan, inf, 1.0], posinf=9) is [0, 9, 1]")
@@ -266,8 +255,8 @@ def nan_to_num(x: Numeric, nan: Number = 0.0, posinf: Number = None, neginf: Num
         if number is not None:
             with blaming(parameter):
                 dtypes.fit(literal(number), x.dtype)
-    kernel = functools.partial(numerics.nan_to_num, **to)
-    return _in_one_dtype(kernel, _unless_whole(functools.partial(np.nan_to_num, **to)), x)
+    kernel = partial(numerics.nan_to_num, **to)
+    return _in_one_dtype(kernel, _unless_whole(partial(np.nan_to_num, **to)), x)
 
 
 @SAME_DTYPE("the larger of two; nan where either is", "maximum([1, 5], [3, 2]) is [3, 5]", bounds=each(ranges.maximum))
@@ -321,13 +310,13 @@ def isclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, 
     if dtype in ("int", "float"):
         return fold(shape, lambda a, b: np.isclose(a, b, rtol, atol, equal_nan), as_floats(x1), as_floats(x2))
     wide = "float64" if dtype == "float64" else "float32"
-    near = functools.partial(numerics.close, rtol=rtol, atol=atol, equal_nan=equal_nan, dtype=wide)
+    near = partial(numerics.close, rtol=rtol, atol=atol, equal_nan=equal_nan, dtype=wide)
     return apply("bool", shape, near, x1, x2, to=wide)
 
 
 @CLOSENESS("whether isclose holds everywhere", "allclose([1.0, 1.000001], 1) is true")
 def allclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, equal_nan: Flag = False):
-    return reductions.all_(isclose(x1, x2, rtol, atol, equal_nan))
+    return all_(isclose(x1, x2, rtol, atol, equal_nan))
 
 
 # -- choice and conversion ---------------------------------------------------------------------------------------------

@@ -68,8 +68,7 @@ def take(x: Tensor, indices: Tensor, axis: Axis = None, *, traced: Context):
 
 
 @SELECTION(
-    "the entries at indices of each row",
-    "take_along_axis([[1, 2, 3], [4, 5, 6]], [[0], [2]], axis=1) is [[1], [6]]",
+    "the entries at indices of each row", "take_along_axis([[1, 2, 3], [4, 5, 6]], [[0], [2]], axis=1) is [[1], [6]]"
 )
 def take_along_axis(x: Tensor, indices: Tensor, axis: Axis = None, *, traced: Context):
     return _picked("take_along_axis", _along_shape, _take_along, x, indices, axis, traced)

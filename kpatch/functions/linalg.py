@@ -26,15 +26,27 @@ MAX_WORK = 2**38  # multiplications, about, that one call asks for: the inverse 
 FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # what backends raise of a matrix
 
 
-def _of_matrix(name, kernel, x, shape=None, square=True):
-    """What a kernel makes of a matrix, of the same shape unless another is given.
+def _of_matrix(description, example, shape=lambda shape: shape, square=True):
+    """The decorator of a kernel, which defines the function of that name, of a matrix.
 
-    Raises:
-        FunctionError: of a matrix that has no inverse or factor, where its values are known.
+    Args:
+        shape: of the matrix's shape that of the result.
+        square: whether the matrix has to be.
     """
-    _need_matrix(name, x.shape, square)
-    _check_work(name, x.shape, min(_known(x.shape[-2:])))
-    return _computed(name, kernel, x.shape if shape is None else shape(x.shape), x)
+
+    def define(kernel):
+        name = kernel.__name__.lstrip("_")
+
+        def rule(x: Numeric):
+            _need_matrix(name, x.shape, square)
+            _check_work(name, x.shape, min(_known(x.shape[-2:])))
+            return _computed(name, kernel, shape(x.shape), x)
+
+        rule.__name__ = name
+        LINEAR_ALGEBRA(description, example)(rule)
+        return kernel
+
+    return define
 
 
 def _computed(name, kernel, shape, *operands):
@@ -118,31 +130,10 @@ def _symmetric(x):
     return arrays.tril(x) + _transposed(arrays.tril(x, -1))
 
 
-@LINEAR_ALGEBRA("the determinant", "det([[1, 2], [3, 4]]) is about -2")
-def det(x: Numeric):
-    return _of_matrix("det", _det, x, lambda shape: shape[:-2])
-
-
+@_of_matrix("the determinant", "det([[1, 2], [3, 4]]) is about -2", lambda shape: shape[:-2])
 def _det(x, dtype):
     arrays, linalg = _engines(x)
     return linalg.det(x) if x.shape[-1] else arrays.ones(x.shape[:-2], dtype)
-
-
-@LINEAR_ALGEBRA("the inverse matrix", "inv([[2, 0], [1, 1]]) is about [[0.5, 0], [-0.5, 1]]")
-def inv(x: Numeric):
-    """Refused where the matrix cannot be told from a singular one.
-
-    Example:
-        >>> from kpatch.values.dtypes import literal
-        >>> inv(literal([[2, 0], [0, 4]])).data
-        array([[0.5 , 0.  ],
-               [0.  , 0.25]])
-        >>> inv(literal([[1, 2], [2, 4]]))
-        Traceback (most recent call last):
-        kpatch.FunctionError: inv() of a singular matrix
-          pinv(x) has a result for every matrix
-    """
-    return _of_matrix("inv", _inv, x)
 
 
 def _singular(name):
@@ -150,11 +141,21 @@ def _singular(name):
     return FunctionError(f"{name}() of a singular matrix", argument=0, notes=[note])
 
 
+@_of_matrix("the inverse matrix", "inv([[2, 0], [1, 1]]) is about [[0.5, 0], [-0.5, 1]]")
 def _inv(x, dtype, name="inv"):
     """Refused where the rounding of the entries alone could make the matrix singular.
 
     The measure is the condition number of R. D. Skeel, "Scaling for numerical stability in Gaussian elimination",
     J. ACM 26, 1979, which ignores the rows' scales; or that of the transposed matrix, which ignores the columns'.
+
+    Example:
+        >>> _inv(np.array([[2.0, 0.0], [0.0, 4.0]]), "float64")
+        array([[0.5 , 0.  ],
+               [0.  , 0.25]])
+        >>> _inv(np.array([[1.0, 2.0], [2.0, 4.0]]), "float64")
+        Traceback (most recent call last):
+        kpatch.FunctionError: inv() of a singular matrix
+          pinv(x) has a result for every matrix
     """
     refuse = functools.partial(_singular, name)
     inverse = _attempt(refuse, _engines(x)[1].inv, x)
@@ -166,11 +167,12 @@ def _inv(x, dtype, name="inv"):
     return inverse
 
 
-@LINEAR_ALGEBRA("the pseudo-inverse matrix", "pinv([[2], [0]]) is about [[0.5, 0]]")
-def pinv(x: Numeric):
-    return _of_matrix("pinv", _pinv, x, lambda shape: (*shape[:-2], shape[-1], shape[-2]), square=False)
-
-
+@_of_matrix(
+    "the pseudo-inverse matrix",
+    "pinv([[2], [0]]) is about [[0.5, 0]]",
+    lambda shape: (*shape[:-2], shape[-1], shape[-2]),
+    square=False,
+)
 def _pinv(x, dtype):
     """Singular values below the rounding of the largest count as 0, on every backend the same way."""
     arrays, linalg = _engines(x)
@@ -210,14 +212,10 @@ def _solve(a, b, dtype):
     return arrays.squeeze(result, -1) if vector else result
 
 
-@LINEAR_ALGEBRA(
+@_of_matrix(
     "the lower triangle l with positive diagonal such that l @ transpose(l) == x",
     "cholesky([[4, 2], [2, 5]]) is about [[2, 0], [1, 2]]",
 )
-def cholesky(x: Numeric):
-    return _of_matrix("cholesky", _cholesky, x)
-
-
 def _cholesky(x, dtype):
     def refuse():
         return FunctionError("cholesky() of a matrix that is not positive definite", argument=0)
@@ -231,14 +229,12 @@ def _cholesky(x, dtype):
     return result
 
 
-@LINEAR_ALGEBRA(
+@_of_matrix(
     "the orthogonal factor q of x == q @ r, where no entry of r's diagonal is negative",
     "qr([[3, 0], [4, 5]]) is about [[0.6, -0.8], [0.8, 0.6]]",
+    lambda shape: (*shape[:-1], _least(shape)),
+    square=False,
 )
-def qr(x: Numeric):
-    return _of_matrix("qr", _qr, x, lambda shape: (*shape[:-1], _least(shape)), square=False)
-
-
 def _qr(x, dtype):
     arrays, linalg = _engines(x)
     q, r = linalg.qr(x)
@@ -247,19 +243,20 @@ def _qr(x, dtype):
     return q * arrays.expand_dims(sign, -2)
 
 
-@LINEAR_ALGEBRA("the singular values, descending", "svd([[3, 0], [0, -4]]) is about [4, 3]")
-def svd(x: Numeric):
-    return _of_matrix("svd", _svd, x, lambda shape: (*shape[:-2], _least(shape)), square=False)
-
-
+@_of_matrix(
+    "the singular values, descending",
+    "svd([[3, 0], [0, -4]]) is about [4, 3]",
+    lambda shape: (*shape[:-2], _least(shape)),
+    square=False,
+)
 def _svd(x, dtype):
     return _engines(x)[1].svd(x, compute_uv=False)
 
 
-@LINEAR_ALGEBRA("the eigenvalues of a symmetric matrix, ascending", "eigh([[2, 1], [1, 2]]) is about [1, 3]")
-def eigh(x: Numeric):
-    return _of_matrix("eigh", _eigh, x, lambda shape: shape[:-1])
-
-
+@_of_matrix(
+    "the eigenvalues of a symmetric matrix, ascending",
+    "eigh([[2, 1], [1, 2]]) is about [1, 3]",
+    lambda shape: shape[:-1],
+)
 def _eigh(x, dtype):
     return _engines(x)[1].eigh(_symmetric(x))[0]

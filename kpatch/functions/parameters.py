@@ -3,28 +3,29 @@
 A reader takes the `Function`, the parameter's name and the argument: a `Value`, a string, or a list of `Value`s.
 """
 
-import difflib
 from typing import Annotated, Any
 
 import numpy as np
 
 from kpatch.errors import DTypeError, FunctionError, LimitError, ShapeError, UnsupportedError
 from kpatch.functions.operands import blaming, join, need_numbers
+from kpatch.syntax import nearest
 from kpatch.values import arithmetic, dtypes
 from kpatch.values.dtypes import Value, constant
 
 METHODS = ("linear", "lower", "higher", "midpoint", "nearest")
 MAX_OPERANDS = 16  # of einsum, which looks at pairs of them
-MAX_NAME = 60  # characters of a wrong name that are shown, and compared with the right ones
+MAX_NAME = 60  # characters of a wrong name that are shown
 
 
 def shown(name):
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
 
 
-def nearest(name, names):
-    close = difflib.get_close_matches(name, names, 1) if len(name) <= MAX_NAME else []
-    return f"; did you mean '{close[0]}'?" if close else ""
+def hint(name, names):
+    """The end of a message about a wrong name: which one is meant."""
+    near = nearest(name, names)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def _refuse(function, parameter, wanted, value):
@@ -129,7 +130,7 @@ def _string(function, parameter, value):
 def _method(function, parameter, value):
     method = _string(function, parameter, value)
     if method not in METHODS:
-        message = f"no method '{shown(method)}' of {function.name}(){nearest(method, METHODS)}"
+        message = f"no method '{shown(method)}' of {function.name}(){hint(method, METHODS)}"
         raise FunctionError(message, argument=parameter, notes=["methods: " + " ".join(METHODS)])
     return method
 
@@ -137,7 +138,7 @@ def _method(function, parameter, value):
 def _dtype(function, parameter, value):
     name = _string(function, parameter, value)
     if name not in dtypes.DTYPES:
-        message = f"no dtype '{shown(name)}'{nearest(name, dtypes.DTYPES)}"
+        message = f"no dtype '{shown(name)}'{hint(name, dtypes.DTYPES)}"
         raise DTypeError(message, argument=parameter, notes=["dtypes: " + " ".join(dtypes.DTYPES)])
     return name
 

@@ -8,8 +8,8 @@ are rounded exactly everywhere (`+ - * /`, the square root, powers of two); loga
 they differ from one processor to the next.
 """
 
-import functools
 import math
+from functools import partial
 
 import numpy as np
 
@@ -158,15 +158,9 @@ def _drawn(dtype, shape, blocks, make):
 
 @RANDOM("normally distributed floats", "normal(3, stddev=0.5, seed=1) is [0.5516383, 0.0043999893, -0.29591203]")
 def normal(
-    shape: Lengths,
-    mean: Number = 0.0,
-    stddev: Number = 1.0,
-    dtype: DType = None,
-    *,
-    seed: Integer,
-    stream: Context,
+    shape: Lengths, mean: Number = 0.0, stddev: Number = 1.0, dtype: DType = None, *, seed: Integer, stream: Context
 ):
-    blocks = functools.partial(words, 1, seed, stream)
+    blocks = partial(words, 1, seed, stream)
     dtype = _float("normal", dtype)
     _need_finite("normal", mean=mean, stddev=stddev)
     if stddev < 0:
@@ -181,15 +175,9 @@ def normal(
 
 @RANDOM("evenly distributed floats, below maxval", "uniform(3, -1, 1, seed=1) is [0.50322026, 0.9084169, 0.55301285]")
 def uniform(
-    shape: Lengths,
-    minval: Number = 0.0,
-    maxval: Number = 1.0,
-    dtype: DType = None,
-    *,
-    seed: Integer,
-    stream: Context,
+    shape: Lengths, minval: Number = 0.0, maxval: Number = 1.0, dtype: DType = None, *, seed: Integer, stream: Context
 ):
-    blocks = functools.partial(words, 2, seed, stream)
+    blocks = partial(words, 2, seed, stream)
     dtype = _float("uniform", dtype)
     _need_finite("uniform", minval=minval, maxval=maxval)
     for parameter, bound in (("minval", minval), ("maxval", maxval)):
@@ -214,7 +202,7 @@ def uniform(
 def randint(
     shape: Lengths, minval: Integer, maxval: Integer, dtype: DType = "int32", *, seed: Integer, stream: Context
 ):
-    blocks = functools.partial(words, 3, seed, stream)
+    blocks = partial(words, 3, seed, stream)
     if dtype not in RANGES:
         raise DTypeError(f"randint() makes integers, not {dtype}; uniform() makes floats", argument="dtype")
     low, high = RANGES[dtype]
@@ -249,7 +237,7 @@ def scaled(block, count):
 
 @RANDOM("booleans, true with probability p", "bernoulli(4, 0.5, seed=1) is [false, false, true, true]")
 def bernoulli(shape: Lengths, p: Number, *, seed: Integer, stream: Context):
-    blocks = functools.partial(words, 4, seed, stream)
+    blocks = partial(words, 4, seed, stream)
     if not 0 <= p <= 1:
         raise FunctionError(f"'p' of bernoulli() lies between 0 and 1: {p}", argument="p")
     return _drawn("bool", shape, blocks, lambda block: _shares(block) < p)
@@ -262,7 +250,7 @@ def bernoulli(shape: Lengths, p: Number, *, seed: Integer, stream: Context):
 )
 def permutation(n: Length, *, seed: Integer, stream: Context):
     """The order that sorts as many random words; should two be equal, the first comes first."""
-    blocks = functools.partial(words, 5, seed, stream)
+    blocks = partial(words, 5, seed, stream)
     dtypes.check_size((n,))
 
     def draw():

@@ -4,9 +4,9 @@ Adjacent axes are worked on together, as the middle one of three: so nothing dep
 and few of the backends' kernels are needed.
 """
 
-import functools
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 
@@ -120,13 +120,8 @@ def total(x, axes, dtype):
     import keras
 
     linear = is_floating(dtype) and keras.backend.backend() not in ("jax", "torch")
-    return reduce_along(_sum_in_blocks if linear else _sum_middle, recast(x, dtype), axes)
-
-
-def _sum_middle(x):
-    from keras import ops
-
-    return ops.sum(x, axis=1)
+    x = recast(x, dtype)
+    return reduce_along(_sum_in_blocks, x, axes) if linear else by_name("sum", x, axes)
 
 
 def _sum_in_blocks(x):
@@ -164,24 +159,16 @@ def _length(x, axes, dtype):
 
 @REDUCTIONS("the product", "prod([[1, 2], [3, 4]]) is 24")
 def prod(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_product, x, axis, keepdims, sums, np.prod)
+    def kernel(a, axes, dtype):
+        return reduce_along(lambda part: recast(engine("prod", dtype)(part, 1), dtype), a, axes)
 
-
-def _product(x, axes, dtype):
-    multiply = engine("prod", dtype)
-    return reduce_along(lambda part: recast(multiply(part, 1), dtype), x, axes)
+    return reduce(kernel, x, axis, keepdims, sums, np.prod)
 
 
 @REDUCTIONS("the largest; nan if one is", "max([[1, 2], [3, 4]], axis=1) is [2, 4]", bounds=ranges.of_x)
 def max_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     need_entries("max", x, axis)
-    return reduce(largest, x, axis, keepdims, same, np.max)
-
-
-def largest(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.max(part, axis=1), x, axes)
+    return reduce(partial(by_name, "max"), x, axis, keepdims, same, np.max)
 
 
 @REDUCTIONS(
@@ -189,13 +176,7 @@ def largest(x, axes, dtype):
 )
 def min_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     need_entries("min", x, axis)
-    return reduce(_smallest, x, axis, keepdims, same, np.min)
-
-
-def _smallest(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.min(part, axis=1), x, axes)
+    return reduce(partial(by_name, "min"), x, axis, keepdims, same, np.min)
 
 
 @REDUCTIONS("the variance", "var([1, 2, 3, 6]) is 3.5")
@@ -210,11 +191,10 @@ def _variance(x, axes, dtype):
 
 @REDUCTIONS("the standard deviation", "std([1, 2, 3, 6]) is about 1.87083")
 def std(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_deviation, x, axis, keepdims, _floats, np.std)
+    def kernel(a, axes, dtype):
+        return engine("sqrt", dtype)(_variance(a, axes, dtype))
 
-
-def _deviation(x, axes, dtype):
-    return engine("sqrt", dtype)(_variance(x, axes, dtype))
+    return reduce(kernel, x, axis, keepdims, _floats, np.std)
 
 
 # -- counts and places -------------------------------------------------------------------------------------------------
@@ -222,24 +202,19 @@ def _deviation(x, axes, dtype):
 
 @REDUCTIONS("whether one holds", "any([true, false]) is true")
 def any_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_any, x, axis, keepdims, _flags, lambda a, **axes: np.any(a != 0, **axes))
-
-
-def _any(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.any(part, axis=1), _as_flags(x, dtype), axes)
+    return _whether("any", x, axis, keepdims)
 
 
 @REDUCTIONS("whether all hold", "all([true, false]) is false")
 def all_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_all, x, axis, keepdims, _flags, lambda a, **axes: np.all(a != 0, **axes))
+    return _whether("all", x, axis, keepdims)
 
 
-def _all(x, axes, dtype):
-    from keras import ops
+def _whether(name, x, axis, keepdims):
+    def kernel(a, axes, dtype):
+        return by_name(name, _as_flags(a, dtype), axes)
 
-    return reduce_along(lambda part: ops.all(part, axis=1), _as_flags(x, dtype), axes)
+    return reduce(kernel, x, axis, keepdims, _flags, lambda a, **axes: getattr(np, name)(a != 0, **axes))
 
 
 def _as_flags(x, dtype):
@@ -248,11 +223,10 @@ def _as_flags(x, dtype):
 
 @REDUCTIONS("how many are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_hits)
 def count_nonzero(x: Tensor, axis: Integers = None):
-    return reduce(_count, x, axis, False, _whole, lambda a, **axes: np.count_nonzero(a != 0, **axes))
+    def kernel(a, axes, dtype):
+        return total(_as_flags(a, dtype), axes, "int32")
 
-
-def _count(x, axes, dtype):
-    return total(_as_flags(x, dtype), axes, "int32")
+    return reduce(kernel, x, axis, False, _whole, lambda a, **axes: np.count_nonzero(a != 0, **axes))
 
 
 def index_bounds(result, x, axis, **_):
@@ -269,7 +243,7 @@ def index_bounds(result, x, axis, **_):
 @REDUCTIONS("the index of the first largest, or of the first nan", "argmax([1, 9, 9]) is 1", bounds=index_bounds)
 def argmax(x: Tensor, axis: Axis = None, keepdims: Flag = False):
     need_entries("argmax", x, axis)
-    return reduce(functools.partial(_first_best, "max"), x, axis, keepdims, _whole, np.argmax)
+    return reduce(partial(_first_best, "max"), x, axis, keepdims, _whole, np.argmax)
 
 
 @REDUCTIONS(
@@ -279,7 +253,7 @@ def argmax(x: Tensor, axis: Axis = None, keepdims: Flag = False):
 )
 def argmin(x: Tensor, axis: Axis = None, keepdims: Flag = False):
     need_entries("argmin", x, axis)
-    return reduce(functools.partial(_first_best, "min"), x, axis, keepdims, _whole, np.argmin)
+    return reduce(partial(_first_best, "min"), x, axis, keepdims, _whole, np.argmin)
 
 
 def _first_best(how, x, axes, dtype):
@@ -323,7 +297,7 @@ def _logsumexp(x, axes, dtype):
 
     if 0 in x.shape:
         return total(x, axes, dtype) - scalar(np.inf, dtype)
-    top = largest(x, axes, dtype)
+    top = by_name("max", x, axes)
     top = where(ops.isfinite(top), top, scalar(0, dtype), dtype)
     scaled = engine("exp", dtype)(x - restore_axes(top, axes))
     return engine("log", dtype)(total(scaled, axes, dtype)) + top
@@ -335,15 +309,15 @@ def norm(x: Numeric, ord: Number = None, axis: Integers = None, keepdims: Flag =
         raise FunctionError(f"'ord' of norm() is 1, 2, inf or -inf, not {ord}", argument="ord")
     if ord is not None and len(normal_axes(axis, len(x.shape))) > 1:
         raise UnsupportedError("norms of matrices are not executed yet; name one axis, or ravel", argument="ord")
-    return reduce(functools.partial(_norm, ord), x, axis, keepdims, _floats, None)
+    return reduce(partial(_norm, ord), x, axis, keepdims, _floats, None)
 
 
 def _norm(degree, x, axes, dtype):
     """Of a vector; of several axes, as if they were one."""
     if degree == np.inf:
-        return largest(abs(x), axes, dtype) if 0 not in x.shape else total(x, axes, dtype)
+        return by_name("max", abs(x), axes) if 0 not in x.shape else total(x, axes, dtype)
     if degree == -np.inf:
-        return _smallest(abs(x), axes, dtype)
+        return by_name("min", abs(x), axes)
     if degree == 1:
         return total(abs(x), axes, dtype)
     return engine("sqrt", dtype)(total(x * x, axes, dtype))
@@ -378,6 +352,13 @@ def reduce_along(function, x, axes):
         x = function(ops.reshape(x, [math.prod(part) for part in parts]))
         shape = shape[:start] + shape[stop:]
     return ops.reshape(x, shape)
+
+
+def by_name(name, x, axes, dtype=None):
+    """A reduction of `keras.ops` that has one meaning everywhere."""
+    from keras import ops
+
+    return reduce_along(lambda part: getattr(ops, name)(part, axis=1), x, axes)
 
 
 def restore_axes(x, axes):

@@ -22,7 +22,7 @@ from typing import Any
 
 from kpatch.errors import FunctionError, PatchError
 from kpatch.functions import ranges
-from kpatch.functions.parameters import STRINGS, TENSORS, Context, nearest, shown
+from kpatch.functions.parameters import STRINGS, TENSORS, Context, hint, shown
 from kpatch.values import arithmetic
 
 REQUIRED = inspect.Parameter.empty
@@ -160,7 +160,7 @@ def _bind(function, args, kwargs):
         given[rest] = (len(positional), args[len(positional) :])
     for keyword, value in kwargs.items():
         if keyword not in parameters or keyword == rest:
-            message = f"{name}() has no argument '{shown(keyword)}'{nearest(keyword, set(parameters) - {rest})}"
+            message = f"{name}() has no argument '{shown(keyword)}'{hint(keyword, set(parameters) - {rest})}"
             raise FunctionError(message, argument=keyword, notes=notes)
         if keyword in given:
             raise FunctionError(f"{name}() got '{keyword}' twice", argument=keyword, notes=notes)

@@ -237,9 +237,7 @@ def _diagonal_length(rows, columns, offset):
 
 
 @SHAPE(
-    "of a vector the matrix, of a matrix the diagonal",
-    "diag([1, 2]) is [[1, 0], [0, 2]]",
-    bounds=ranges.of_x_and_zero,
+    "of a vector the matrix, of a matrix the diagonal", "diag([1, 2]) is [[1, 0], [0, 2]]", bounds=ranges.of_x_and_zero
 )
 def diag(x: Tensor, k: Integer = 0):
     if len(x.shape) not in (1, 2):
