@@ -296,6 +296,11 @@ def test_imports_up_the_drawing_are_stated_and_lazy():
     assert sorted(stated) == sorted(lazy)
 
 
+def test_the_definition_shown_is_that_of_the_code():
+    [shown] = [block.body for block in blocks(ARCHITECTURE.read_text(encoding="utf-8")) if block.language == "py"]
+    assert shown in (PACKAGE / "functions" / "along.py").read_text(encoding="utf-8")
+
+
 def test_what_knows_nothing_of_keras():
     for name in MODULES:
         if name in ("kpatch.errors", "kpatch.indexing") or name.startswith("kpatch.syntax"):

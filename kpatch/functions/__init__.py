@@ -64,13 +64,3 @@ def is_random(name):
         (True, False)
     """
     return name in TABLE and "stream" in TABLE[name].context
-
-
-def takes_string(name, argument):
-    """Whether the argument, by its position or keyword, is a string; elsewhere a quoted name is a variable's.
-
-    Example:
-        >>> takes_string("cast", 1), takes_string("cast", 0), takes_string("zeros", "dtype")
-        (True, False, True)
-    """
-    return name not in TABLE or TABLE[name].takes_string(argument)  # of no function: the error will be about the name

@@ -7,14 +7,14 @@ import numpy as np
 
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axis
-from kpatch.functions.operands import float_of
+from kpatch.functions.operands import as_floats, float_of, need_lengths
 from kpatch.functions.parameters import Axis, Numeric, Tensor
 from kpatch.functions.reductions import by_name, index_bounds, restore_axes, sums, total
 from kpatch.functions.registry import Group
 from kpatch.functions.shapes import ravel
 from kpatch.values.arithmetic import compute, fold
 from kpatch.values.dtypes import RANGES, is_floating
-from kpatch.values.numerics import carried, engine, in_float32, recast, scalar, where
+from kpatch.values.numerics import carried, concatenate, engine, in_float32, recast, scalar, where
 
 ALONG = Group("Along an axis", names=ranges.of_axes)
 
@@ -115,6 +115,30 @@ def _accumulated(name, x, axis):
         return recast(in_rows(lambda rows: engine(name, inner)(rows, 1), a, axis), dtype)
 
     return compute(dtype, x.shape, run, x, to=inner)
+
+
+@ALONG("logsumexp of all up to each entry", "logcumsumexp([0, 0, 0]) is about [0, 0.693147, 1.09861]")
+def logcumsumexp(x: Numeric, axis: Axis = None):
+    x, axis = _line(x, axis)
+    if x.weak:
+        return fold(x.shape, lambda a: np.logaddexp.accumulate(a, axis=axis), as_floats(x))
+    if x.shape[axis] is None:
+        need_lengths("logcumsumexp", x)
+    return _in_floats(_logcumsumexp, x, axis)
+
+
+def _logcumsumexp(x, dtype, axis):
+    """By doubling: sums of 1, 2, 4, ... entries. Powers scaled by the largest of all would lose what is far below."""
+
+    def scan(rows):
+        count = 1
+        while count < rows.shape[1]:
+            sums = engine("logaddexp", dtype)(rows[:, count:], rows[:, :-count])
+            rows = concatenate([rows[:, :count], sums], 1, dtype)
+            count *= 2
+        return rows
+
+    return in_rows(scan, x, axis)
 
 
 @ALONG("exp(x), scaled to the sum 1", "softmax([0, 1]) is about [0.268941, 0.731059]")
