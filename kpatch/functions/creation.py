@@ -9,7 +9,7 @@ from kpatch.functions import ranges
 from kpatch.functions.axes import widens
 from kpatch.functions.operands import blaming, need_lengths, strong
 from kpatch.functions.parameters import DType, Flag, Integer, Length, Lengths, Number, Tensor
-from kpatch.functions.ranges import Range
+from kpatch.functions.ranges import Range, between
 from kpatch.functions.registry import Group
 from kpatch.values import arithmetic, dtypes, numerics
 from kpatch.values.arithmetic import compute, fold
@@ -18,27 +18,16 @@ from kpatch.values.dtypes import Value, is_floating, literal
 CREATION = Group("Creation")
 
 
-def _zero(result, **_):
-    return Range(0, 0)
-
-
-def _one(result, **_):
-    return Range(1, 1)
-
-
 def _of_value(result, fill_value, **_):
     return ranges.of(fill_value)
 
 
-# -- one value ---------------------------------------------------------------------------------------------------------
-
-
-@CREATION("zeros, float32 unless said otherwise", "zeros([2, 3]) is [[0, 0, 0], [0, 0, 0]]", bounds=_zero)
+@CREATION("zeros, float32 unless said otherwise", "zeros([2, 3]) is [[0, 0, 0], [0, 0, 0]]", bounds=between(0, 0))
 def zeros(shape: Lengths, dtype: DType = None):
     return _filled(shape, 0, dtype)
 
 
-@CREATION("ones, float32 unless said otherwise", 'ones(2, "int8") is [1, 1]', bounds=_one)
+@CREATION("ones, float32 unless said otherwise", 'ones(2, "int8") is [1, 1]', bounds=between(1, 1))
 def ones(shape: Lengths, dtype: DType = None):
     return _filled(shape, 1, dtype)
 
@@ -69,12 +58,12 @@ def _check_fill(shape, value):
         raise ShapeError(f"a value of shape {value.shape} does not broadcast to {shape}", argument="fill_value")
 
 
-@CREATION("zeros of x's shape and dtype", "zeros_like([1, 2]) is [0, 0]", bounds=_zero)
+@CREATION("zeros of x's shape and dtype", "zeros_like([1, 2]) is [0, 0]", bounds=between(0, 0))
 def zeros_like(x: Tensor, dtype: DType = None):
     return _filled_like(x, 0, dtype)
 
 
-@CREATION("ones of x's shape and dtype", "ones_like([1, 2]) is [1, 1]", bounds=_one)
+@CREATION("ones of x's shape and dtype", "ones_like([1, 2]) is [1, 1]", bounds=between(1, 1))
 def ones_like(x: Tensor, dtype: DType = None):
     return _filled_like(x, 1, dtype)
 
@@ -100,9 +89,6 @@ def full_like(x: Tensor, fill_value: Tensor, dtype: DType = None):
         return arithmetic.convert(fill_value, dtype) and Value(dtype, x.shape)
     need_lengths("full_like", x)
     return full(x.shape, fill_value, dtype)
-
-
-# -- sequences ---------------------------------------------------------------------------------------------------------
 
 
 @CREATION("ones on a diagonal", "eye(2) is [[1, 0], [0, 1]]")

@@ -9,7 +9,7 @@ from kpatch.errors import DTypeError, FunctionError
 from kpatch.functions import ranges
 from kpatch.functions.operands import as_floats, blaming, float_of, strong
 from kpatch.functions.parameters import Context, DType, Flag, Integer, Number, Numeric, Tensor
-from kpatch.functions.ranges import Range, each
+from kpatch.functions.ranges import Range, between, each
 from kpatch.functions.reductions import all_
 from kpatch.functions.registry import Group
 from kpatch.indexing import broadcast
@@ -25,8 +25,6 @@ def _broadcast(*operands):
     return shape
 
 
-# -- arithmetic and comparison -----------------------------------------------------------------------------------------
-
 ARITHMETIC = Group("Arithmetic and comparison", elementwise=True, names=ranges.aligned)
 
 
@@ -38,8 +36,7 @@ def _operator(name, op, description, example):
             return arithmetic.compare(op, x1, x2)
         return arithmetic.binary(op, x1, x2, traced)
 
-    rule.__name__ = name
-    ARITHMETIC(description, example, bounds=ranges.operator(op))(rule)
+    ARITHMETIC(description, example, name, bounds=ranges.operator(op))(rule)
 
 
 _operator("add", "+", "the sum, as `+`", "add([1, 2], 10) is [11, 12]")
@@ -82,8 +79,6 @@ def logical_not(x: Tensor):
     return arithmetic.unary("not", x)
 
 
-# -- mathematics -------------------------------------------------------------------------------------------------------
-
 MATHEMATICS = Group("Element-wise mathematics", elementwise=True, names=ranges.aligned)
 
 
@@ -91,8 +86,8 @@ def _in_floats(kernel, formula, *operands):
     """Of integers in float32; of 16-bit floats computed in float32 and rounded once.
 
     Args:
-        kernel: of the tensors and their dtype the result.
-        formula: the same of literals, as NumPy arrays; with `None` they are tensors of float32 here.
+        kernel: takes the tensors and their dtype, and gives the result.
+        formula: takes literals, as NumPy arrays; with `None` they become tensors of float32.
     """
     shape = _broadcast(*operands)
     if formula and all(x.weak for x in operands):
@@ -118,9 +113,7 @@ def _function(name, description, example, operands=1):
     def of_two(x1: Numeric, x2: Numeric):
         return _by_name(name, x1, x2)
 
-    rule = of_one if operands == 1 else of_two
-    rule.__name__ = name
-    MATHEMATICS(description, example)(rule)
+    MATHEMATICS(description, example, name)(of_one if operands == 1 else of_two)
 
 
 _function("exp", "e to the power of each entry", "exp([0, 1]) is about [1, 2.71828]")
@@ -174,8 +167,6 @@ _function("arctan2", "the angle of the point (x2, x1)", "arctan2([0, 1], -1) is 
 _function("hypot", "sqrt(x1**2 + x2**2)", "hypot([3, 5], [4, 12]) is about [5, 13]", operands=2)
 _function("logaddexp", "log(exp(x1) + exp(x2))", "logaddexp([0, 1], 0) is about [0.693147, 1.31326]", operands=2)
 
-# -- in the same dtype -------------------------------------------------------------------------------------------------
-
 SAME_DTYPE = Group("Element-wise, in the same dtype", elementwise=True, names=ranges.aligned)
 
 
@@ -198,8 +189,7 @@ def _of_one(name, kernel, formula, description, example, bounds=None):
     def rule(x: Numeric):
         return _in_one_dtype(kernel, formula, x)
 
-    rule.__name__ = name
-    SAME_DTYPE(description, example, bounds=bounds and each(bounds))(rule)
+    SAME_DTYPE(description, example, name, bounds=bounds and each(bounds))(rule)
 
 
 def _rounded(name, description, example, kernel):
@@ -207,14 +197,13 @@ def _rounded(name, description, example, kernel):
 
 
 _of_one("abs", numerics.absolute, np.abs, "the absolute value", "abs([1, -2]) is [1, 2]", ranges.absolute)
-_of_one(
-    "sign",
-    numerics.sign,
-    np.sign,
-    "1, 0 or -1; of nan nan",
-    "sign([3.5, 0.0, -2.0]) is [1, 0, -1]",
-    lambda x: Range(-1, 1),
-)
+
+
+@SAME_DTYPE("1, 0 or -1; of nan nan", "sign([3.5, 0.0, -2.0]) is [1, 0, -1]", bounds=between(-1, 1))
+def sign(x: Numeric):
+    return _in_one_dtype(numerics.sign, np.sign, x)
+
+
 _of_one("square", lambda x, dtype: x * x, np.square, "x * x", "square([3, -4]) is [9, 16]")
 _rounded("floor", "rounded down", "floor([1.5, -1.5]) is [1, -2]", partial(numerics.rounded, "floor"))
 _rounded("ceil", "rounded up", "ceil([1.5, -1.5]) is [2, -1]", partial(numerics.rounded, "ceil"))
@@ -277,8 +266,6 @@ def clip(x: Numeric, x_min: Numeric, x_max: Numeric):
     return _in_one_dtype(kernel, lambda x, low, high: np.minimum(np.maximum(x, low), high), x, x_min, x_max)
 
 
-# -- tests -------------------------------------------------------------------------------------------------------------
-
 TESTS = Group("Tests of entries", elementwise=True, names=ranges.aligned)
 
 
@@ -292,8 +279,7 @@ def _test(name, description, example):
             return apply("bool", x.shape, lambda a: numerics.engine(name, x.dtype)(a), x)
         return apply("bool", x.shape, lambda a: (a == a) if name == "isfinite" else (a != a), x)
 
-    rule.__name__ = name
-    TESTS(description, example)(rule)
+    TESTS(description, example, name)(rule)
 
 
 _test("isnan", "whether it is nan", "isnan([1.0, nan, inf]) is [false, true, false]")
@@ -318,8 +304,6 @@ def isclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, 
 def allclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, equal_nan: Flag = False):
     return all_(isclose(x1, x2, rtol, atol, equal_nan))
 
-
-# -- choice and conversion ---------------------------------------------------------------------------------------------
 
 CHOICE = Group("Choice", elementwise=True, names=ranges.aligned)
 CONVERSION = Group("Conversion", elementwise=True, names=ranges.aligned)

@@ -19,8 +19,6 @@ from kpatch.values.dtypes import is_floating, is_integer, is_signed
 
 SELECTION = Group("Selection", bounds=ranges.of_x)
 
-# -- the largest -------------------------------------------------------------------------------------------------------
-
 
 @SELECTION(
     "the k largest of the last axis, descending, nan last; argsort(-x)[..., :k] are their places",
@@ -57,9 +55,6 @@ def _reversed(x, dtype):
     if is_floating(dtype):
         return -x
     return numerics.scalar(-1 if is_signed(dtype) else dtypes.RANGES[dtype][1], dtype) - x
-
-
-# -- by indices --------------------------------------------------------------------------------------------------------
 
 
 @SELECTION("the entries at some indices", "take([[1, 2, 3], [4, 5, 6]], [0, -1], axis=1) is [[1, 3], [4, 6]]")

@@ -42,8 +42,7 @@ def _of_matrix(description, example, shape=lambda shape: shape, square=True):
             _check_work(name, x.shape, min(_known(x.shape[-2:])))
             return _computed(name, kernel, shape(x.shape), x)
 
-        rule.__name__ = name
-        LINEAR_ALGEBRA(description, example)(rule)
+        LINEAR_ALGEBRA(description, example, name)(rule)
         return kernel
 
     return define

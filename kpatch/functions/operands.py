@@ -10,8 +10,6 @@ from kpatch.values import arithmetic, dtypes, numerics
 from kpatch.values.arithmetic import compute, fold
 from kpatch.values.dtypes import RANGES, Value
 
-# -- checks ------------------------------------------------------------------------------------------------------------
-
 
 @contextlib.contextmanager
 def blaming(argument):
@@ -37,9 +35,6 @@ def need_lengths(name, *operands):
         raise UnsupportedError(f"{name}() of a tensor with an axis of unknown length is not supported", argument=0)
 
 
-# -- conversions -------------------------------------------------------------------------------------------------------
-
-
 def float_of(*values):
     """The float dtype in which the mathematics of operands is done; of integers and of literals it is float32."""
     dtype = dtypes.common(values)
@@ -61,9 +56,6 @@ def strong(*literals):
             dtype = "int64"
     dtypes.check_available(dtype)
     return [arithmetic.prepared(x, dtype) for x in literals]
-
-
-# -- moving and joining ------------------------------------------------------------------------------------------------
 
 
 def moved(name, x, shape, *options):

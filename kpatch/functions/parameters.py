@@ -38,9 +38,6 @@ def _refuse(function, parameter, wanted, value):
     raise FunctionError(message, argument=parameter, notes=[function.call_form])
 
 
-# -- tensors -----------------------------------------------------------------------------------------------------------
-
-
 def _tensor(function, parameter, value):
     if isinstance(value, str):
         _refuse(function, parameter, "a tensor or a number", value)
@@ -68,9 +65,6 @@ def _operands(function, parameter, values):
         message = f"{function.name}() takes at most {MAX_OPERANDS} operands, {len(values)} given"
         raise LimitError(message, argument=parameter)
     return [_tensor(function, parameter, value) for value in values]
-
-
-# -- constants ---------------------------------------------------------------------------------------------------------
 
 
 def _constant(wanted, kinds, axes=(0,)):
@@ -118,8 +112,6 @@ def _read_lengths(wanted, axes):
 
 _one_length = _read_lengths("a constant integer", (0,))
 
-# -- strings -----------------------------------------------------------------------------------------------------------
-
 
 def _string(function, parameter, value):
     if not isinstance(value, str):
@@ -128,18 +120,18 @@ def _string(function, parameter, value):
 
 
 def _method(function, parameter, value):
-    method = _string(function, parameter, value)
-    if method not in METHODS:
-        message = f"no method '{shown(method)}' of {function.name}(){hint(method, METHODS)}"
-        raise FunctionError(message, argument=parameter, notes=["methods: " + " ".join(METHODS)])
-    return method
+    return _one_of(METHODS, FunctionError, "method", f" of {function.name}()", function, parameter, value)
 
 
 def _dtype(function, parameter, value):
-    name = _string(function, parameter, value)
-    if name not in dtypes.DTYPES:
-        message = f"no dtype '{shown(name)}'{hint(name, dtypes.DTYPES)}"
-        raise DTypeError(message, argument=parameter, notes=["dtypes: " + " ".join(dtypes.DTYPES)])
+    return _one_of(dtypes.DTYPES, DTypeError, "dtype", "", function, parameter, value)
+
+
+def _one_of(names, error, what, where, *given):
+    name = _string(*given)
+    if name not in names:
+        message = f"no {what} '{shown(name)}'{where}{hint(name, names)}"
+        raise error(message, argument=given[1], notes=[f"{what}s: {' '.join(names)}"])
     return name
 
 

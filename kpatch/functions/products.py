@@ -22,8 +22,6 @@ from kpatch.values.dtypes import Value, is_integer
 
 PRODUCTS = Group("Products")
 
-# -- of two tensors ----------------------------------------------------------------------------------------------------
-
 
 @PRODUCTS("the matrix product, as `@`", "matmul([[1, 2], [3, 4]], [10, 1]) is [12, 34]")
 def matmul(x1: Numeric, x2: Numeric):
@@ -234,13 +232,11 @@ def _widened(x, dtype, wide, place):
 
 def _summed(x, letters, kept):
     """Diagonals of letters that repeat, and sums over those that nobody needs."""
-    twice = next((letter for letter in letters if letters.count(letter) > 1), None)
-    while twice is not None:
+    while twice := next((letter for letter in letters if letters.count(letter) > 1), None):
         first = letters.index(twice)
         second = letters.index(twice, first + 1)
         x = diagonal(x, 0, first, second)  # puts the diagonal last
         letters = letters[:first] + letters[first + 1 : second] + letters[second + 1 :] + twice
-        twice = next((letter for letter in letters if letters.count(letter) > 1), None)
     surplus = tuple(place for place, letter in enumerate(letters) if letter not in kept)
     if surplus:
         x = sum_(x, surplus)

@@ -246,6 +246,11 @@ def called(function, result, given):
     return _with(result, found, function.names(result, **given) if function.names else ())
 
 
+def between(low, high):
+    """The `bounds` of a function whose entries always lie there."""
+    return lambda *_, **__: Range(low, high)
+
+
 def each(rule):
     """The `bounds` of an element-wise function, by the rule that takes the ranges of its operands to its own."""
     return lambda result, **given: rule(*(brought(of(value), result.dtype) for value in _tensors(given)))

@@ -62,16 +62,13 @@ def _whole(x):
     return x, "int32", "uint8" if x.dtype == "bool" else x.dtype
 
 
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-
 def reduce(kernel, x, axis, keepdims, rule, formula):
     """What a kernel makes of entries along axes.
 
     Args:
-        kernel: of a tensor, the axes and the dtype to reduce it in the result without those axes.
+        kernel: takes a tensor, the axes, and the dtype to reduce it in; gives the result without those axes.
         rule: the dtype rule.
-        formula: NumPy's function, for literals; with `None` they are tensors of float32 here.
+        formula: NumPy's function, for literals; with `None` they become tensors of float32.
     """
     axes = normal_axes(axis, len(x.shape))
     shape = reduced(x.shape, axes, keepdims)
@@ -197,9 +194,6 @@ def std(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     return reduce(kernel, x, axis, keepdims, _floats, np.std)
 
 
-# -- counts and places -------------------------------------------------------------------------------------------------
-
-
 @REDUCTIONS("whether one holds", "any([true, false]) is true")
 def any_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
     return _whether("any", x, axis, keepdims)
@@ -282,9 +276,6 @@ def _first_best(how, x, axes, dtype):
         return ops.min(ops.where(found, places, scalar(RANGES["int32"][1], "int32")), axis=1)
 
     return reduce_along(of_three_axes, x, axes)
-
-
-# -- in floats ---------------------------------------------------------------------------------------------------------
 
 
 @REDUCTIONS("log(sum(exp(x)))", "logsumexp([0, 0]) is about 0.693147")

@@ -1,17 +1,4 @@
-"""The definition of a function, and its call.
-
-A function is defined in one place, in the file of its group:
-
-    REDUCTIONS = Group("Reductions", names=ranges.without_reduced)
-
-    @REDUCTIONS("the product", "prod([[1, 2], [3, 4]]) is 24")
-    def prod(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-        return reduce(_product, x, axis, keepdims, _sums, np.prod)
-
-The name and the signature are those of the Python function (an underscore at the end of a name, which keeps Python's
-own `sum` in reach, is dropped). Each parameter is annotated with its kind, of `parameters.py`. The body checks dtypes
-and shapes, says which dtype and shape the result has, and computes it by a kernel.
-"""
+"""What the definition of a function says, and its call. `docs/architecture.md` shows how a function is defined."""
 
 import inspect
 import re
@@ -119,29 +106,26 @@ class Group(dict[str, Function]):
         self.title = title
         self.defaults = {"elementwise": False, "bounds": None, "names": None, **defaults}
 
-    def __call__(self, description, example, **rules):
+    def __call__(self, description, example, name=None, **rules):
         """The decorator, which leaves the function as it is.
 
         Args:
             description: one line.
             example: a call with literals and its result, `EXPRESSION is VALUE`, or `is about`, to the digits shown.
+            name: if it is not that of the Python function, without the underscore that may end it.
             rules: `bounds` and the like, where they are not those of the group.
         """
         expression, about, result = re.split(r" is( about)? ", example)
 
         def define(rule):
-            name = rule.__name__.rstrip("_")
             given = inspect.signature(rule).parameters
             arguments = {p.name: p for p in given.values() if p.annotation != Context}
             context = tuple(p for p in given if p not in arguments)
-            shown = self.title, description, expression, result, not about
-            self[name] = Function(name, *shown, rule, arguments, context, **{**self.defaults, **rules})
+            entry = name or rule.__name__.rstrip("_"), self.title, description, expression, result, not about
+            self[entry[0]] = Function(*entry, rule, arguments, context, **{**self.defaults, **rules})
             return rule
 
         return define
-
-
-# -- arguments ---------------------------------------------------------------------------------------------------------
 
 
 def _reader(parameter):

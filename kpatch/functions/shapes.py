@@ -15,8 +15,6 @@ from kpatch.values import arithmetic, numerics
 from kpatch.values.arithmetic import compute
 from kpatch.values.dtypes import Value, literal
 
-# -- sizes -------------------------------------------------------------------------------------------------------------
-
 SIZES = Group("Sizes")
 
 
@@ -45,8 +43,6 @@ def size_(x: Tensor):
     count = size(x.shape)
     return Value("int", (), None, True) if count is None else literal(count)
 
-
-# -- other shapes ------------------------------------------------------------------------------------------------------
 
 SHAPE = Group("Shape", bounds=ranges.of_x)
 
@@ -251,9 +247,6 @@ def diag(x: Tensor, k: Integer = 0):
 @SHAPE("the sum of a diagonal", "trace([[1, 2], [3, 4]]) is 5", bounds=None)
 def trace(x: Tensor, offset: Integer = 0, axis1: Integer = 0, axis2: Integer = 1):
     return sum_(diagonal(x, offset, axis1, axis2), axis=-1)
-
-
-# -- joining -----------------------------------------------------------------------------------------------------------
 
 
 def _of_all(result, axis, x=None, xs=None):
