@@ -296,9 +296,10 @@ def _logsumexp(x, axes, dtype):
 
 @REDUCTIONS("the length as a vector; ord 1, 2, inf or -inf", "norm([3, 4]) is about 5")
 def norm(x: Numeric, ord: Number = None, axis: Integers = None, keepdims: Flag = False):  # noqa: A002
+    axes = normal_axes(axis, len(x.shape))
     if ord not in (None, 1, 2, math.inf, -math.inf):
         raise FunctionError(f"'ord' of norm() is 1, 2, inf or -inf, not {ord}", argument="ord")
-    if ord is not None and len(normal_axes(axis, len(x.shape))) > 1:
+    if ord is not None and len(axes) > 1:
         raise UnsupportedError("norms of matrices are not executed yet; name one axis, or ravel", argument="ord")
     return reduce(partial(_norm, ord), x, axis, keepdims, _floats, None)
 
