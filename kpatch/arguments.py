@@ -46,10 +46,11 @@ def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, An
 def _literal(name: str, text: str) -> Any:
     """A number, a boolean or a list, by the language's own rules."""
     from kpatch.evaluate import Scope, evaluate
+    from kpatch.functions.quoted import with_names
 
     try:
         [statement] = parse(f"let {name}_ = {text}").statements
-        value = evaluate(statement.value, Scope(_no_variables))
+        value = evaluate(with_names(statement.value), Scope(_no_variables))
     except (PatchError, ValueError) as error:
         why = error.message if isinstance(error, PatchError) else "it is several statements"
         raise BindingError(f"cannot read '{text}' for '{name}': {why}", notes=[f"write {FORMS}"]) from error

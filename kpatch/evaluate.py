@@ -217,7 +217,7 @@ def _call(node, scope):
     named = {a.name: a for a in node.arguments if a.name is not None}
     at = {**dict(enumerate(positional)), **named}
     try:
-        given = {key: _argument(node.function, key, argument.value, scope) for key, argument in at.items()}
+        given = {key: _argument(argument.value, scope) for key, argument in at.items()}
         args = [given[place] for place in range(len(positional))]
         kwargs = {name: given[name] for name in named}
         inputs = [value for value in given.values() if isinstance(value, Value)]
@@ -231,7 +231,7 @@ def _call(node, scope):
 def _axis(node, scope):
     """The tensor and the axis of `shape(x)[i]`, inside a compiled function; of other expressions `None`."""
     match node:
-        case ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),)) if not isinstance(of.value, ast.String):
+        case ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),)):
             x = evaluate(of.value, scope)
             return (x, axis) if -len(x.shape) <= axis < len(x.shape) else None
     return None
@@ -253,10 +253,10 @@ def _places_along(node, scope):
     return tensor(ops.arange(ops.shape(x.data)[axis], dtype="int32"))
 
 
-def _argument(function, key, node, scope):
+def _argument(node, scope):
     """A string, a value, or for a list that holds tensors the list of its values (`concatenate([a, b])`)."""
     if isinstance(node, ast.String):
-        return node.value if functions.takes_string(function, key) else evaluate(node.reference, scope)
+        return node.value
     if isinstance(node, ast.List) and node.items:
         items = [evaluate(item, scope) for item in node.items]
         if not all(item.weak for item in items):

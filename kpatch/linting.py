@@ -155,28 +155,15 @@ def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
 
 def _selectors(patch: Patch) -> Iterator[ast.Selector]:
     """The selectors of the targets and references in a patch; what lies below a `$binding` is of another model."""
-    stack: list[Any] = [patch]
+    from kpatch.functions.quoted import with_names
+
+    stack: list[Any] = [with_names(patch)]
     while stack:
         node = stack.pop()
         if isinstance(node, ast.Selector):
             yield node
-        elif isinstance(node, ast.Call):
-            stack.extend(reversed(_arguments(node)))
         elif not isinstance(node, ast.Binding):
             stack.extend(reversed(list(ast.children(node))))
-
-
-def _arguments(call: ast.Call) -> list[Any]:
-    """The arguments of a call; a string is a quoted name, but where the function takes a string."""
-    from kpatch.functions import takes_string
-
-    arguments: list[Any] = []
-    for position, argument in enumerate(call.arguments):
-        if not isinstance(argument.value, ast.String):
-            arguments.append(argument.value)
-        elif not takes_string(call.function, argument.name or position):
-            arguments.append(argument.value.reference)
-    return arguments
 
 
 # Showing -------------------------------------------------------------------------------------------------------------

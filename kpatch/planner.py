@@ -18,6 +18,7 @@ from kpatch.batch import batches, sets_one_entry
 from kpatch.elementwise import compile_mask, compile_value
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError, combine
 from kpatch.functions import ranges
+from kpatch.functions.quoted import with_names
 from kpatch.resolve.names import Names, Place
 from kpatch.syntax import ast
 from kpatch.values import arithmetic
@@ -162,7 +163,7 @@ def make(patch, names, implied=None, traced=False):
         steps += _edits(edits, names, scope, errors)
         edits = []
         if statement is not None:
-            steps += _collect(errors, _OTHERS[type(statement)], statement, scope)
+            steps += _collect(errors, _OTHERS[type(statement)], with_names(statement), scope)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
     return Plan(patch, tuple(steps), names, frozenset(scope.unproved))
@@ -187,7 +188,7 @@ def _edits(edits, names, scope, errors):
         steps += batched
         run = []
         if statement is not None:
-            steps += _plan_edits(statement, names, scope, errors)
+            steps += _plan_edits(with_names(statement), names, scope, errors)
     return steps
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kpatch import api, functions
 from kpatch.errors import PatchError, UnsupportedError
+from kpatch.functions.quoted import with_names
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames
 from kpatch.syntax import as_patch, ast, parse
@@ -60,7 +61,7 @@ class Split:
     def __init__(self, model, patch, bindings):
         from kpatch.resolve import index
 
-        self.patch = mapped(as_patch(patch), _without_quoted)
+        self.patch = with_names(as_patch(patch))
         self.index = index(model)
         self.bindings = bindings
         self.weights = []
@@ -135,7 +136,7 @@ class Split:
         for statement in self.with_lets([statement for statement, _ in weights]):
             for entry in entries.get(id(statement), [None]):
                 place = None if entry is None else self._names.of_entry(entry)
-                new = mapped(statement, lambda node, place=place: changed(node, place))
+                new = ast.mapped(statement, lambda node, place=place: changed(node, place))
                 if entry is not None:
                     target = ast.Target(own(entry, statement.target), new.target.index, statement.target.span)
                     new = ast.Edit(target, new.op, new.value, new.span)
@@ -221,9 +222,9 @@ class Split:
     def _own(self, statement, part):
         if isinstance(statement, ast.Let):
             _refuse_implied(statement.value, self._names)
-            return [mapped(statement, lambda node: self._read(node, part, ast.Implied(node.span)))]
+            return [ast.mapped(statement, lambda node: self._read(node, part, ast.Implied(node.span)))]
         own = ast.Local(self._name("present", id(statement)))  # `_` is the entries that are written, and not the whole
-        new = mapped(statement, lambda node: self._read(node, part, own))
+        new = ast.mapped(statement, lambda node: self._read(node, part, own))
         edit = ast.Edit(ast.Target(ast.Implied(), new.target.index, new.target.span), new.op, new.value, new.span)
         return [ast.Let(own.name, ast.Implied()), edit] if own in ast.walk(edit) else [edit]
 
@@ -281,35 +282,7 @@ def _refuse_implied(node, names):
         _refuse_implied(child, names)
 
 
-def _without_quoted(node):
-    """A call whose strings that are names of variables are references."""
-    if type(node) is not ast.Call:
-        return node
-    keys = [argument.name or position for position, argument in enumerate(node.arguments)]
-    arguments = [
-        ast.Argument(argument.name, argument.value.reference, argument.span)
-        if type(argument.value) is ast.String and not functions.takes_string(node.function, key)
-        else argument
-        for key, argument in zip(keys, node.arguments, strict=True)
-    ]
-    return ast.Call(node.function, tuple(arguments), node.span)
-
-
 def bindings_of(patch, bindings):
     """Those of the bindings that a patch names."""
     named = {node.name for node in ast.walk(patch) if type(node) is ast.Binding}
     return {name: value for name, value in bindings.items() if name in named}
-
-
-def mapped(node, change):
-    """The tree with each node, from the leaves up, replaced by what `change` makes of it."""
-    fields = {}
-    for name in node.__match_args__:
-        value = getattr(node, name)
-        if isinstance(value, ast.Node):
-            fields[name] = mapped(value, change)
-        elif type(value) is tuple and name != "span":
-            fields[name] = tuple(mapped(item, change) if isinstance(item, ast.Node) else item for item in value)
-        else:
-            fields[name] = value
-    return change(type(node)(**fields))

@@ -386,6 +386,14 @@ def test_a_plan_counts_the_entries_of_each_match(model):
     assert plan.warnings == ()
 
 
+@pytest.mark.parametrize("name", ["dense_1.bias", '"dense_1/bias"'])
+def test_a_quoted_name_in_a_call_is_read_as_any_name_is(model, name):
+    plan = kpatch.plan(model, f"dense_1.bias = 100; dense_1.kernel[_ < mean({name})] = 0")
+    assert [row.entries for row in plan.rows] == [3, None]  # the mean is that of what is written before
+    with pytest.raises(kpatch.PatchAssertionError, match=r"\n  abs\(.*dense_1.bias.*\) is \[2.0, 2.0, 2.0\]$"):
+        kpatch.apply(model, f"dense_1.bias = 2; assert all(abs({name}) < 1)")
+
+
 @pytest.mark.parametrize(
     ("patch", "warnings"),
     [

@@ -7,7 +7,7 @@
   errors beside them line by line.
 * `console`: the commands of kpatch run, in a directory that holds `examples/`, and print what follows them.
 
-* The page of functions is the table of `kpatch/table.py`, whose examples run, of literals and of tensors.
+* The page of functions is the table of `kpatch/functions/`, whose examples run, of literals and of tensors.
 
 `python tests/test_docs.py` writes `docs/functions.md` anew.
 """
@@ -27,10 +27,10 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch import functions
 from kpatch.evaluate import Scope, evaluate
-from kpatch.functions.rules import strong
-from kpatch.functions.table import TABLE
+from kpatch.functions import TABLE
+from kpatch.functions.operands import strong
+from kpatch.functions.parameters import Numeric, Operands, Tensor, Tensors
 from kpatch.syntax import ast as nodes
 from kpatch.tensors import to_numpy
 
@@ -211,13 +211,13 @@ def with_tensors(call, scope):
         [scope.locals[name]] = strong(evaluate(node, scope))
         return nodes.Local(name)
 
-    arguments, parameters = [], list(functions._parameters(call.function))
+    arguments, parameters = [], list(TABLE[call.function].parameters.values())
     for place, argument in enumerate(call.arguments):
-        parameter = argument.name or parameters[min(place, len(parameters) - 1)]
-        kind, value = functions._kind(TABLE[call.function], parameter), argument.value
-        if kind is functions._tensors:
+        named = TABLE[call.function].parameters.get(argument.name)
+        kind, value = (named or parameters[min(place, len(parameters) - 1)]).annotation, argument.value
+        if kind == Tensors:
             value = nodes.List(tuple(map(bound, value.items)))
-        elif kind in (functions._tensor, functions._several) and isinstance(value, nodes.List):
+        elif kind in (Tensor, Numeric, Operands) and isinstance(value, nodes.List):
             value = bound(value)
         arguments.append(nodes.Argument(argument.name, value))
     return nodes.Call(call.function, tuple(arguments))
@@ -294,6 +294,11 @@ def test_imports_up_the_drawing_are_stated_and_lazy():
     }
     stated = re.findall(r"`(\w+(?:\.\w+)* → \w+(?:\.\w+)*)`", ARCHITECTURE.read_text(encoding="utf-8"))
     assert sorted(stated) == sorted(lazy)
+
+
+def test_the_definition_shown_is_that_of_the_code():
+    [shown] = [block.body for block in blocks(ARCHITECTURE.read_text(encoding="utf-8")) if block.language == "py"]
+    assert shown in (PACKAGE / "functions" / "along.py").read_text(encoding="utf-8")
 
 
 def test_what_knows_nothing_of_keras():

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from kpatch import functions
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.evaluate import Scope, evaluate
 from kpatch.functions import TABLE, call
+from kpatch.functions.parameters import METHODS
+from kpatch.functions.registry import REQUIRED
 from kpatch.syntax import parse
-from kpatch.values import dtypes
+from kpatch.values import arithmetic, dtypes
 from kpatch.values.dtypes import NUMPY, Value, literal, tensor
 
 JAX = keras.backend.backend() == "jax"
@@ -90,19 +91,22 @@ def expression(text, implied, other):
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
+NOT_IN_KERAS = ("bernoulli", "permutation", "logcumsumexp")  # docs/language.md says so
+
+
 @pytest.mark.parametrize("function", TABLE.values(), ids=TABLE)
 def test_names_and_arguments_are_those_of_keras(function):
-    if function.name in ("bernoulli", "permutation"):  # keras.random has `binomial` and `shuffle`
+    if function.name in NOT_IN_KERAS:
         return
     theirs = getattr(ops, function.name, None) or getattr(keras.random, function.name)
     keras_parameters = inspect.signature(theirs).parameters
     if function.name == "einsum":
         assert list(keras_parameters)[:2] == ["subscripts", "operands"]
         return
-    for name, default in functions._parameters(function.name).items():
+    for name, parameter in function.parameters.items():
         assert name in keras_parameters
-        if default is not functions.REQUIRED:
-            assert keras_parameters[name].default == default
+        if parameter.default is not REQUIRED:
+            assert keras_parameters[name].default == parameter.default
         elif function.name != "where" and name != "seed":  # with one argument it gives positions; seeds are required
             assert keras_parameters[name].default is inspect.Parameter.empty
 
@@ -138,7 +142,7 @@ WITH_ARGUMENTS = {
 def sample_call(function):
     """A call with tensors `_` and `x`: those that are not in the list above take nothing else."""
     taken = ("x", "x1", "x2", "a", "b")
-    names = [p for p in functions._parameters(function.name) if p in taken]
+    names = [p for p in function.parameters if p in taken]
     others = ["_", "2" if function.group.startswith("Arithmetic") else "x"]
     return WITH_ARGUMENTS.get(function.name) or f"{function.name}({', '.join(others[: len(names)])})"
 
@@ -225,7 +229,8 @@ ORACLES = {
     "log_softmax": (lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True)), X),
     "logsumexp": (lambda x: np.log(np.exp(x).sum()), X), "norm": (lambda x: np.linalg.norm(x.ravel()), X),
     "sum": (np.sum, X), "mean": (np.mean, X), "prod": (np.prod, X), "var": (np.var, X), "std": (np.std, X),
-    "cumsum": (np.cumsum, X), "cumprod": (np.cumprod, X), "median": (np.median, X),
+    "cumsum": (np.cumsum, X), "cumprod": (np.cumprod, X),
+    "logcumsumexp": (lambda x: np.logaddexp.accumulate(x.ravel()), X), "median": (np.median, X),
     "dot": (np.dot, X, Y[0].T), "tensordot": (np.tensordot, X, Y.transpose(1, 2, 0)), "outer": (np.outer, X[0], Y[0]),
 }  # fmt: skip
 EXACT = {
@@ -286,6 +291,28 @@ def test_reductions_take_any_axes(name):
             else:
                 expected = getattr(np, name)(x, axis=axes, keepdims=keepdims)
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_running_logarithms_of_sums_are_those_of_numpy(dtype):
+    """Near -1000 as well, though the largest is 1000; infinities and NaN go on to the entries after them."""
+    inf, nan = math.inf, math.nan
+    lines = [[-1000, -1000, 1000, -1000], [1, nan, 2, 3], [-inf, -inf, 1, -inf], [1, inf, -inf, inf], [inf, nan, 1, 2]]
+    for x in (np.array(lines), np.array(lines).T, np.linspace(-9, 9, 11).reshape(1, 11), np.ones((1, 1))):
+        x = x.astype(NUMPY[dtype])
+        for axis in (0, 1, -1):
+            expected = np.logaddexp.accumulate(x.astype("float64"), axis=axis).astype(NUMPY[dtype])
+            found = run("logcumsumexp", x, axis=axis)
+            tolerance = 2.0 ** (2 - dtypes.DIGITS[dtype])
+            np.testing.assert_allclose(found.astype("float64"), expected.astype("float64"), tolerance, tolerance)
+    assert run("logcumsumexp", np.ones((2, 0), dtype="float32"), axis=1).shape == (2, 0)
+
+
+def test_a_permutation_of_a_length_that_is_not_known_is_planned():
+    size = Value("int", (), None, weak=True)  # that of a tensor of unknown length, but in tensorflow's graphs
+    with arithmetic.planning(traced=True):
+        planned = call("permutation", [size], {"seed": literal(1)}, traced=True)
+    assert (planned.dtype, planned.shape, planned.range) == ("int32", (None,), None)
 
 
 def test_norms():
@@ -445,7 +472,7 @@ def test_closeness():
 
 def test_quantiles():
     x = np.random.default_rng(4).standard_normal((7, 5)).astype("float32")
-    for method in functions.METHODS:
+    for method in METHODS:
         for q in (0, 0.1, 0.5, 0.9, 1, [0.25, 0.75]):
             for axis, keepdims in ((None, False), (0, True), (1, False)):
                 expected = np.quantile(x, q, axis=axis, method=method, keepdims=keepdims)
@@ -775,7 +802,7 @@ BY_VALUES = (
 @st.composite
 def calls(draw):
     name = draw(st.sampled_from(list(TABLE)))
-    parameters = list(functions._parameters(name))
+    parameters = list(TABLE[name].parameters)
     tensors = st.sampled_from(["bool", "int8", "uint8", "float32", "bfloat16"]).flatmap(
         lambda dtype: st.sampled_from([(), (3,), (2, 2), (0, 2)]).map(lambda shape: (dtype, shape))
     )

@@ -19,7 +19,7 @@ from test_conformance import CASES, array
 
 import kpatch
 from kpatch.evaluate import Scope, evaluate
-from kpatch.functions.table import TABLE
+from kpatch.functions import TABLE
 from kpatch.tensors import to_numpy
 
 BACKENDS = ("numpy", "jax", "torch", "tensorflow")

@@ -31,7 +31,7 @@ def test_the_words_are_those_of_philox():
     generator = np.random.Philox(key=np.zeros(2, "uint64"), counter=np.full(4, 2**64 - 1, "uint64"))
     expected = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
     assert generator.random_raw(4).tolist() == expected
-    [block] = randoms.words("normal", -1, 2, 3)
+    [block] = randoms.words(1, -1, 2, 3)
     key, counter = np.array([2**64 - 1, 2], "uint64"), np.array([0, 0, 0, 1], "uint64")
     assert block.tolist() == np.random.Philox(key=key, counter=counter).random_raw(3).tolist()
 

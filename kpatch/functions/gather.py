@@ -2,34 +2,85 @@
 
 import numpy as np
 
-from kpatch.errors import DTypeError, FunctionError, PatchError, ShapeError, SubscriptError
-from kpatch.functions import ranges, reductions
-from kpatch.functions.rules import moved, need_lengths, reduction, strong
-from kpatch.functions.shapes import normal_axis
+from kpatch.errors import DTypeError, FunctionError, ShapeError, SubscriptError
+from kpatch.functions import ranges
+from kpatch.functions.along import order
+from kpatch.functions.axes import normal_axis
+from kpatch.functions.operands import blaming, need_lengths, strong
+from kpatch.functions.parameters import Axis, Context, Integer, Tensor
+from kpatch.functions.reductions import max_, min_
+from kpatch.functions.registry import Group
+from kpatch.functions.shapes import ravel
 from kpatch.indexing import broadcast
 from kpatch.tensors import to_numpy
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute, doubt, fold, is_planning
 from kpatch.values.dtypes import is_floating, is_integer, is_signed
 
+SELECTION = Group("Selection", bounds=ranges.of_x)
 
-def pick(name, x, k=0, indices=None, axis=None, traced=False):
-    """The rule of the group."""
-    if name == "top_k":
-        return _top(x, k)
-    if isinstance(axis, tuple):
-        raise FunctionError("'axis' is one integer here, not a list", argument="axis")
+
+@SELECTION(
+    "the k largest of the last axis, descending, nan last; argsort(-x)[..., :k] are their places",
+    "top_k([3, 9, 1, 7], 2) is [9, 7]",
+)
+def top_k(x: Tensor, k: Integer):
+    if not x.shape:
+        raise ShapeError("top_k() takes a tensor of at least one axis, found a number", argument="x")
+    length = x.shape[-1]
+    if k < 0 or (length is not None and k > length):
+        raise FunctionError(f"'k' of top_k() lies between 0 and the length of the last axis: {k}", argument="k")
+    shape = (*x.shape[:-1], k)
+    if x.weak:
+        return fold(shape, lambda a: _largest_literals(a, k), x, dtype=x.dtype)
+    if length is None:
+        need_lengths("top_k", x)
+    return compute(x.dtype, shape, lambda a: _largest(a, k, x.dtype), x)
+
+
+def _largest_literals(a, k):
+    keys = np.logical_not(a) if a.dtype == bool else -a
+    return np.take_along_axis(a, np.argsort(keys, axis=-1, kind="stable")[..., :k], axis=-1)
+
+
+def _largest(x, k, dtype):
+    places = order(_reversed(x, dtype), len(x.shape) - 1, dtype)[..., :k]
+    return _take_along(x, places, len(x.shape) - 1, dtype)
+
+
+def _reversed(x, dtype):
+    """Numbers in the opposite order, NaN still last; of integers without overflow."""
+    if dtype == "bool":
+        return x == False  # noqa: E712 ('~' is not defined on every backend's booleans)
+    if is_floating(dtype):
+        return -x
+    return numerics.scalar(-1 if is_signed(dtype) else dtypes.RANGES[dtype][1], dtype) - x
+
+
+@SELECTION("the entries at some indices", "take([[1, 2, 3], [4, 5, 6]], [0, -1], axis=1) is [[1, 3], [4, 6]]")
+def take(x: Tensor, indices: Tensor, axis: Axis = None, *, traced: Context):
+    return _picked("take", _taken_shape, _take, x, indices, axis, traced)
+
+
+@SELECTION(
+    "the entries at indices of each row", "take_along_axis([[1, 2, 3], [4, 5, 6]], [[0], [2]], axis=1) is [[1], [6]]"
+)
+def take_along_axis(x: Tensor, indices: Tensor, axis: Axis = None, *, traced: Context):
+    return _picked("take_along_axis", _along_shape, _take_along, x, indices, axis, traced)
+
+
+def _picked(name, shape_of, kernel, x, indices, axis, traced):
     _check_dtype(name, indices)
     if axis is None:
-        x, axis = moved("ravel", x), 0
+        x, axis = ravel(x), 0
     axis = normal_axis(axis, len(x.shape))
-    shape = _SHAPES[name](x.shape, indices.shape, axis)
+    shape = shape_of(x.shape, indices.shape, axis)
     dtypes.check_size(shape, x, indices)
     _check_bounds(name, x, indices, axis, traced)
     if x.weak and indices.weak:
-        return fold(shape, lambda a, i: getattr(np, name)(a, _places(i), axis=axis), x, indices, dtype=x.dtype)
+        return fold(shape, lambda a, i: getattr(np, name)(a, i.astype("int64"), axis=axis), x, indices, dtype=x.dtype)
     x = strong(x)[0] if x.weak else x
-    return compute(x.dtype, shape, lambda a, i: _PICKS[name](a, _normal(i, a, axis), axis, x.dtype), x, indices)
+    return compute(x.dtype, shape, lambda a, i: kernel(a, _normal(i, a, axis), axis, x.dtype), x, indices)
 
 
 def _check_dtype(name, indices):
@@ -45,7 +96,8 @@ def _check_bounds(name, x, indices, axis, traced):
     length = x.shape[axis]
     if not indices.weak and (traced or (indices.data is not None and numerics.is_traced(indices.data))):
         if is_planning() or not traced:  # when it runs, it has been proved
-            _prove(x, indices, axis)
+            with blaming("indices"):
+                ranges.check(indices, x, axis)
         return
     if length is None:
         need_lengths(name, x)
@@ -54,32 +106,14 @@ def _check_bounds(name, x, indices, axis, traced):
         return
     if 0 in indices.shape:
         return
-    low, high = (_extreme(indices, how) for how in ("min", "max"))
+    if indices.weak:
+        low, high = int(np.min(indices.data)), int(np.max(indices.data))
+    else:
+        low, high = (int(to_numpy(extreme(indices).data)) for extreme in (min_, max_))
     wrong = low if low < -length else high
     if not -length <= wrong < length:
         count = f"{length} entr{'y' if length == 1 else 'ies'}"
         raise SubscriptError(f"index {wrong} is out of range for axis {axis} with {count}", argument="indices")
-
-
-def _prove(x, indices, axis):
-    """Refuses, while a compiled function is planned, indices that could be out of range."""
-    try:
-        ranges.check(indices, x, axis)
-    except PatchError as error:
-        error.argument = "indices"
-        raise
-
-
-def _extreme(indices, how):
-    """The smallest or the largest index, as Python's integer."""
-    if indices.weak:
-        return int(getattr(np, how)(indices.data))
-    return int(to_numpy(reduction(how, indices).data))
-
-
-def _places(indices):
-    """Literals as NumPy takes them for indices."""
-    return indices.astype("int64")
 
 
 def _normal(indices, x, axis):
@@ -133,43 +167,3 @@ def _spread(x, other, axis):
     lengths = enumerate(zip(x.shape, ops.shape(other), strict=True))
     repeats = [theirs if own == 1 and place != axis else 1 for place, (own, theirs) in lengths]
     return x if all(isinstance(count, int) and count == 1 for count in repeats) else ops.tile(x, repeats)
-
-
-_SHAPES = {"take": _taken_shape, "take_along_axis": _along_shape}
-_PICKS = {"take": _take, "take_along_axis": _take_along}
-
-# -- the largest -------------------------------------------------------------------------------------------------------
-
-
-def _top(x, k):
-    """The values; where they are equal, in their order."""
-    if not x.shape:
-        raise ShapeError("top_k() takes a tensor of at least one axis, found a number", argument="x")
-    length = x.shape[-1]
-    if k < 0 or (length is not None and k > length):
-        raise FunctionError(f"'k' of top_k() lies between 0 and the length of the last axis: {k}", argument="k")
-    shape = (*x.shape[:-1], k)
-    if x.weak:
-        return fold(shape, lambda a: _largest_literals(a, k), x, dtype=x.dtype)
-    if length is None:
-        need_lengths("top_k", x)
-    return compute(x.dtype, shape, lambda a: _largest(a, k, x.dtype), x)
-
-
-def _largest_literals(a, k):
-    keys = np.logical_not(a) if a.dtype == bool else -a
-    return np.take_along_axis(a, np.argsort(keys, axis=-1, kind="stable")[..., :k], axis=-1)
-
-
-def _largest(x, k, dtype):
-    places = reductions.order(_reversed(x, dtype), len(x.shape) - 1, dtype)[..., :k]
-    return _take_along(x, places, len(x.shape) - 1, dtype)
-
-
-def _reversed(x, dtype):
-    """Numbers in the opposite order, NaN still last; of integers without overflow."""
-    if dtype == "bool":
-        return x == False  # noqa: E712 ('~' is not defined on every backend's booleans)
-    if is_floating(dtype):
-        return -x
-    return numerics.scalar(-1 if is_signed(dtype) else dtypes.RANGES[dtype][1], dtype) - x

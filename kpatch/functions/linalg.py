@@ -8,82 +8,77 @@ told from a singular one within the rounding of its dtype. Inside compiled funct
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from kpatch.errors import FunctionError, LimitError, ShapeError
-from kpatch.functions.rules import as_floats, need_lengths, need_numbers
-from kpatch.functions.shapes import differ
+from kpatch.functions.axes import differ
+from kpatch.functions.operands import as_floats, float_of, need_lengths
+from kpatch.functions.parameters import Numeric
+from kpatch.functions.registry import Group
 from kpatch.indexing import broadcast
 from kpatch.tensors import to_numpy
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute, doubt, fold
 
+LINEAR_ALGEBRA = Group("Linear algebra")
 MAX_WORK = 2**38  # multiplications, about, that one call asks for: the inverse of a matrix of 6,500 by 6,500
 FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # what backends raise of a matrix
 
 
-def factor(name, x=None, a=None, b=None):
-    """The rule of the group.
+def _of_matrix(description, example, shape=lambda shape: shape, square=True):
+    """The decorator of a kernel, which defines the function of that name, of a matrix.
 
-    Raises:
-        FunctionError: of a matrix that has no inverse or factor, where its values are known.
-
-    Example:
-        >>> from kpatch.values.dtypes import literal
-        >>> factor("inv", literal([[2, 0], [0, 4]])).data
-        array([[0.5 , 0.  ],
-               [0.  , 0.25]])
-        >>> factor("inv", literal([[1, 2], [2, 4]]))
-        Traceback (most recent call last):
-        kpatch.FunctionError: inv() of a singular matrix
-          pinv(x) has a result for every matrix
+    Args:
+        shape: of the matrix's shape that of the result.
+        square: whether the matrix has to be.
     """
-    need_numbers(name, *(value for value in (x, a, b) if value is not None))
-    matrix = a if x is None else x
-    _check_matrix(name, matrix.shape)
-    if name == "solve":
-        return _solved(a, b)
-    _check_work(name, matrix.shape, min(_known(matrix.shape[-2:])))
-    return _computed(name, _SHAPES.get(name, lambda shape: shape)(matrix.shape), matrix)
+
+    def define(kernel):
+        name = kernel.__name__.lstrip("_")
+
+        def rule(x: Numeric):
+            _need_matrix(name, x.shape, square)
+            _check_work(name, x.shape, min(_known(x.shape[-2:])))
+            return _computed(name, kernel, shape(x.shape), x)
+
+        LINEAR_ALGEBRA(description, example, name)(rule)
+        return kernel
+
+    return define
 
 
-def _computed(name, shape, *operands):
+def _computed(name, kernel, shape, *operands):
     """The `Value` that a kernel makes of the operands, in one float dtype."""
     dtypes.check_size(shape, *operands)
     need_lengths(name, *operands)
     if any(value.data is None for value in operands):
         doubt()
-    run = functools.partial(_run, name)
+    run = functools.partial(_run, name, kernel)
     if all(value.weak for value in operands):
-        kernel = (lambda *_: np.zeros(shape)) if 0 in shape else (lambda *data: run(*data, "float64"))
-        return fold(shape, kernel, *map(as_floats, operands))
-    dtype = dtypes.common(operands)
-    dtype = dtype if dtype in dtypes.FLOATS else "float32"
+        folded = (lambda *_: np.zeros(shape)) if 0 in shape else (lambda *data: run(*data, "float64"))
+        return fold(shape, folded, *map(as_floats, operands))
+    dtype = float_of(*operands)
     return compute(dtype, shape, lambda *data: numerics.in_float32(run, dtype, *data), *operands, to=dtype)
 
 
-def _run(name, *arguments):
+def _run(name, kernel, *arguments):
     *data, dtype = arguments
     if not any(map(numerics.is_traced, data)):
         for place, x in enumerate(data):
             if not np.isfinite(to_numpy(x)).all():
                 message = f"{name}() of a matrix with nan or infinite entries"
                 raise FunctionError(message, argument=place, notes=["nan_to_num(x) replaces them by numbers"])
-    return _KERNELS[name](*data, dtype)
+    return kernel(*data, dtype)
 
 
 # -- shapes and bounds -------------------------------------------------------------------------------------------------
 
-_SQUARE = ("det", "inv", "solve", "cholesky", "eigh")
 
-
-def _check_matrix(name, shape):
+def _need_matrix(name, shape, square=True):
     if len(shape) < 2:
         raise ShapeError(f"a matrix has at least 2 axes, found the shape {shape}", argument=0)
-    if name in _SQUARE and differ(*shape[-2:]):
+    if square and differ(*shape[-2:]):
         raise ShapeError(f"{name}() takes square matrices, found the shape {shape}", argument=0)
 
 
@@ -102,31 +97,7 @@ def _least(shape):
     return None if None in (rows, columns) else min(rows, columns)
 
 
-_SHAPES: dict[str, Callable[..., Any]] = {
-    "det": lambda shape: shape[:-2],
-    "pinv": lambda shape: (*shape[:-2], shape[-1], shape[-2]),
-    "qr": lambda shape: (*shape[:-1], _least(shape)),
-    "svd": lambda shape: (*shape[:-2], _least(shape)),
-    "eigh": lambda shape: shape[:-1],
-}
-
-
-def _solved(a, b):
-    """`b` is one vector where it has one axis, else matrices, whose batch broadcasts with that of `a`."""
-    if not b.shape:
-        raise ShapeError("solve() takes a vector or a matrix on the right, found a number", argument=1)
-    vector = len(b.shape) == 1
-    rows, columns = (b.shape[0], 1) if vector else b.shape[-2:]
-    if differ(a.shape[-1], rows):
-        message = f"the shapes {a.shape} and {b.shape} are not solved: {a.shape[-1]} is not {rows}"
-        raise ShapeError(message, argument=1)
-    batch = broadcast([a.shape[:-2], () if vector else b.shape[:-2]])
-    size = a.shape[-1] if rows is None else rows
-    _check_work("solve", (*batch, size, size), max(_known((size, columns))))
-    return _computed("solve", (*batch, size) if vector else (*batch, size, columns), a, b)
-
-
-# -- kernels: on NumPy's arrays and on the backend's tensors -----------------------------------------------------------
+# -- the functions, and their kernels: on NumPy's arrays and on the backend's tensors ----------------------------------
 
 
 def _engines(x):
@@ -158,6 +129,7 @@ def _symmetric(x):
     return arrays.tril(x) + _transposed(arrays.tril(x, -1))
 
 
+@_of_matrix("the determinant", "det([[1, 2], [3, 4]]) is about -2", lambda shape: shape[:-2])
 def _det(x, dtype):
     arrays, linalg = _engines(x)
     return linalg.det(x) if x.shape[-1] else arrays.ones(x.shape[:-2], dtype)
@@ -168,11 +140,21 @@ def _singular(name):
     return FunctionError(f"{name}() of a singular matrix", argument=0, notes=[note])
 
 
+@_of_matrix("the inverse matrix", "inv([[2, 0], [1, 1]]) is about [[0.5, 0], [-0.5, 1]]")
 def _inv(x, dtype, name="inv"):
     """Refused where the rounding of the entries alone could make the matrix singular.
 
     The measure is the condition number of R. D. Skeel, "Scaling for numerical stability in Gaussian elimination",
     J. ACM 26, 1979, which ignores the rows' scales; or that of the transposed matrix, which ignores the columns'.
+
+    Example:
+        >>> _inv(np.array([[2.0, 0.0], [0.0, 4.0]]), "float64")
+        array([[0.5 , 0.  ],
+               [0.  , 0.25]])
+        >>> _inv(np.array([[1.0, 2.0], [2.0, 4.0]]), "float64")
+        Traceback (most recent call last):
+        kpatch.FunctionError: inv() of a singular matrix
+          pinv(x) has a result for every matrix
     """
     refuse = functools.partial(_singular, name)
     inverse = _attempt(refuse, _engines(x)[1].inv, x)
@@ -182,6 +164,39 @@ def _inv(x, dtype, name="inv"):
         if not (condition * np.finfo(dtype).eps < 1).all():
             raise refuse()
     return inverse
+
+
+@_of_matrix(
+    "the pseudo-inverse matrix",
+    "pinv([[2], [0]]) is about [[0.5, 0]]",
+    lambda shape: (*shape[:-2], shape[-1], shape[-2]),
+    square=False,
+)
+def _pinv(x, dtype):
+    """Singular values below the rounding of the largest count as 0, on every backend the same way."""
+    arrays, linalg = _engines(x)
+    u, s, v = linalg.svd(x, full_matrices=False)
+    least = arrays.max(s, axis=-1, keepdims=True) * (max(x.shape[-2:]) * float(np.finfo(dtype).eps))
+    kept = arrays.sign(arrays.maximum(s - least, s * 0))
+    inverse = kept / (s + (1 - kept))
+    return (_transposed(v) * arrays.expand_dims(inverse, -2)) @ _transposed(u)
+
+
+@LINEAR_ALGEBRA("x such that a @ x == b", "solve([[2, 0], [1, 1]], [2, 5]) is about [1, 4]")
+def solve(a: Numeric, b: Numeric):
+    """`b` is one vector where it has one axis, else matrices, whose batch broadcasts with that of `a`."""
+    _need_matrix("solve", a.shape)
+    if not b.shape:
+        raise ShapeError("solve() takes a vector or a matrix on the right, found a number", argument=1)
+    vector = len(b.shape) == 1
+    rows, columns = (b.shape[0], 1) if vector else b.shape[-2:]
+    if differ(a.shape[-1], rows):
+        message = f"the shapes {a.shape} and {b.shape} are not solved: {a.shape[-1]} is not {rows}"
+        raise ShapeError(message, argument=1)
+    batch = broadcast([a.shape[:-2], () if vector else b.shape[:-2]])
+    size = a.shape[-1] if rows is None else rows
+    _check_work("solve", (*batch, size, size), max(_known((size, columns))))
+    return _computed("solve", _solve, (*batch, size) if vector else (*batch, size, columns), a, b)
 
 
 def _solve(a, b, dtype):
@@ -196,16 +211,10 @@ def _solve(a, b, dtype):
     return arrays.squeeze(result, -1) if vector else result
 
 
-def _pinv(x, dtype):
-    """Singular values below the rounding of the largest count as 0, on every backend the same way."""
-    arrays, linalg = _engines(x)
-    u, s, v = linalg.svd(x, full_matrices=False)
-    least = arrays.max(s, axis=-1, keepdims=True) * (max(x.shape[-2:]) * float(np.finfo(dtype).eps))
-    kept = arrays.sign(arrays.maximum(s - least, s * 0))
-    inverse = kept / (s + (1 - kept))
-    return (_transposed(v) * arrays.expand_dims(inverse, -2)) @ _transposed(u)
-
-
+@_of_matrix(
+    "the lower triangle l with positive diagonal such that l @ transpose(l) == x",
+    "cholesky([[4, 2], [2, 5]]) is about [[2, 0], [1, 2]]",
+)
 def _cholesky(x, dtype):
     def refuse():
         return FunctionError("cholesky() of a matrix that is not positive definite", argument=0)
@@ -219,6 +228,12 @@ def _cholesky(x, dtype):
     return result
 
 
+@_of_matrix(
+    "the orthogonal factor q of x == q @ r, where no entry of r's diagonal is negative",
+    "qr([[3, 0], [4, 5]]) is about [[0.6, -0.8], [0.8, 0.6]]",
+    lambda shape: (*shape[:-1], _least(shape)),
+    square=False,
+)
 def _qr(x, dtype):
     arrays, linalg = _engines(x)
     q, r = linalg.qr(x)
@@ -227,21 +242,20 @@ def _qr(x, dtype):
     return q * arrays.expand_dims(sign, -2)
 
 
+@_of_matrix(
+    "the singular values, descending",
+    "svd([[3, 0], [0, -4]]) is about [4, 3]",
+    lambda shape: (*shape[:-2], _least(shape)),
+    square=False,
+)
 def _svd(x, dtype):
     return _engines(x)[1].svd(x, compute_uv=False)
 
 
+@_of_matrix(
+    "the eigenvalues of a symmetric matrix, ascending",
+    "eigh([[2, 1], [1, 2]]) is about [1, 3]",
+    lambda shape: shape[:-1],
+)
 def _eigh(x, dtype):
     return _engines(x)[1].eigh(_symmetric(x))[0]
-
-
-_KERNELS: dict[str, Callable[..., Any]] = {
-    "det": _det,
-    "inv": _inv,
-    "solve": _solve,
-    "pinv": _pinv,
-    "cholesky": _cholesky,
-    "qr": _qr,
-    "svd": _svd,
-    "eigh": _eigh,
-}

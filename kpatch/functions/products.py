@@ -8,35 +8,24 @@ from collections import Counter
 
 import numpy as np
 
-from kpatch.errors import DTypeError, FunctionError, ShapeError, UnsupportedError
-from kpatch.functions.rules import moved, need_lengths, need_numbers, reduction
-from kpatch.functions.shapes import differ, normal_axes
+from kpatch.errors import FunctionError, ShapeError, UnsupportedError
+from kpatch.functions.axes import differ, normal_axes, size
+from kpatch.functions.operands import blaming, need_lengths, need_numbers
+from kpatch.functions.parameters import Numeric, Operands, Pairs, Text
+from kpatch.functions.reductions import sum_
+from kpatch.functions.registry import Group
+from kpatch.functions.shapes import diagonal, expand_dims, ravel, reshape, transpose
 from kpatch.indexing import broadcast
 from kpatch.values import arithmetic, dtypes, numerics
 from kpatch.values.arithmetic import compute
 from kpatch.values.dtypes import Value, is_integer
 
+PRODUCTS = Group("Products")
 
-def product(name, x1=None, x2=None, axes=None, subscripts=None, operands=()):
-    """The rule of the group."""
-    if name == "einsum":
-        return einsum(subscripts, operands)
-    need_numbers(name, x1, x2)
-    if name == "matmul":
-        return arithmetic.matmul(x1, x2)
-    if name in _PAIRS:
-        return _PAIRS[name](x1, x2)
-    if isinstance(axes, int):
-        if not 0 <= axes <= min(len(x1.shape), len(x2.shape)):
-            raise ShapeError(f"tensors of {len(x1.shape)} and {len(x2.shape)} axes share no {axes}", argument="axes")
-        first = tuple(range(len(x1.shape) - axes, len(x1.shape)))
-        return _contract(name, x1, x2, first, tuple(range(axes)))
-    if len(axes) != 2:
-        raise FunctionError("'axes' is an integer or a list of two lists of axes", argument="axes")
-    first, second = (tuple(part) if isinstance(part, list) else part for part in axes)
-    return _contract(
-        name, x1, x2, normal_axes(first, len(x1.shape), "axes"), normal_axes(second, len(x2.shape), "axes")
-    )
+
+@PRODUCTS("the matrix product, as `@`", "matmul([[1, 2], [3, 4]], [10, 1]) is [12, 34]")
+def matmul(x1: Numeric, x2: Numeric):
+    return arithmetic.matmul(x1, x2)
 
 
 def _contract(name, x1, x2, first, second):
@@ -53,7 +42,7 @@ def _contract(name, x1, x2, first, second):
     inner = math.prod(lengths[0])
     a = _arranged(x1, [*left, *first], [math.prod(rows), inner])
     b = _arranged(x2, [*second, *right], [inner, math.prod(columns)])
-    return moved("reshape", arithmetic.matmul(a, b), newshape=(*rows, *columns))
+    return reshape(arithmetic.matmul(a, b), (*rows, *columns))
 
 
 def _unknown(name, shape, *operands):
@@ -63,49 +52,53 @@ def _unknown(name, shape, *operands):
 
 
 def _arranged(x, order, shape):
-    return moved("reshape", moved("transpose", x, axes=tuple(order)), newshape=tuple(shape))
+    return reshape(transpose(x, tuple(order)), tuple(shape))
 
 
-def _dot(x1, x2):
+@PRODUCTS("the sum of products over the last axis of x1 and the second to last of x2", "dot([1, 2], [3, 4]) is 11")
+def dot(x1: Numeric, x2: Numeric):
     if not x1.shape or not x2.shape:
         return arithmetic.binary("*", x1, x2)
     return _contract("dot", x1, x2, (len(x1.shape) - 1,), (max(0, len(x2.shape) - 2),))
 
 
-def _inner(x1, x2):
+@PRODUCTS("the sum of products over the last axes", "inner([[1, 2], [3, 4]], [10, 1]) is [12, 34]")
+def inner(x1: Numeric, x2: Numeric):
     if not x1.shape or not x2.shape:
         return arithmetic.binary("*", x1, x2)
     return _contract("inner", x1, x2, (len(x1.shape) - 1,), (len(x2.shape) - 1,))
 
 
-def _vdot(x1, x2):
-    a, b = moved("ravel", x1), moved("ravel", x2)
+@PRODUCTS("the sum of products over all entries", "vdot([[1, 2], [3, 4]], [[1, 0], [0, 10]]) is 41")
+def vdot(x1: Numeric, x2: Numeric):
+    a, b = ravel(x1), ravel(x2)
     if differ(a.shape[0], b.shape[0]):
         message = f"vdot() takes as many entries on both sides, found the shapes {x1.shape} and {x2.shape}"
         raise ShapeError(message, argument=1)
     return _contract("vdot", a, b, (0,), (0,))
 
 
-def _outer(x1, x2):
-    a = moved("expand_dims", moved("ravel", x1), axis=1)
-    b = moved("expand_dims", moved("ravel", x2), axis=0)
-    return arithmetic.binary("*", a, b)
+@PRODUCTS("each entry times each entry", "outer([1, 2], [3, 4]) is [[3, 4], [6, 8]]")
+def outer(x1: Numeric, x2: Numeric):
+    return arithmetic.binary("*", expand_dims(ravel(x1), 1), expand_dims(ravel(x2), 0))
 
 
-def _kron(x1, x2):
+@PRODUCTS("the Kronecker product: each entry of x1 times the whole of x2", "kron([1, 10], [1, 2]) is [1, 2, 10, 20]")
+def kron(x1: Numeric, x2: Numeric):
     """All products, their axes interleaved and joined in pairs; a missing axis counts as one of length 1."""
     count = max(len(x1.shape), len(x2.shape))
     left, right = ((1,) * (count - len(x.shape)) + x.shape for x in (x1, x2))
-    shape = tuple(None if None in pair else math.prod(pair) for pair in zip(left, right, strict=True))
+    shape = tuple(size(pair) for pair in zip(left, right, strict=True))
     if None in shape:
         return _unknown("kron", shape, x1, x2)
     dtypes.check_size(shape, x1, x2)
-    grid = moved("reshape", _outer(x1, x2), newshape=(*left, *right))
+    grid = reshape(outer(x1, x2), (*left, *right))
     order = tuple(itertools.chain.from_iterable((axis, axis + count) for axis in range(count)))
-    return moved("reshape", moved("transpose", grid, axes=order), newshape=shape)
+    return reshape(transpose(grid, order), shape)
 
 
-def _cross(x1, x2):
+@PRODUCTS("the cross product of vectors of 3 entries, along the last axis", "cross([1, 0, 0], [0, 1, 0]) is [0, 0, 1]")
+def cross(x1: Numeric, x2: Numeric):
     for place, x in enumerate((x1, x2)):
         if not x.shape or x.shape[-1] not in (3, None):
             message = f"cross() takes vectors of 3 entries along the last axis, found the shape {x.shape}"
@@ -132,19 +125,37 @@ def _stacked(dtype):
     return lambda parts: numerics.concatenate([ops.expand_dims(part, -1) for part in parts], -1, dtype)
 
 
-_PAIRS = {"dot": _dot, "inner": _inner, "vdot": _vdot, "outer": _outer, "kron": _kron, "cross": _cross}
+@PRODUCTS("the sum of products over several axes", "tensordot([[1, 2], [3, 4]], [[1, 0], [0, 10]]) is 41")
+def tensordot(x1: Numeric, x2: Numeric, axes: Pairs = 2):
+    counts = len(x1.shape), len(x2.shape)
+    if isinstance(axes, int):
+        if not 0 <= axes <= min(counts):
+            raise ShapeError(f"tensors of {counts[0]} and {counts[1]} axes share no {axes}", argument="axes")
+        return _contract("tensordot", x1, x2, tuple(range(counts[0] - axes, counts[0])), tuple(range(axes)))
+    if len(axes) != 2:
+        raise FunctionError("'axes' is an integer or a list of two lists of axes", argument="axes")
+    first, second = (
+        normal_axes(tuple(part) if isinstance(part, list) else part, count, "axes")
+        for part, count in zip(axes, counts, strict=True)
+    )
+    return _contract("tensordot", x1, x2, first, second)
+
 
 # -- Einstein's convention ---------------------------------------------------------------------------------------------
 
 
-def einsum(subscripts, operands):
+@PRODUCTS(
+    "sums of products by Einstein's convention, a letter for each axis",
+    'einsum("ij,j->i", [[1, 2], [3, 4]], [10, 1]) is [12, 34]',
+)
+def einsum(subscripts: Text, *operands: Operands):
     """Sums of products: a letter stands for an axis, and one that the result has not is summed over.
 
     Operands are joined in pairs, that pair first whose result is smallest.
 
     Example:
         >>> from kpatch.values.dtypes import literal
-        >>> einsum("ij,jk->ik", [literal([[1, 2]]), literal([[3], [4]])]).data
+        >>> einsum("ij,jk->ik", literal([[1, 2]]), literal([[3], [4]])).data
         array([[11]])
     """
     terms, result = _read(subscripts, len(operands))
@@ -165,7 +176,7 @@ def einsum(subscripts, operands):
         parts = _join_best(parts, result, lengths)
     [(total, letters)] = parts
     total, letters = _summed(total, letters, set(result))
-    total = moved("transpose", total, axes=tuple(letters.index(letter) for letter in result))
+    total = transpose(total, tuple(letters.index(letter) for letter in result))
     return total if wide == dtype else compute(dtype, shape, lambda x: numerics.recast(x, dtype), total)
 
 
@@ -214,26 +225,21 @@ def _widened(x, dtype, wide, place):
     """An operand in the dtype of the result, and then in the one that is computed in."""
     if dtype in ("int", "float"):
         return x
-    try:
+    with blaming(place):
         x = compute(dtype, x.shape, lambda a: a, x, to=dtype)
-    except DTypeError as error:
-        error.argument = place
-        raise
     return x if wide == dtype else compute(wide, x.shape, lambda a: a, x, to=wide)
 
 
 def _summed(x, letters, kept):
     """Diagonals of letters that repeat, and sums over those that nobody needs."""
-    twice = next((letter for letter in letters if letters.count(letter) > 1), None)
-    while twice is not None:
+    while twice := next((letter for letter in letters if letters.count(letter) > 1), None):
         first = letters.index(twice)
         second = letters.index(twice, first + 1)
-        x = moved("diagonal", x, offset=0, axis1=first, axis2=second)  # puts the diagonal last
+        x = diagonal(x, 0, first, second)  # puts the diagonal last
         letters = letters[:first] + letters[first + 1 : second] + letters[second + 1 :] + twice
-        twice = next((letter for letter in letters if letters.count(letter) > 1), None)
     surplus = tuple(place for place, letter in enumerate(letters) if letter not in kept)
     if surplus:
-        x = reduction("sum", x, axis=surplus)
+        x = sum_(x, surplus)
     return x, "".join(letter for letter in letters if letter in kept)
 
 
@@ -266,5 +272,5 @@ def _joined(first, second, needed, lengths):
     sizes = [math.prod(lengths[letter] for letter in group) for group in (batch, left, inner, right)]
     x = _arranged(a, [a_letters.index(letter) for letter in (*batch, *left, *inner)], sizes[:3])
     y = _arranged(b, [b_letters.index(letter) for letter in (*batch, *inner, *right)], [sizes[0], *sizes[2:]])
-    product = moved("reshape", arithmetic.matmul(x, y), newshape=tuple(lengths[letter] for letter in letters))
+    product = reshape(arithmetic.matmul(x, y), tuple(lengths[letter] for letter in letters))
     return product, "".join(letters)

@@ -9,37 +9,40 @@ they differ from one processor to the next.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from kpatch.errors import DTypeError, FunctionError
+from kpatch.functions.parameters import Context, DType, Integer, Length, Lengths, Number
+from kpatch.functions.ranges import Range
+from kpatch.functions.registry import Group
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute
 from kpatch.values.dtypes import LARGEST, NUMPY, RANGES, is_floating
 
 BLOCK = 2**16  # entries made at a time, so that little memory beyond the result is needed
-SALTS = {"normal": 1, "uniform": 2, "randint": 3, "bernoulli": 4, "permutation": 5}  # these never change
 WORD = 2**64
+RANDOM = Group("Random")
 FARTHEST = 8.5  # no normal number is this many deviations away: the smallest probability drawn is 2**-54
 
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def words(name, seed, stream, count):
+def words(salt, seed, stream, count):
     """Random words for one call of a function, in blocks of uint64 arrays.
 
     Args:
+        salt: the function's own number.
         seed: any integer, of which the low 64 bits count.
         stream: which of independent sequences with the same seed.
 
     Example:
-        >>> [block.tolist() for block in words("uniform", 1, 0, 2)]
+        >>> [block.tolist() for block in words(2, 1, 0, 2)]
         [[13864759800467046630, 17602039527240160315]]
     """
     key = np.array([seed % WORD, stream % WORD], "uint64")
-    generator = np.random.Philox(key=key, counter=np.array([0, 0, 0, SALTS[name]], "uint64"))
+    generator = np.random.Philox(key=key, counter=np.array([0, 0, 0, salt], "uint64"))
     for start in range(0, count, BLOCK):
         yield generator.random_raw(min(BLOCK, count - start))
 
@@ -135,12 +138,7 @@ _F = [
     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15,
 ]  # fmt: skip
 
-# -- the functions -----------------------------------------------------------------------------------------------------
-
-
-def random(name, seed, stream=0, **arguments):
-    """The rule of the group: checks the arguments, and draws."""
-    return _DRAWS[name](lambda count: words(name, seed, stream, count), **arguments)
+# -- the functions: the salt of each, in its first line, never changes -------------------------------------------------
 
 
 def _drawn(dtype, shape, blocks, make):
@@ -158,7 +156,11 @@ def _drawn(dtype, shape, blocks, make):
     return compute(dtype, shape, draw)
 
 
-def _normal(blocks, shape, mean, stddev, dtype):
+@RANDOM("normally distributed floats", "normal(3, stddev=0.5, seed=1) is [0.5516383, 0.0043999893, -0.29591203]")
+def normal(
+    shape: Lengths, mean: Number = 0.0, stddev: Number = 1.0, dtype: DType = None, *, seed: Integer, stream: Context
+):
+    blocks = partial(words, 1, seed, stream)
     dtype = _float("normal", dtype)
     _need_finite("normal", mean=mean, stddev=stddev)
     if stddev < 0:
@@ -171,7 +173,11 @@ def _normal(blocks, shape, mean, stddev, dtype):
     return _drawn(dtype, shape, blocks, lambda block: rounded(mean + stddev * deviates(block), dtype))
 
 
-def _uniform(blocks, shape, minval, maxval, dtype):
+@RANDOM("evenly distributed floats, below maxval", "uniform(3, -1, 1, seed=1) is [0.50322026, 0.9084169, 0.55301285]")
+def uniform(
+    shape: Lengths, minval: Number = 0.0, maxval: Number = 1.0, dtype: DType = None, *, seed: Integer, stream: Context
+):
+    blocks = partial(words, 2, seed, stream)
     dtype = _float("uniform", dtype)
     _need_finite("uniform", minval=minval, maxval=maxval)
     for parameter, bound in (("minval", minval), ("maxval", maxval)):
@@ -188,7 +194,15 @@ def _uniform(blocks, shape, minval, maxval, dtype):
     return _drawn(dtype, shape, blocks, lambda block: np.minimum(rounded(start + _shares(block) * width, dtype), below))
 
 
-def _randint(blocks, shape, minval, maxval, dtype):
+@RANDOM(
+    "evenly distributed integers, below maxval",
+    "randint([2, 3], 0, 10, seed=1) is [[3, 4, 7], [0, 6, 0]]",
+    bounds=lambda result, minval, maxval, **_: Range(minval, maxval - 1),
+)
+def randint(
+    shape: Lengths, minval: Integer, maxval: Integer, dtype: DType = "int32", *, seed: Integer, stream: Context
+):
+    blocks = partial(words, 3, seed, stream)
     if dtype not in RANGES:
         raise DTypeError(f"randint() makes integers, not {dtype}; uniform() makes floats", argument="dtype")
     low, high = RANGES[dtype]
@@ -221,14 +235,22 @@ def scaled(block, count):
     return a * c + (ad >> half) + (bc >> half) + (middle >> half)
 
 
-def _bernoulli(blocks, shape, p):
+@RANDOM("booleans, true with probability p", "bernoulli(4, 0.5, seed=1) is [false, false, true, true]")
+def bernoulli(shape: Lengths, p: Number, *, seed: Integer, stream: Context):
+    blocks = partial(words, 4, seed, stream)
     if not 0 <= p <= 1:
         raise FunctionError(f"'p' of bernoulli() lies between 0 and 1: {p}", argument="p")
     return _drawn("bool", shape, blocks, lambda block: _shares(block) < p)
 
 
-def _permutation(blocks, n):
+@RANDOM(
+    "the integers from 0 to n - 1 in random order",
+    "permutation(5, seed=1) is [3, 2, 0, 4, 1]",
+    bounds=lambda result, n, **_: None if n is None else Range(0, max(0, n - 1)),
+)
+def permutation(n: Length, *, seed: Integer, stream: Context):
     """The order that sorts as many random words; should two be equal, the first comes first."""
+    blocks = partial(words, 5, seed, stream)
     dtypes.check_size((n,))
 
     def draw():
@@ -237,14 +259,6 @@ def _permutation(blocks, n):
 
     return compute("int32", (n,), draw)
 
-
-_DRAWS: dict[str, Callable[..., Any]] = {
-    "normal": _normal,
-    "uniform": _uniform,
-    "randint": _randint,
-    "bernoulli": _bernoulli,
-    "permutation": _permutation,
-}
 
 # -- dtypes and bounds -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kpatch.errors import SubscriptError, UnsupportedError
-from kpatch.functions.shapes import normal_axes
+from kpatch.functions.axes import normal_axes
 from kpatch.tensors import to_numpy
 from kpatch.values.dtypes import FLOATS, INTEGERS, NUMPY, RANGES, Value, is_integer
 from kpatch.values.numerics import is_traced
@@ -143,7 +143,7 @@ def _with(result, found, axes=()):
 
 def unary(result, op, x):
     """The result of `-x` or `not x`, with its range."""
-    found = _negative(of(x)) if op == "-" else None
+    found = negative(of(x)) if op == "-" else None
     return _with(result, found, _aligned(result.shape, [x]))
 
 
@@ -184,7 +184,7 @@ def _aligned(shape, operands):
     return names
 
 
-def _negative(x):
+def negative(x):
     return None if x.over else Range(-x.high, -x.low)
 
 
@@ -232,30 +232,69 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "%": _remainder,
 }
 
-# -- functions ---------------------------------------------------------------------------------------------------------
+# -- functions: the rules that stand at their definitions, as `bounds` and `names` -------------------------------------
 
 
-def called(name, result, given, elementwise):
-    """The result of a function of the table, with its range.
+def called(function, result, given):
+    """The result of a call, with its range.
 
     Args:
+        function: the `Function`.
         given: the arguments as its rule takes them, by parameter, in the order of the signature.
-        elementwise: each entry depends on the entries at its place alone.
     """
-    if not elementwise:
-        rule = _OTHERS.get(name)
-        return _with(result, rule and rule(**given), _axes(name, result, **given))
-    operands = [value for value in given.values() if isinstance(value, Value)]
-    axes = _aligned(result.shape, operands)
-    if name == "cast":
-        return _with(result, _cast(of(operands[0]), result.dtype), axes)
-    rule = _ELEMENTWISE.get(name)
-    if rule is None or (name in _ROUNDING and not is_integer(result.dtype)) or given.get("decimals", 0) < 0:
-        return _with(result, None, axes)
-    return _with(result, rule(*(_brought(of(value), result.dtype) for value in operands)), axes)
+    found = function.bounds(result, **given) if function.bounds else None
+    return _with(result, found, function.names(result, **given) if function.names else ())
 
 
-def _brought(found, dtype):
+def between(low, high):
+    """The `bounds` of a function whose entries always lie there."""
+    return lambda *_, **__: Range(low, high)
+
+
+def each(rule):
+    """The `bounds` of an element-wise function, by the rule that takes the ranges of its operands to its own."""
+    return lambda result, **given: rule(*(brought(of(value), result.dtype) for value in _tensors(given)))
+
+
+def operator(op):
+    """The `bounds` of the function that does what an operator does."""
+    rule = _OPERATORS.get(op)
+    return lambda result, x1, x2: rule(of(x1), of(x2)) if rule and is_integer(result.dtype) else None
+
+
+def of_x(result, x, **_):
+    """The `bounds` of a function that moves or picks entries of `x`."""
+    return of(x)
+
+
+def of_x_and_zero(result, x, **_):
+    return hull(of(x), Range(0, 0))
+
+
+def aligned(result, **given):
+    """The `names` of an element-wise result."""
+    return _aligned(result.shape, _tensors(given))
+
+
+def of_axes(result, x, **_):
+    """The `names` of a result that keeps the axes of `x`."""
+    return x.axes if len(result.shape) == len(x.shape) else ()
+
+
+def without_reduced(result, x, axis=None, keepdims=False, **_):
+    """The `names` of a result that keeps those axes of `x` that are not reduced."""
+    if not x.axes:
+        return ()
+    gone = normal_axes(axis, len(x.shape))
+    kept = [None if place in gone else known for place, known in enumerate(x.axes)]
+    return kept if keepdims else [known for place, known in enumerate(kept) if place not in gone]
+
+
+def _tensors(given):
+    return [value for value in given.values() if isinstance(value, Value)]
+
+
+def brought(found, dtype):
     """The range when it is brought to the dtype of a result; rounding keeps the order."""
     if dtype not in FLOATS:
         return found
@@ -266,10 +305,10 @@ def _brought(found, dtype):
     return Range(low, high)
 
 
-def _cast(found, dtype):
+def cast(found, dtype):
     """Floats are truncated, and NaN is 0; what does not fit wraps."""
     if not is_integer(dtype):
-        return _brought(found, dtype) if dtype in FLOATS else None
+        return brought(found, dtype) if dtype in FLOATS else None
     if all(isinstance(bound, int) for bound in found[:2]):
         return found
     if not all(map(math.isfinite, found[:2])):
@@ -277,7 +316,7 @@ def _cast(found, dtype):
     return Range(min(0, math.trunc(found.low)), max(0, math.trunc(found.high)))
 
 
-def _maximum(a, b):
+def maximum(a, b):
     if b.low > a.low:
         a, b = b, a
     if not b.over and b.high <= a.low:  # the other one is never larger
@@ -285,141 +324,35 @@ def _maximum(a, b):
     return Range(a.low, max(a.high, b.high), a.over) if a.over == b.over else None
 
 
-def _minimum(a, b):
+def minimum(a, b):
     if a.over and not b.over:
         a, b = b, a
     high = min(a.high, b.high) if a.over == b.over else a.high  # both are bounds, and one that is a number is kept
     return Range(min(a.low, b.low), high, a.over)
 
 
-def _clip(x, low, high):
-    return _minimum(_maximum(x, low) or Range(low.low, math.inf), high)
+def clip(x, low, high):
+    return minimum(maximum(x, low) or Range(low.low, math.inf), high)
 
 
-def _hull(first, *others):
-    """What holds all of them."""
+def hull(first, *others):
+    """The smallest range that holds all of them."""
     every = (first, *others)
     if any(other.over != first.over for other in others):
         return None
     return Range(min(x.low for x in every), max(x.high for x in every), first.over)
 
 
-def _absolute(x):
+def absolute(x):
     if x.over:
         return x if x.low >= 0 else None
     return Range(max(0, x.low, -x.high), max(-x.low, x.high))
 
 
-def _rounded(x):
+def rounded(x):
     """Between the whole numbers around it; integers and infinities are whole."""
     low, high = (bound if isinstance(bound, int) else float(to(bound)) for to, bound in zip(_OUTWARDS, x, strict=False))
     return Range(low, high, x.over)
 
 
 _OUTWARDS = (np.floor, np.ceil)
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "negative": _negative,
-    "add": _sum,
-    "subtract": _difference,
-    "multiply": _OPERATORS["*"],
-    "floor_divide": _quotient,
-    "mod": _remainder,
-    "abs": _absolute,
-    "sign": lambda x: Range(-1, 1),
-    "relu": lambda x: _maximum(x, Range(0, 0)),
-    "relu6": lambda x: _clip(x, Range(0, 0), Range(6, 6)),
-    "floor": _rounded,
-    "ceil": _rounded,
-    "trunc": _rounded,
-    "round": _rounded,
-    "maximum": _maximum,
-    "minimum": _minimum,
-    "clip": _clip,
-    "where": lambda condition, x1, x2: _hull(x1, x2),
-}
-_ROUNDING = ("add", "subtract", "multiply", "floor_divide", "mod")  # of floats
-
-
-def _axes(name, result, x=None, axis=None, keepdims=False, **_):
-    """The names of the axes where a function keeps them, or takes some away."""
-    if not isinstance(x, Value) or not x.axes:
-        return ()
-    if name in _ALONG:
-        return x.axes if len(result.shape) == len(x.shape) else ()
-    if name not in _REDUCTIONS:
-        return ()
-    gone = normal_axes(axis, len(x.shape))
-    kept = [None if place in gone else known for place, known in enumerate(x.axes)]
-    return kept if keepdims else [known for place, known in enumerate(kept) if place not in gone]
-
-
-_ALONG = ("sort", "argsort", "cumsum", "cumprod", "softmax", "log_softmax")
-_REDUCTIONS = ("sum", "mean", "prod", "max", "min", "any", "all", "count_nonzero", "argmax", "argmin")
-
-
-def _index(x, axis, **_):
-    """An index along an axis, or for `None` along all entries in one row."""
-    if len(x.shape) < 2:
-        axis = 0
-    if axis is None:
-        return None if None in x.shape else Range(0, max(0, math.prod(x.shape) - 1))
-    length = x.shape[axis] if x.shape else 1
-    if length is not None:
-        return Range(0, max(0, length - 1))
-    name = named(x.axes, axis)
-    return name and Range(0, -1, name)
-
-
-def _count(x, axis, **_):
-    lengths = [x.shape[place] for place in normal_axes(axis, len(x.shape))]
-    return None if None in lengths else Range(0, math.prod(lengths))
-
-
-def _sum_of(x, **options):
-    """Of booleans it is how many hold."""
-    return _count(x, **options) if x.dtype == "bool" else None
-
-
-def _of_x(x, **_):
-    return of(x)
-
-
-def _of_x_and_zero(x, **_):
-    return _hull(of(x), Range(0, 0))
-
-
-def _of_all(axis, x=None, xs=None):
-    return _hull(*map(of, xs if x is None else x))
-
-
-def _arange(start, stop, step, dtype):
-    """The bounds themselves, without looking at where the steps lead."""
-    numbers = (0, start) if stop is None else (start, stop)
-    whole = all(isinstance(number, int) for number in (*numbers, step or 1))
-    if not whole or numbers[0] == numbers[1]:
-        return None
-    forward = numbers[0] < numbers[1]
-    return Range(numbers[0], numbers[1] - 1) if forward else Range(numbers[1] + 1, numbers[0])
-
-
-_MOVING = (
-    "reshape ravel transpose swapaxes moveaxis squeeze expand_dims broadcast_to repeat tile flip roll diagonal "
-    "sort max min top_k take take_along_axis"
-)
-_OTHERS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_MOVING.split(), _of_x),
-    **dict.fromkeys(("tril", "triu", "diag"), _of_x_and_zero),
-    **dict.fromkeys(("argmax", "argmin", "argsort"), _index),
-    **dict.fromkeys(("concatenate", "stack"), _of_all),
-    "count_nonzero": _count,
-    "sum": _sum_of,
-    "arange": _arange,
-    "randint": lambda minval, maxval, **_: Range(minval, maxval - 1),
-    "permutation": lambda n, **_: Range(0, max(0, n - 1)),
-    "zeros": lambda **_: Range(0, 0),
-    "zeros_like": lambda **_: Range(0, 0),
-    "ones": lambda **_: Range(1, 1),
-    "ones_like": lambda **_: Range(1, 1),
-    "full": lambda fill_value, **_: of(fill_value),
-    "full_like": lambda fill_value, **_: of(fill_value),
-}

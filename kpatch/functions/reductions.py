@@ -1,20 +1,321 @@
-"""Reductions, sorting and running sums along axes, with one result on every backend.
+"""Sums and the like along any axes, with one result on every backend.
 
 Adjacent axes are worked on together, as the middle one of three: so nothing depends on how many axes a backend takes,
 and few of the backends' kernels are needed.
 """
 
 import math
+import warnings
+from functools import partial
 
 import numpy as np
 
-from kpatch.functions.ranks import order_statistics
-from kpatch.values.dtypes import NUMPY, RANGES, dtype_name, is_floating
-from kpatch.values.numerics import as_tensor, carried, engine, is_traced, recast, scalar, where
+from kpatch.errors import FunctionError, ShapeError, UnsupportedError
+from kpatch.functions import ranges
+from kpatch.functions.axes import normal_axes, reduced, size
+from kpatch.functions.operands import as_floats, float_of
+from kpatch.functions.parameters import Axis, Flag, Integers, Number, Numeric, Tensor
+from kpatch.functions.ranges import Range
+from kpatch.functions.registry import Group
+from kpatch.values import dtypes
+from kpatch.values.arithmetic import compute, fold
+from kpatch.values.dtypes import NUMPY, RANGES, Value, is_floating
+from kpatch.values.numerics import engine, recast, scalar, where
 
 BLOCK = 256  # terms added one after the other; longer sums are sums of such sums
+REDUCTIONS = Group("Reductions", names=ranges.without_reduced)
 
-# -- reductions --------------------------------------------------------------------------------------------------------
+# -- dtype rules: what is reduced, the result's dtype, and the dtype in which it is reduced ----------------------------
+
+
+def same(x):
+    return x, x.dtype, x.dtype
+
+
+def _floats(x):
+    """16-bit floats are reduced in float32."""
+    if x.weak:
+        return as_floats(x), "float", None
+    dtype = float_of(x)
+    return x, dtype, "float32" if dtypes.FLOATS[dtype] == 16 else dtype
+
+
+def sums(x):
+    """Booleans are counted, and integers summed in 32 bits at least."""
+    if x.weak and x.dtype == "bool":
+        x = Value("int", x.shape, None if x.data is None else x.data.astype("int64"), True)
+    if x.weak:
+        return same(x)
+    if is_floating(x.dtype):
+        return _floats(x)
+    dtype = x.dtype if NUMPY[x.dtype].itemsize >= 4 else "int32"
+    return x, dtype, dtype
+
+
+def _flags(x):
+    return x, "bool", x.dtype
+
+
+def _whole(x):
+    if x.weak:
+        return x, "int", None
+    return x, "int32", "uint8" if x.dtype == "bool" else x.dtype
+
+
+def reduce(kernel, x, axis, keepdims, rule, formula):
+    """What a kernel makes of entries along axes.
+
+    Args:
+        kernel: takes a tensor, the axes, and the dtype to reduce it in; gives the result without those axes.
+        rule: the dtype rule.
+        formula: NumPy's function, for literals; with `None` they become tensors of float32.
+    """
+    axes = normal_axes(axis, len(x.shape))
+    shape = reduced(x.shape, axes, keepdims)
+    if x.weak and formula is None:
+        dtype = inner = "float32"
+    else:
+        x, dtype, inner = rule(x)
+    if x.weak and formula:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the mean of nothing is NaN, and no warning beside it
+            return fold(shape, lambda a: formula(a, axis=axis, keepdims=keepdims), x, dtype=dtype)
+
+    def run(a):
+        result = recast(kernel(a, axes, inner), dtype)
+        return restore_axes(result, axes) if keepdims and axes else result
+
+    return compute(dtype, shape, run, x, to=inner)
+
+
+def need_entries(name, x, axis):
+    shape, axes = x.shape, normal_axes(axis, len(x.shape))
+    if 0 in [shape[axis] for axis in axes]:
+        raise ShapeError(f"{name}() of no entries: the shape is {shape}", argument=0)
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+
+def _hits(result, x, axis, **_):
+    """Between which numbers a count of entries lies."""
+    count = size([x.shape[place] for place in normal_axes(axis, len(x.shape))])
+    return None if count is None else Range(0, count)
+
+
+@REDUCTIONS(
+    "the sum; of booleans, how many hold",
+    "sum([[1, 2], [3, 4]], axis=0) is [4, 6]",
+    bounds=lambda result, x, **options: _hits(result, x, **options) if x.dtype == "bool" else None,
+)
+def sum_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
+    return reduce(total, x, axis, keepdims, sums, np.sum)
+
+
+def total(x, axes, dtype):
+    """The sum. Long float sums are taken in blocks where the backend would add one term after the other."""
+    import keras
+
+    linear = is_floating(dtype) and keras.backend.backend() not in ("jax", "torch")
+    x = recast(x, dtype)
+    return reduce_along(_sum_in_blocks, x, axes) if linear else by_name("sum", x, axes)
+
+
+def _sum_in_blocks(x):
+    """Sums of at most `BLOCK` terms; a contiguous axis needs no help, NumPy and TensorFlow add that pairwise."""
+    from keras import ops
+
+    outer, count, inner = x.shape
+    if None in (outer, count, inner) or inner == 1 or count <= BLOCK:
+        return ops.sum(x, axis=1)
+    whole = count - count % BLOCK
+    blocks = ops.reshape(x[:, :whole], (outer, BLOCK, whole // BLOCK, inner))
+    result = _sum_in_blocks(ops.sum(blocks, axis=1))
+    return result if whole == count else result + ops.sum(x[:, whole:], axis=1)
+
+
+@REDUCTIONS("the mean; of booleans, the share that holds", "mean([[1, 2], [3, 4]]) is 2.5")
+def mean(x: Tensor, axis: Integers = None, keepdims: Flag = False):
+    return reduce(_mean, x, axis, keepdims, _floats, np.mean)
+
+
+def _mean(x, axes, dtype):
+    return total(x, axes, dtype) / _length(x, axes, dtype)
+
+
+def _length(x, axes, dtype):
+    """How many entries are reduced to one, as a scalar of a float dtype."""
+    from keras import ops
+
+    shape = ops.shape(x)
+    lengths = [shape[axis] for axis in axes]
+    if all(isinstance(length, int) for length in lengths):
+        return scalar(math.prod(lengths), dtype)
+    return ops.cast(ops.zeros((), "int32") + math.prod(lengths), dtype)  # as in `grids.Span`
+
+
+@REDUCTIONS("the product", "prod([[1, 2], [3, 4]]) is 24")
+def prod(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    def kernel(a, axes, dtype):
+        return reduce_along(lambda part: recast(engine("prod", dtype)(part, 1), dtype), a, axes)
+
+    return reduce(kernel, x, axis, keepdims, sums, np.prod)
+
+
+@REDUCTIONS("the largest; nan if one is", "max([[1, 2], [3, 4]], axis=1) is [2, 4]", bounds=ranges.of_x)
+def max_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    need_entries("max", x, axis)
+    return reduce(partial(by_name, "max"), x, axis, keepdims, same, np.max)
+
+
+@REDUCTIONS(
+    "the smallest; nan if one is", "min([[1, 2], [3, 4]], axis=1, keepdims=true) is [[1], [3]]", bounds=ranges.of_x
+)
+def min_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    need_entries("min", x, axis)
+    return reduce(partial(by_name, "min"), x, axis, keepdims, same, np.min)
+
+
+@REDUCTIONS("the variance", "var([1, 2, 3, 6]) is 3.5")
+def var(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    return reduce(_variance, x, axis, keepdims, _floats, np.var)
+
+
+def _variance(x, axes, dtype):
+    centred = x - restore_axes(_mean(x, axes, dtype), axes)
+    return _mean(centred * centred, axes, dtype)
+
+
+@REDUCTIONS("the standard deviation", "std([1, 2, 3, 6]) is about 1.87083")
+def std(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    def kernel(a, axes, dtype):
+        return engine("sqrt", dtype)(_variance(a, axes, dtype))
+
+    return reduce(kernel, x, axis, keepdims, _floats, np.std)
+
+
+@REDUCTIONS("whether one holds", "any([true, false]) is true")
+def any_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
+    return _whether("any", x, axis, keepdims)
+
+
+@REDUCTIONS("whether all hold", "all([true, false]) is false")
+def all_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
+    return _whether("all", x, axis, keepdims)
+
+
+def _whether(name, x, axis, keepdims):
+    def kernel(a, axes, dtype):
+        return by_name(name, _as_flags(a, dtype), axes)
+
+    return reduce(kernel, x, axis, keepdims, _flags, lambda a, **axes: getattr(np, name)(a != 0, **axes))
+
+
+def _as_flags(x, dtype):
+    return x if dtype == "bool" else x != scalar(0, dtype)
+
+
+@REDUCTIONS("how many are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_hits)
+def count_nonzero(x: Tensor, axis: Integers = None):
+    def kernel(a, axes, dtype):
+        return total(_as_flags(a, dtype), axes, "int32")
+
+    return reduce(kernel, x, axis, False, _whole, lambda a, **axes: np.count_nonzero(a != 0, **axes))
+
+
+def index_bounds(result, x, axis, **_):
+    """Of an index along an axis, or for `None` along all entries in one row."""
+    if len(x.shape) < 2:
+        axis = 0
+    length = size(x.shape) if axis is None or not x.shape else x.shape[axis]
+    if length is not None:
+        return Range(0, max(0, length - 1))
+    name = None if axis is None else ranges.named(x.axes, axis)
+    return name and Range(0, -1, name)
+
+
+@REDUCTIONS("the index of the first largest, or of the first nan", "argmax([1, 9, 9]) is 1", bounds=index_bounds)
+def argmax(x: Tensor, axis: Axis = None, keepdims: Flag = False):
+    need_entries("argmax", x, axis)
+    return reduce(partial(_first_best, "max"), x, axis, keepdims, _whole, np.argmax)
+
+
+@REDUCTIONS(
+    "the index of the first smallest, or of the first nan",
+    "argmin([[1, 2], [4, 3]], axis=1) is [0, 1]",
+    bounds=index_bounds,
+)
+def argmin(x: Tensor, axis: Axis = None, keepdims: Flag = False):
+    need_entries("argmin", x, axis)
+    return reduce(partial(_first_best, "min"), x, axis, keepdims, _whole, np.argmin)
+
+
+def _first_best(how, x, axes, dtype):
+    """The index of the first NaN, else of the first best entry, as int32; of several axes, into all of them.
+
+    The backends disagree on NaN, on ties, and (by design of Keras) on the order of −0 and 0.
+    """
+    import keras
+    from keras import ops
+
+    backend = keras.backend.backend()
+    if not x.shape:
+        x, axes = ops.reshape(x, (1,)), (0,)
+
+    def of_three_axes(part):
+        if backend == "numpy":
+            return np.asarray(getattr(np, "arg" + how)(part, axis=1)).astype("int32")
+        if backend == "torch":
+            return getattr(ops, "arg" + how)(part, axis=1)
+        best = getattr(ops, how)(part, axis=1, keepdims=True)
+        found = part == best
+        if is_floating(dtype):
+            found = ops.where(best == best, found, part != part)
+        length = ops.shape(part)[1]
+        places = ops.reshape(ops.arange(length, dtype="int32"), (1, length, 1))
+        return ops.min(ops.where(found, places, scalar(RANGES["int32"][1], "int32")), axis=1)
+
+    return reduce_along(of_three_axes, x, axes)
+
+
+@REDUCTIONS("log(sum(exp(x)))", "logsumexp([0, 0]) is about 0.693147")
+def logsumexp(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    return reduce(_logsumexp, x, axis, keepdims, _floats, None)
+
+
+def _logsumexp(x, axes, dtype):
+    from keras import ops
+
+    if 0 in x.shape:
+        return total(x, axes, dtype) - scalar(np.inf, dtype)
+    top = by_name("max", x, axes)
+    top = where(ops.isfinite(top), top, scalar(0, dtype), dtype)
+    scaled = engine("exp", dtype)(x - restore_axes(top, axes))
+    return engine("log", dtype)(total(scaled, axes, dtype)) + top
+
+
+@REDUCTIONS("the length as a vector; ord 1, 2, inf or -inf", "norm([3, 4]) is about 5")
+def norm(x: Numeric, ord: Number = None, axis: Integers = None, keepdims: Flag = False):  # noqa: A002
+    axes = normal_axes(axis, len(x.shape))
+    if ord not in (None, 1, 2, math.inf, -math.inf):
+        raise FunctionError(f"'ord' of norm() is 1, 2, inf or -inf, not {ord}", argument="ord")
+    if ord is not None and len(axes) > 1:
+        raise UnsupportedError("norms of matrices are not executed yet; name one axis, or ravel", argument="ord")
+    return reduce(partial(_norm, ord), x, axis, keepdims, _floats, None)
+
+
+def _norm(degree, x, axes, dtype):
+    """Of a vector; of several axes, as if they were one."""
+    if degree == np.inf:
+        return by_name("max", abs(x), axes) if 0 not in x.shape else total(x, axes, dtype)
+    if degree == -np.inf:
+        return by_name("min", abs(x), axes)
+    if degree == 1:
+        return total(abs(x), axes, dtype)
+    return engine("sqrt", dtype)(total(x * x, axes, dtype))
+
+
+# -- along several axes ------------------------------------------------------------------------------------------------
 
 
 def runs(axes):
@@ -45,301 +346,15 @@ def reduce_along(function, x, axes):
     return ops.reshape(x, shape)
 
 
+def by_name(name, x, axes, dtype=None):
+    """A reduction of `keras.ops` that has one meaning everywhere."""
+    from keras import ops
+
+    return reduce_along(lambda part: getattr(ops, name)(part, axis=1), x, axes)
+
+
 def restore_axes(x, axes):
     """Reduced axes put back, with length 1."""
     from keras import ops
 
     return ops.expand_dims(x, tuple(axes)) if axes else x
-
-
-def total(x, axes, dtype):
-    """The sum. Long float sums are taken in blocks where the backend would add one term after the other."""
-    import keras
-
-    linear = is_floating(dtype) and keras.backend.backend() not in ("jax", "torch")
-    return reduce_along(_sum_in_blocks if linear else _sum_middle, recast(x, dtype), axes)
-
-
-def _sum_middle(x):
-    from keras import ops
-
-    return ops.sum(x, axis=1)
-
-
-def _sum_in_blocks(x):
-    """Sums of at most `BLOCK` terms; a contiguous axis needs no help, NumPy and TensorFlow add that pairwise."""
-    from keras import ops
-
-    outer, count, inner = x.shape
-    if None in (outer, count, inner) or inner == 1 or count <= BLOCK:
-        return ops.sum(x, axis=1)
-    whole = count - count % BLOCK
-    blocks = ops.reshape(x[:, :whole], (outer, BLOCK, whole // BLOCK, inner))
-    result = _sum_in_blocks(ops.sum(blocks, axis=1))
-    return result if whole == count else result + ops.sum(x[:, whole:], axis=1)
-
-
-def mean(x, axes, dtype):
-    return total(x, axes, dtype) / _length(x, axes, dtype)
-
-
-def _length(x, axes, dtype):
-    """How many entries are reduced to one, as a scalar of a float dtype."""
-    from keras import ops
-
-    shape = ops.shape(x)
-    lengths = [shape[axis] for axis in axes]
-    if all(isinstance(length, int) for length in lengths):
-        return scalar(math.prod(lengths), dtype)
-    return ops.cast(ops.zeros((), "int32") + math.prod(lengths), dtype)  # as in `grids.Span`
-
-
-def variance(x, axes, dtype):
-    centred = x - restore_axes(mean(x, axes, dtype), axes)
-    return mean(centred * centred, axes, dtype)
-
-
-def deviation(x, axes, dtype):
-    return engine("sqrt", dtype)(variance(x, axes, dtype))
-
-
-def product(x, axes, dtype):
-    multiply = engine("prod", dtype)
-    return reduce_along(lambda part: recast(multiply(part, 1), dtype), x, axes)
-
-
-def largest(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.max(part, axis=1), x, axes)
-
-
-def smallest(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.min(part, axis=1), x, axes)
-
-
-def any_along(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.any(part, axis=1), _as_flags(x, dtype), axes)
-
-
-def all_along(x, axes, dtype):
-    from keras import ops
-
-    return reduce_along(lambda part: ops.all(part, axis=1), _as_flags(x, dtype), axes)
-
-
-def _as_flags(x, dtype):
-    return x if dtype == "bool" else x != scalar(0, dtype)
-
-
-def count(x, axes, dtype):
-    return total(_as_flags(x, dtype), axes, "int32")
-
-
-def first_largest(x, axes, dtype):
-    """The index of the first NaN, else of the first largest entry, as int32; of several axes, into all of them."""
-    return _first_best("max", x, axes, dtype)
-
-
-def first_smallest(x, axes, dtype):
-    """The index of the first NaN, else of the first smallest entry, as int32; of several axes, into all of them."""
-    return _first_best("min", x, axes, dtype)
-
-
-def _first_best(how, x, axes, dtype):
-    """The backends disagree on NaN, on ties, and (by design of Keras) on the order of −0 and 0."""
-    import keras
-    from keras import ops
-
-    backend = keras.backend.backend()
-
-    def of_three_axes(part):
-        if backend == "numpy":
-            return np.asarray(getattr(np, "arg" + how)(part, axis=1)).astype("int32")
-        if backend == "torch":
-            return getattr(ops, "arg" + how)(part, axis=1)
-        best = getattr(ops, how)(part, axis=1, keepdims=True)
-        found = part == best
-        if is_floating(dtype):
-            found = ops.where(best == best, found, part != part)
-        length = ops.shape(part)[1]
-        places = ops.reshape(ops.arange(length, dtype="int32"), (1, length, 1))
-        return ops.min(ops.where(found, places, scalar(RANGES["int32"][1], "int32")), axis=1)
-
-    return reduce_along(of_three_axes, x, axes)
-
-
-def logsumexp(x, axes, dtype):
-    from keras import ops
-
-    if 0 in x.shape:
-        return total(x, axes, dtype) - scalar(np.inf, dtype)
-    top = largest(x, axes, dtype)
-    top = where(ops.isfinite(top), top, scalar(0, dtype), dtype)
-    scaled = engine("exp", dtype)(x - restore_axes(top, axes))
-    return engine("log", dtype)(total(scaled, axes, dtype)) + top
-
-
-def norm(x, axes, dtype, **options):
-    """Of a vector; of several axes, as if they were one."""
-    degree = options["ord"]
-    if degree == np.inf:
-        return largest(abs(x), axes, dtype) if 0 not in x.shape else total(x, axes, dtype)
-    if degree == -np.inf:
-        return smallest(abs(x), axes, dtype)
-    if degree == 1:
-        return total(abs(x), axes, dtype)
-    return engine("sqrt", dtype)(total(x * x, axes, dtype))
-
-
-# -- along one axis ----------------------------------------------------------------------------------------------------
-
-
-def softmax(x, dtype, axis, log):
-    shifted = x - restore_axes(largest(x, (axis,), dtype), (axis,))
-    powers = engine("exp", dtype)(shifted)
-    whole = restore_axes(total(powers, (axis,), dtype), (axis,))
-    return shifted - engine("log", dtype)(whole) if log else powers / whole
-
-
-def accumulate(how, x, axis, dtype):
-    """`cumsum` or `cumprod`."""
-    return in_rows(lambda rows: engine(how, dtype)(rows, 1), x, axis)
-
-
-def order(x, axis, dtype):
-    """The indices that sort along an axis: stable, NaN last, as int32."""
-    return in_rows(lambda rows: _order(rows, dtype), x, axis)
-
-
-def sort(x, axis, dtype):
-    """Ascending, NaN last; equal entries keep their order, so that the bits are the same everywhere."""
-    return in_rows(lambda rows: _sorted(rows, dtype), x, axis)
-
-
-def _sorted(x, dtype):
-    """Along the middle of three axes."""
-    import keras
-    from keras import ops
-
-    backend = keras.backend.backend()
-    if backend == "numpy" and dtype != "bfloat16":  # of which ml_dtypes sorts NaN anywhere
-        return np.sort(x, axis=1, kind="stable")
-    if backend == "jax" and dtype != "bool":
-        return ops.sort(x, axis=1)
-    return carried(lambda part: ops.take_along_axis(part, _order(x, dtype), axis=1), dtype, x)
-
-
-def in_rows(function, x, axis):
-    """Applies a function that works along the middle of three axes, and keeps the shape."""
-    from keras import ops
-
-    shape = ops.shape(x)
-    rows = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-    return ops.reshape(function(ops.reshape(x, rows)), shape)
-
-
-def _order(x, dtype):
-    """Along the middle of three axes."""
-    import keras
-    from keras import ops
-
-    if dtype == "bool":
-        x = ops.cast(x, "int8")
-    elif dtype in ("float16", "bfloat16"):
-        x, dtype = ops.cast(x, "float32"), "float32"
-    backend = keras.backend.backend()
-    if backend == "numpy":
-        return np.argsort(x, axis=1, kind="stable").astype("int32")  # Keras asks for no stable one
-    if backend not in ("jax", "torch") and is_floating(dtype):
-        x = _sortable(x, dtype)  # TensorFlow sorts NaN anywhere
-    return ops.cast(ops.argsort(x, axis=1), "int32")
-
-
-def _sortable(x, dtype):
-    """Integers in the order of the floats, all NaN equal and last, −0 equal to 0."""
-    from keras import ops
-
-    whole = "int64" if dtype == "float64" else "int32"
-    x = where(x == scalar(0, dtype), scalar(0, dtype), x, dtype)
-    bits = ops.view(x, whole)
-    low, high = RANGES[whole]
-    bits = where(bits < scalar(0, whole), scalar(low, whole) - bits, bits, whole)
-    return where(x == x, bits, scalar(high, whole), whole)
-
-
-def _from_sortable(bits, dtype):
-    """The floats that `_sortable` made integers of."""
-    from keras import ops
-
-    whole = "int64" if dtype == "float64" else "int32"
-    bits = where(bits < scalar(0, whole), scalar(RANGES[whole][0], whole) - bits, bits, whole)
-    return ops.view(bits, dtype)
-
-
-def quantiles(x, shares, axes, method, dtype):
-    """By NumPy's definition, along a new first axis for the shares; NaN where one entry is."""
-    from keras import ops
-
-    last = math.prod(x.shape[axis] for axis in axes) - 1
-    places = np.array(shares, "float64") * last
-    below = np.minimum(np.floor(places), last).astype("int32")
-    above = np.minimum(below + 1, last)
-    part = places - below
-    if method == "nearest":
-        part = np.round(places) - below
-    elif method != "linear":
-        part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
-    wanted = np.stack([below, above, np.full_like(below, last)])
-    places = np.unique(wanted)
-    at = np.searchsorted(places, wanted).astype("int32")
-    view = _view(x) if len(axes) == len(x.shape) else None
-    if view is not None:
-        low, high, top = order_statistics(view.reshape(-1), places)[at]
-        return as_tensor(_between(low, high, top, part, np.where), dtype)
-    x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
-    x = _placed(x, places, dtype)
-
-    def choose(condition, a, b):
-        return where(as_tensor(condition, "bool") if isinstance(condition, np.ndarray) else condition, a, b, dtype)
-
-    low, high, top = (ops.take(x, row, axis=-1) for row in at)
-    return ops.moveaxis(_between(low, high, top, part, choose, lambda share: as_tensor(share, dtype)), -1, 0)
-
-
-def _between(low, high, top, part, choose, made=lambda share: share):
-    """The numbers a share `part` of the way from `low` to `high`; `top` is NaN where one of the entries is."""
-    near, far = (made(share.astype(NUMPY[dtype_name(low.dtype)])) for share in (part, 1 - part))
-    with np.errstate(all="ignore"):
-        step = high - low
-        result = choose(part < 0.5, low + step * near, high - step * far)
-    result = choose(part == 0, low, choose(part == 1, high, result))
-    result = choose(low == high, low, result)  # equal infinities have no difference
-    return choose(top == top, result, top)
-
-
-def _view(x):
-    """The tensor as an array of NumPy, where its memory is within reach."""
-    from kpatch import writers
-
-    return None if is_traced(x) else writers.current().view(x)
-
-
-def _placed(x, places, dtype):
-    """The entries at some places along the last axis, were it sorted, NaN last.
-
-    The order of −0 and 0 is left open, which allows for faster algorithms than `sort` has.
-    """
-    import keras
-    from keras import ops
-
-    backend = keras.backend.backend()
-    if backend == "numpy":
-        return np.partition(x, places, axis=-1)[..., places]
-    x = ops.sort(x if backend in ("jax", "torch") else _sortable(x, dtype), axis=-1)
-    x = ops.take(x, places.astype("int32"), axis=-1)
-    return x if backend in ("jax", "torch") else _from_sortable(x, dtype)

@@ -1,84 +1,80 @@
-"""Which shape a function's result has: pure rules on shapes, in which `None` is a length not known yet."""
+"""Functions that move and join entries, and those that tell how many there are."""
 
-import math
-from collections.abc import Callable
-from typing import Any
+import functools
+
+import numpy as np
 
 from kpatch.errors import FunctionError, ShapeError, UnsupportedError
+from kpatch.functions import ranges
+from kpatch.functions.axes import normal_axes, normal_axis, reduced, size, widens
+from kpatch.functions.operands import join, moved
+from kpatch.functions.parameters import Axis, Integer, Integers, Lengths, Pairs, Tensor, Tensors
+from kpatch.functions.reductions import sum_
+from kpatch.functions.registry import Group
+from kpatch.values import arithmetic, numerics
+from kpatch.values.arithmetic import compute
+from kpatch.values.dtypes import Value, literal
+
+SIZES = Group("Sizes")
 
 
-def normal_axis(axis, count, name="axis"):
-    """A normalised axis."""
-    if not -count <= axis < count:
-        axes = f"{count} ax{'i' if count == 1 else 'e'}s"
-        raise ShapeError(f"axis {axis} is out of range for {axes}", argument=name)
-    return axis % count
+def _runs_later(x):
+    """Whether lengths of `x` stay unknown until the graph runs."""
+    return None in x.shape and (x.data is not None or arithmetic.stays_unknown())
 
 
-def normal_axes(axis, count, name="axis"):
-    """Normalised axes, all different; all of them for `None`."""
-    if axis is None:
-        return tuple(range(count))
-    axes = tuple(normal_axis(a, count, name) for a in (axis if isinstance(axis, tuple) else (axis,)))
-    if len(set(axes)) < len(axes):
-        raise ShapeError(f"{list(axis)} names one axis twice", argument=name)
-    return axes
+@SIZES("the lengths of the axes, a list", "shape([[1, 2, 3], [4, 5, 6]]) is [2, 3]")
+def shape_(x: Tensor):
+    if _runs_later(x):
+        return compute("int32", (len(x.shape),), functools.partial(numerics.shape_or_size, "shape"), x)
+    data = None if None in x.shape else np.array(x.shape, "int64")
+    return Value("int", (len(x.shape),), data, True, True)
 
 
-def widens(shape, target):
-    """Whether a shape broadcasts to another one, as far as the lengths are known."""
-    if len(shape) > len(target):
-        return False
-    return all(a in (1, b) or None in (a, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
+@SIZES("the number of axes", "ndim([[1, 2, 3], [4, 5, 6]]) is 2")
+def ndim(x: Tensor):
+    return literal(len(x.shape))
 
 
-def one_axis(axis, count):
-    if isinstance(axis, tuple):
-        raise FunctionError("'axis' is one integer here, not a list", argument="axis")
-    return normal_axis(axis, count)
+@SIZES("the number of entries", "size([[1, 2, 3], [4, 5, 6]]) is 6")
+def size_(x: Tensor):
+    if _runs_later(x):
+        return compute("int32", (), functools.partial(numerics.shape_or_size, "size"), x)
+    count = size(x.shape)
+    return Value("int", (), None, True) if count is None else literal(count)
 
 
-def reduced(shape, axes, keepdims):
-    if keepdims:
-        return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
-    return tuple(length for axis, length in enumerate(shape) if axis not in axes)
+SHAPE = Group("Shape", bounds=ranges.of_x)
 
 
-def differ(a, b):
-    return a != b and None not in (a, b)
-
-
-# Each rule takes a shape and the arguments of the function of that name, checks them, and gives the result's shape
-# and the arguments, normalised, as NumPy and `keras.ops` take them by position.
-
-
-def _reshape_rule(shape, newshape):
+@SHAPE("the same entries in another shape; -1 for what fits", "reshape([1, 2, 3, 4], [2, -1]) is [[1, 2], [3, 4]]")
+def reshape(x: Tensor, newshape: Integers):
     new = newshape if isinstance(newshape, tuple) else (newshape,)
     free = [place for place, length in enumerate(new) if length == -1]
     if any(length < -1 for length in new) or len(free) > 1:
         raise ShapeError(f"a shape has lengths and at most one -1: {list(new)}", argument="newshape")
-    fixed = math.prod(length for length in new if length != -1)
-    if None in shape:
-        return tuple(None if length == -1 else length for length in new), (new,)
-    size = math.prod(shape)
-    if (size % fixed if free and fixed else size != fixed) or (free and not fixed):
-        raise ShapeError(f"{size} entries of shape {shape} do not fill the shape {list(new)}", argument="newshape")
-    filled = tuple(size // fixed if length == -1 else length for length in new)
-    return filled, (filled,)
+    count = size(x.shape)
+    if count is None:
+        return moved("reshape", x, tuple(None if length == -1 else length for length in new), new)
+    fixed = size([length for length in new if length != -1])
+    if (count % fixed if free and fixed else count != fixed) or (free and not fixed):
+        raise ShapeError(f"{count} entries of shape {x.shape} do not fill the shape {list(new)}", argument="newshape")
+    filled = tuple(count // fixed if length == -1 else length for length in new)
+    return moved("reshape", x, filled, filled)
 
 
-def _ravel_rule(shape):
-    return ((None,), ((-1,),)) if None in shape else ((math.prod(shape),), ((math.prod(shape),),))
+@SHAPE("all entries along one axis", "ravel([[1, 2], [3, 4]]) is [1, 2, 3, 4]")
+def ravel(x: Tensor):
+    return moved("reshape", x, (size(x.shape),), (-1,))
 
 
-def _transpose_rule(shape, axes):
-    if axes is None:
-        order = tuple(reversed(range(len(shape))))
-    else:
-        order = normal_axes(_flat(axes), len(shape), "axes")
-        if len(order) != len(shape):
-            raise ShapeError(f"'axes' names {len(order)} of {len(shape)} axes", argument="axes")
-    return tuple(shape[axis] for axis in order), (order,)
+@SHAPE("the axes reversed, or in the order given", "transpose([[1, 2], [3, 4]]) is [[1, 3], [2, 4]]")
+def transpose(x: Tensor, axes: Pairs = None):
+    count = len(x.shape)
+    order = tuple(reversed(range(count))) if axes is None else normal_axes(_flat(axes), count, "axes")
+    if len(order) != count:
+        raise ShapeError(f"'axes' names {len(order)} of {count} axes", argument="axes")
+    return moved("transpose", x, tuple(x.shape[axis] for axis in order), order)
 
 
 def _flat(axes):
@@ -90,154 +86,181 @@ def _flat(axes):
     return tuple(axes)
 
 
-def _swapaxes_rule(shape, axis1, axis2):
-    a, b = normal_axis(axis1, len(shape), "axis1"), normal_axis(axis2, len(shape), "axis2")
-    order = list(range(len(shape)))
-    order[a], order[b] = b, a
-    return tuple(shape[axis] for axis in order), (a, b)
+@SHAPE("two axes exchanged", "swapaxes([[1, 2, 3]], 0, 1) is [[1], [2], [3]]")
+def swapaxes(x: Tensor, axis1: Integer, axis2: Integer):
+    a, b = normal_axis(axis1, len(x.shape), "axis1"), normal_axis(axis2, len(x.shape), "axis2")
+    new = list(x.shape)
+    new[a], new[b] = new[b], new[a]
+    return moved("swapaxes", x, tuple(new), a, b)
 
 
-def _moveaxis_rule(shape, source, destination):
-    sources, targets = normal_axes(source, len(shape), "source"), normal_axes(destination, len(shape), "destination")
+@SHAPE("axes moved to other places", "shape(moveaxis(zeros([2, 3, 4]), 0, -1)) is [3, 4, 2]")
+def moveaxis(x: Tensor, source: Integers, destination: Integers):
+    count = len(x.shape)
+    sources, targets = normal_axes(source, count, "source"), normal_axes(destination, count, "destination")
     if len(sources) != len(targets):
         raise ShapeError("'source' and 'destination' name as many axes", argument="destination")
-    order = [axis for axis in range(len(shape)) if axis not in sources]
+    order = [axis for axis in range(count) if axis not in sources]
     for target, axis in sorted(zip(targets, sources, strict=True)):
         order.insert(target, axis)
-    return tuple(shape[axis] for axis in order), (sources, targets)
+    return moved("moveaxis", x, tuple(x.shape[axis] for axis in order), sources, targets)
 
 
-def _squeeze_rule(shape, axis):
-    if axis is None:
-        if None in shape:
-            raise UnsupportedError("squeeze() with an unknown length needs 'axis'")
-        axes = tuple(place for place, length in enumerate(shape) if length == 1)
-    else:
-        axes = normal_axes(axis, len(shape))
-    long = next((place for place in axes if shape[place] not in (1, None)), None)
+@SHAPE("without axes of length 1", "squeeze([[1, 2]]) is [1, 2]")
+def squeeze(x: Tensor, axis: Integers = None):
+    if axis is None and None in x.shape:
+        raise UnsupportedError("squeeze() with an unknown length needs 'axis'")
+    ones = tuple(place for place, length in enumerate(x.shape) if length == 1)
+    axes = ones if axis is None else normal_axes(axis, len(x.shape))
+    long = next((place for place in axes if x.shape[place] not in (1, None)), None)
     if long is not None:
-        raise ShapeError(f"axis {long} has length {shape[long]}, not 1", argument="axis")
-    return reduced(shape, axes, False), (axes,)
+        raise ShapeError(f"axis {long} has length {x.shape[long]}, not 1", argument="axis")
+    return moved("squeeze", x, reduced(x.shape, axes), axes)
 
 
-def _expand_rule(shape, axis):
-    count = len(shape) + (len(axis) if isinstance(axis, tuple) else 1)
+@SHAPE("with a new axis of length 1", "expand_dims([1, 2], 0) is [[1, 2]]")
+def expand_dims(x: Tensor, axis: Integers):
+    count = len(x.shape) + (len(axis) if isinstance(axis, tuple) else 1)
     axes = normal_axes(axis, count)
-    lengths = iter(shape)
-    return tuple(1 if place in axes else next(lengths) for place in range(count)), (axes,)
+    lengths = iter(x.shape)
+    return moved("expand_dims", x, tuple(1 if place in axes else next(lengths) for place in range(count)), axes)
 
 
-def _broadcast_rule(old, shape):
-    if not widens(old, shape):
-        raise ShapeError(f"the shape {old} does not broadcast to {shape}", argument="shape")
-    return shape, (shape,)
+@SHAPE("repeated to a shape", "broadcast_to([1, 2], [2, 2]) is [[1, 2], [1, 2]]")
+def broadcast_to(x: Tensor, shape: Lengths):
+    if not widens(x.shape, shape):
+        raise ShapeError(f"the shape {x.shape} does not broadcast to {shape}", argument="shape")
+    return moved("broadcast_to", x, shape, shape)
 
 
-def _repeat_rule(shape, repeats, axis):
-    if axis is None:
-        shape, place = _ravel_rule(shape)[0], 0
-    else:
-        place = one_axis(axis, len(shape))
+def _counts(repeats):
     counts = repeats if isinstance(repeats, tuple) else (repeats,)
     if any(count < 0 for count in counts):
         raise ShapeError("a number of repeats cannot be negative", argument="repeats")
-    length = shape[place]
+    return counts
+
+
+@SHAPE("each entry repeated", "repeat([1, 2], 2) is [1, 1, 2, 2]")
+def repeat(x: Tensor, repeats: Integers, axis: Axis = None):
+    shape, place = ((size(x.shape),), 0) if axis is None else (x.shape, normal_axis(axis, len(x.shape)))
+    counts, length = _counts(repeats), shape[place]
     if len(counts) == 1:
         repeats, total = counts[0], None if length is None else length * counts[0]
     elif length is not None and len(counts) != length:
         raise ShapeError(f"{len(counts)} repeats for {length} entries", argument="repeats")
     else:
         total = sum(counts)
-    return (*shape[:place], total, *shape[place + 1 :]), (repeats, axis if axis is None else place)
+    new = (*shape[:place], total, *shape[place + 1 :])
+    return moved("repeat", x, new, repeats, axis if axis is None else place)
 
 
-def _tile_rule(shape, repeats):
-    counts = repeats if isinstance(repeats, tuple) else (repeats,)
-    if any(count < 0 for count in counts):
-        raise ShapeError("a number of repeats cannot be negative", argument="repeats")
-    width = max(len(shape), len(counts))
-    shape, counts = (1,) * (width - len(shape)) + shape, (1,) * (width - len(counts)) + counts
-    pairs = zip(shape, counts, strict=True)
-    return tuple(None if length is None else length * count for length, count in pairs), (counts,)
+@SHAPE("the whole repeated", "tile([1, 2], 2) is [1, 2, 1, 2]")
+def tile(x: Tensor, repeats: Integers):
+    counts = _counts(repeats)
+    width = max(len(x.shape), len(counts))
+    shape, counts = (1,) * (width - len(x.shape)) + x.shape, (1,) * (width - len(counts)) + counts
+    return moved("tile", x, tuple(size(pair) for pair in zip(shape, counts, strict=True)), counts)
 
 
-def _flip_rule(shape, axis):
-    return shape, (normal_axes(axis, len(shape)),)
+@SHAPE("in reverse order", "flip([1, 2, 3]) is [3, 2, 1]")
+def flip(x: Tensor, axis: Integers = None):
+    return moved("flip", x, x.shape, normal_axes(axis, len(x.shape)))
 
 
-def _roll_rule(shape, shift, axis):
+@SHAPE("shifted around", "roll([1, 2, 3], 1) is [3, 1, 2]")
+def roll(x: Tensor, shift: Integers, axis: Integers = None):
     shifts = shift if isinstance(shift, tuple) else (shift,)
     if axis is None:
         if len(shifts) != 1:
             raise ShapeError("several shifts need as many axes", argument="shift")
-        return shape, (_within(shifts[0], _size(shape)), None)
-    axes = normal_axes(axis, len(shape))
+        return moved("roll", x, x.shape, _within(shifts[0], size(x.shape)), None)
+    axes = normal_axes(axis, len(x.shape))
     if len(shifts) not in (1, len(axes)) or not shifts:
         raise ShapeError(f"{len(shifts)} shifts for {len(axes)} axes", argument="shift")
     if not axes:
-        return shape, (0, None)
-    shifts = shifts * (len(axes) // len(shifts))
-    pairs = zip(shifts, axes, strict=True)
-    return shape, (tuple(_within(amount, shape[place]) for amount, place in pairs), axes)
+        return moved("roll", x, x.shape, 0, None)
+    pairs = zip(shifts * (len(axes) // len(shifts)), axes, strict=True)
+    return moved("roll", x, x.shape, tuple(_within(amount, x.shape[place]) for amount, place in pairs), axes)
 
 
 def _within(shift, length):
-    return shift % length if length else 0 if length == 0 else max(-(2**31), min(shift, 2**31 - 1))
+    return shift % length if length else 0 if length == 0 else _clamped(shift, 2**31)
 
 
-def _size(shape):
-    return None if None in shape else math.prod(shape)
+def _clamped(number, bound):
+    """An integer as the backends take it, large enough that no axis is longer."""
+    return max(-bound, min(number, bound - 1))
 
 
-def _triangle_rule(shape, k):
-    if len(shape) < 2:
-        raise ShapeError(f"a matrix has at least 2 axes, found the shape {shape}", argument="x")
-    rows, columns = (2**30 if length is None else length for length in shape[-2:])
-    return shape, (max(-rows, min(k, columns)),)
+# -- triangles and diagonals -------------------------------------------------------------------------------------------
 
 
-def _clamped(k):
-    return max(-(2**30), min(k, 2**30))
+@SHAPE("zeros above a diagonal", "tril([[1, 2], [3, 4]]) is [[1, 0], [3, 4]]", bounds=ranges.of_x_and_zero)
+def tril(x: Tensor, k: Integer = 0):
+    return _triangle("tril", x, k)
 
 
-def _diagonal_rule(shape, offset, axis1, axis2):
-    if len(shape) < 2:
-        raise ShapeError(f"a matrix has at least 2 axes, found the shape {shape}", argument="x")
-    a, b = normal_axis(axis1, len(shape), "axis1"), normal_axis(axis2, len(shape), "axis2")
+@SHAPE("zeros below a diagonal", "triu([[1, 2], [3, 4]]) is [[1, 2], [0, 4]]", bounds=ranges.of_x_and_zero)
+def triu(x: Tensor, k: Integer = 0):
+    return _triangle("triu", x, k)
+
+
+def _triangle(name, x, k):
+    _need_matrix(x)
+    rows, columns = (2**30 if length is None else length for length in x.shape[-2:])
+    return moved(name, x, x.shape, max(-rows, min(k, columns)))
+
+
+def _need_matrix(x):
+    if len(x.shape) < 2:
+        raise ShapeError(f"a matrix has at least 2 axes, found the shape {x.shape}", argument="x")
+
+
+@SHAPE("the entries of a diagonal", "diagonal([[1, 2], [3, 4]]) is [1, 4]")
+def diagonal(x: Tensor, offset: Integer = 0, axis1: Integer = 0, axis2: Integer = 1):
+    _need_matrix(x)
+    a, b = normal_axis(axis1, len(x.shape), "axis1"), normal_axis(axis2, len(x.shape), "axis2")
     if a == b:
         raise ShapeError("a diagonal needs two different axes", argument="axis2")
-    rows, columns = shape[a], shape[b]
-    length = None
-    if rows is not None and columns is not None:
-        length = max(0, min(rows + min(offset, 0), columns - max(offset, 0)))
-    kept = tuple(shape[axis] for axis in range(len(shape)) if axis not in (a, b))
-    return (*kept, length), (_clamped(offset), a, b)
+    new = (*reduced(x.shape, (a, b)), _diagonal_length(x.shape[a], x.shape[b], offset))
+    return moved("diagonal", x, new, _clamped(offset, 2**30), a, b)
 
 
-def _diag_rule(shape, k):
-    if len(shape) == 2:
-        return _diagonal_rule(shape, k, 0, 1)[0], (_clamped(k),)
-    if len(shape) != 1:
-        raise ShapeError(f"diag() takes a vector or a matrix, found the shape {shape}", argument="x")
-    length = None if shape[0] is None else shape[0] + abs(k)
-    return (length, length), (k,)
+def _diagonal_length(rows, columns, offset):
+    if None in (rows, columns):
+        return None
+    return max(0, min(rows + min(offset, 0), columns - max(offset, 0)))
 
 
-RULES: dict[str, Callable[..., Any]] = {
-    "reshape": _reshape_rule,
-    "ravel": _ravel_rule,
-    "transpose": _transpose_rule,
-    "swapaxes": _swapaxes_rule,
-    "moveaxis": _moveaxis_rule,
-    "squeeze": _squeeze_rule,
-    "expand_dims": _expand_rule,
-    "broadcast_to": _broadcast_rule,
-    "repeat": _repeat_rule,
-    "tile": _tile_rule,
-    "flip": _flip_rule,
-    "roll": _roll_rule,
-    "tril": _triangle_rule,
-    "triu": _triangle_rule,
-    "diagonal": _diagonal_rule,
-    "diag": _diag_rule,
-}
+@SHAPE(
+    "of a vector the matrix, of a matrix the diagonal", "diag([1, 2]) is [[1, 0], [0, 2]]", bounds=ranges.of_x_and_zero
+)
+def diag(x: Tensor, k: Integer = 0):
+    if len(x.shape) not in (1, 2):
+        raise ShapeError(f"diag() takes a vector or a matrix, found the shape {x.shape}", argument="x")
+    if len(x.shape) == 2:
+        return moved("diag", x, (_diagonal_length(*x.shape, k),), _clamped(k, 2**30))
+    length = None if x.shape[0] is None else x.shape[0] + abs(k)
+    return moved("diag", x, (length, length), k)
+
+
+@SHAPE("the sum of a diagonal", "trace([[1, 2], [3, 4]]) is 5", bounds=None)
+def trace(x: Tensor, offset: Integer = 0, axis1: Integer = 0, axis2: Integer = 1):
+    return sum_(diagonal(x, offset, axis1, axis2), axis=-1)
+
+
+def _of_all(result, axis, x=None, xs=None):
+    return ranges.hull(*map(ranges.of, xs if x is None else x))
+
+
+JOINING = Group("Joining", bounds=_of_all)
+
+
+@JOINING("tensors one after the other along an axis", "concatenate([[1, 2], [3, 4]]) is [1, 2, 3, 4]")
+def concatenate(xs: Tensors, axis: Axis = 0):
+    return join("concatenate", xs, axis)
+
+
+@JOINING("tensors side by side along a new axis", "stack([[1, 2], [3, 4]], axis=1) is [[1, 3], [2, 4]]")
+def stack(x: Tensors, axis: Axis = 0):
+    return join("stack", x, axis)

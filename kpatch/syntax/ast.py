@@ -499,6 +499,20 @@ def walk(node):
         stack.extend(reversed(list(children(node))))
 
 
+def mapped(node, change):
+    """The tree with each node, from the leaves up, replaced by what `change` makes of it."""
+    fields = {}
+    for name in node.__match_args__:
+        value = getattr(node, name)
+        if isinstance(value, Node):
+            fields[name] = mapped(value, change)
+        elif type(value) is tuple and name != "span":
+            fields[name] = tuple(mapped(item, change) if isinstance(item, Node) else item for item in value)
+        else:
+            fields[name] = value
+    return change(type(node)(**fields))
+
+
 def _operand(node, power):
     """The node's text, in parentheses if it holds together less tightly than `power`."""
     return str(node) if _power(node) >= power else f"({node})"

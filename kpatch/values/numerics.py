@@ -538,6 +538,9 @@ def _round_to(x, decimals, dtype):
     return where(abs(scaled) < scalar(2.0 ** DIGITS[dtype], dtype), near, x, dtype)
 
 
+# Keras rounds the options of these to float32 on some backends.
+
+
 def gelu(x, dtype, approximate):
     if approximate:
         cubic = x + scalar(0.044715, dtype) * x * x * x
@@ -555,10 +558,6 @@ def elu(x, dtype, alpha):
 
 def leaky_relu(x, dtype, negative_slope):
     return where(x > scalar(0, dtype), x, scalar(negative_slope, dtype) * x, dtype)
-
-
-# Functions whose options Keras rounds to float32 on some backends.
-ACTIVATIONS: dict[str, Callable[..., Any]] = {"gelu": gelu, "elu": elu, "leaky_relu": leaky_relu}
 
 
 def nan_to_num(x, dtype, nan=0.0, posinf=None, neginf=None):
@@ -588,8 +587,6 @@ def move(name, x, options, dtype):
 
     if name in ("squeeze", "expand_dims", "flip") and not options[0]:
         return x  # TensorFlow takes no axes for all axes
-    if name == "ravel":
-        name, options = "reshape", ((-1,),)
     if name == "repeat" and isinstance(options[0], tuple):
         return carried(lambda part: _repeat_each(part, *options), dtype, x)
     return carried(lambda part: getattr(ops, name)(part, *options), dtype, x)

@@ -1,0 +1,174 @@
+"""Functions along one axis that keep the shape: sorting, running sums, softmax."""
+
+import math
+from functools import partial
+
+import numpy as np
+
+from kpatch.functions import ranges
+from kpatch.functions.axes import normal_axis
+from kpatch.functions.operands import as_floats, float_of, need_lengths
+from kpatch.functions.parameters import Axis, Numeric, Tensor
+from kpatch.functions.reductions import by_name, index_bounds, restore_axes, sums, total
+from kpatch.functions.registry import Group
+from kpatch.functions.shapes import ravel
+from kpatch.values.arithmetic import compute, fold
+from kpatch.values.dtypes import RANGES, is_floating
+from kpatch.values.numerics import carried, concatenate, engine, in_float32, recast, scalar, where
+
+ALONG = Group("Along an axis", names=ranges.of_axes)
+
+
+def _line(x, axis):
+    """The operand and the axis to work along; for `None` all entries in one row."""
+    if axis is None or not x.shape:
+        x = ravel(x)
+    return x, 0 if axis is None else normal_axis(axis, len(x.shape))
+
+
+# -- sorting -----------------------------------------------------------------------------------------------------------
+
+
+@ALONG("ascending, nan last", "sort([3.0, nan, 1.0]) is [1, 3, nan]", bounds=ranges.of_x)
+def sort(x: Tensor, axis: Axis = -1):
+    x, axis = _line(x, axis)
+    if x.weak:
+        return fold(x.shape, lambda a: np.sort(a, axis=axis, kind="stable"), x)
+    return compute(x.dtype, x.shape, lambda a: in_rows(lambda rows: _sorted(rows, x.dtype), a, axis), x)
+
+
+def _sorted(x, dtype):
+    """Along the middle of three axes."""
+    import keras
+    from keras import ops
+
+    backend = keras.backend.backend()
+    if backend == "numpy" and dtype != "bfloat16":  # of which ml_dtypes sorts NaN anywhere
+        return np.sort(x, axis=1, kind="stable")
+    if backend == "jax" and dtype != "bool":
+        return ops.sort(x, axis=1)
+    return carried(lambda part: ops.take_along_axis(part, _order(x, dtype), axis=1), dtype, x)
+
+
+@ALONG("the indices that sort; stable, nan last", "argsort([3.0, nan, 1.0]) is [2, 0, 1]", bounds=index_bounds)
+def argsort(x: Tensor, axis: Axis = -1):
+    x, axis = _line(x, axis)
+    if x.weak:
+        return fold(x.shape, lambda a: np.argsort(a, axis=axis, kind="stable"), x, dtype="int")
+    return compute("int32", x.shape, lambda a: order(a, axis, x.dtype), x)
+
+
+def order(x, axis, dtype):
+    """The indices that sort along an axis: stable, NaN last, as int32."""
+    return in_rows(lambda rows: _order(rows, dtype), x, axis)
+
+
+def _order(x, dtype):
+    """Along the middle of three axes."""
+    import keras
+    from keras import ops
+
+    if dtype == "bool":
+        x = ops.cast(x, "int8")
+    elif dtype in ("float16", "bfloat16"):
+        x, dtype = ops.cast(x, "float32"), "float32"
+    backend = keras.backend.backend()
+    if backend == "numpy":
+        return np.argsort(x, axis=1, kind="stable").astype("int32")  # Keras asks for no stable one
+    if backend not in ("jax", "torch") and is_floating(dtype):
+        x = sortable(x, dtype)  # TensorFlow sorts NaN anywhere
+    return ops.cast(ops.argsort(x, axis=1), "int32")
+
+
+def sortable(x, dtype):
+    """Integers in the order of the floats, all NaN equal and last, −0 equal to 0."""
+    from keras import ops
+
+    whole = "int64" if dtype == "float64" else "int32"
+    x = where(x == scalar(0, dtype), scalar(0, dtype), x, dtype)
+    bits = ops.view(x, whole)
+    low, high = RANGES[whole]
+    bits = where(bits < scalar(0, whole), scalar(low, whole) - bits, bits, whole)
+    return where(x == x, bits, scalar(high, whole), whole)
+
+
+# -- running sums and softmax ------------------------------------------------------------------------------------------
+
+
+@ALONG("the sums of all up to each entry", "cumsum([1, 2, 3]) is [1, 3, 6]")
+def cumsum(x: Numeric, axis: Axis = None):
+    return _accumulated("cumsum", x, axis)
+
+
+@ALONG("the products of all up to each entry", "cumprod([1, 2, 3]) is [1, 2, 6]")
+def cumprod(x: Numeric, axis: Axis = None):
+    return _accumulated("cumprod", x, axis)
+
+
+def _accumulated(name, x, axis):
+    x, axis = _line(x, axis)
+    if x.weak:
+        return fold(x.shape, lambda a: getattr(np, name)(a, axis=axis), x)
+    x, dtype, inner = sums(x)
+
+    def run(a):
+        return recast(in_rows(lambda rows: engine(name, inner)(rows, 1), a, axis), dtype)
+
+    return compute(dtype, x.shape, run, x, to=inner)
+
+
+@ALONG("logsumexp of all up to each entry", "logcumsumexp([0, 0, 0]) is about [0, 0.693147, 1.09861]")
+def logcumsumexp(x: Numeric, axis: Axis = None):
+    x, axis = _line(x, axis)
+    if x.weak:
+        return fold(x.shape, lambda a: np.logaddexp.accumulate(a, axis=axis), as_floats(x))
+    if x.shape[axis] is None:
+        need_lengths("logcumsumexp", x)
+    return _in_floats(_logcumsumexp, x, axis)
+
+
+def _logcumsumexp(x, dtype, axis):
+    """By doubling: sums of 1, 2, 4, ... entries. Powers scaled by the largest of all would lose what is far below."""
+
+    def scan(rows):
+        count = 1
+        while count < rows.shape[1]:
+            sums = engine("logaddexp", dtype)(rows[:, count:], rows[:, :-count])
+            rows = concatenate([rows[:, :count], sums], 1, dtype)
+            count *= 2
+        return rows
+
+    return in_rows(scan, x, axis)
+
+
+@ALONG("exp(x), scaled to the sum 1", "softmax([0, 1]) is about [0.268941, 0.731059]")
+def softmax(x: Numeric, axis: Axis = -1):
+    return _in_floats(partial(_softmax, log=False), x, axis)
+
+
+@ALONG("the logarithm of softmax", "log_softmax([0, 1]) is about [-1.31326, -0.313262]")
+def log_softmax(x: Numeric, axis: Axis = -1):
+    return _in_floats(partial(_softmax, log=True), x, axis)
+
+
+def _in_floats(kernel, x, axis):
+    """Of integers in float32; of 16-bit floats computed in float32 and rounded once."""
+    x, axis = _line(x, axis)
+    dtype = float_of(x)
+    return compute(dtype, x.shape, lambda a: in_float32(partial(kernel, axis=axis), dtype, a), x, to=dtype)
+
+
+def _softmax(x, dtype, axis, log):
+    shifted = x - restore_axes(by_name("max", x, (axis,)), (axis,))
+    powers = engine("exp", dtype)(shifted)
+    whole = restore_axes(total(powers, (axis,), dtype), (axis,))
+    return shifted - engine("log", dtype)(whole) if log else powers / whole
+
+
+def in_rows(function, x, axis):
+    """Applies a function that works along the middle of three axes, and keeps the shape."""
+    from keras import ops
+
+    shape = ops.shape(x)
+    rows = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+    return ops.reshape(function(ops.reshape(x, rows)), shape)

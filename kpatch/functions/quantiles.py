@@ -1,0 +1,128 @@
+"""Quantiles, by NumPy's definition."""
+
+import math
+
+import numpy as np
+
+from kpatch.errors import FunctionError, UnsupportedError
+from kpatch.functions.along import sortable
+from kpatch.functions.axes import normal_axes, reduced
+from kpatch.functions.operands import as_floats, float_of, need_lengths
+from kpatch.functions.parameters import Flag, Integers, Method, Numbers, Numeric
+from kpatch.functions.ranks import order_statistics
+from kpatch.functions.reductions import need_entries, restore_axes
+from kpatch.functions.registry import Group
+from kpatch.values import dtypes, numerics
+from kpatch.values.arithmetic import compute, fold
+from kpatch.values.dtypes import NUMPY, RANGES, dtype_name
+from kpatch.values.numerics import as_tensor, is_traced, scalar, where
+
+QUANTILES = Group("Quantiles")
+
+
+@QUANTILES("the middle of the sorted entries", "median([3, 1, 2, 10]) is 2.5")
+def median(x: Numeric, axis: Integers = None, keepdims: Flag = False):
+    return _quantile("median", x, 0.5, axis, "linear", keepdims)
+
+
+@QUANTILES("what a share q is below", "quantile([0, 1, 2, 3, 4], [0.25, 0.5]) is [1, 2]")
+def quantile(x: Numeric, q: Numbers, axis: Integers = None, method: Method = "linear", keepdims: Flag = False):
+    return _quantile("quantile", x, q, axis, method, keepdims)
+
+
+def _quantile(name, x, q, axis, method, keepdims):
+    shares = q if isinstance(q, list) else [q]
+    wrong = next((share for share in shares if not 0 <= share <= 1), None)
+    if wrong is not None:
+        raise FunctionError(f"'q' of quantile() lies between 0 and 1: {wrong}", argument="q")
+    if isinstance(axis, tuple):
+        raise UnsupportedError("quantiles over several axes are not executed yet; reshape first", argument="axis")
+    axes = normal_axes(axis, len(x.shape))
+    need_entries(name, x, axis)
+    need_lengths(name, x)
+    shape = ((len(q),) if isinstance(q, list) else ()) + reduced(x.shape, axes, keepdims)
+    dtypes.check_size(shape, x)
+    if x.weak:
+        return fold(shape, lambda a: np.quantile(a, q, axis=axis, method=method, keepdims=keepdims), as_floats(x))
+    dtype = float_of(x)
+
+    def pick(a, inner):
+        results = _quantiles(a, shares, axes, method, inner)
+        results = results if isinstance(q, list) else results[0]
+        places = [axis + 1 for axis in axes] if isinstance(q, list) else axes
+        return restore_axes(results, places) if keepdims else results
+
+    return compute(dtype, shape, lambda a: numerics.in_float32(pick, dtype, a), x, to=dtype)
+
+
+def _quantiles(x, shares, axes, method, dtype):
+    """The quantiles along a new first axis for the shares; NaN where one entry is."""
+    from keras import ops
+
+    last = math.prod(x.shape[axis] for axis in axes) - 1
+    places = np.array(shares, "float64") * last
+    below = np.minimum(np.floor(places), last).astype("int32")
+    above = np.minimum(below + 1, last)
+    part = places - below
+    if method == "nearest":
+        part = np.round(places) - below
+    elif method != "linear":
+        part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
+    wanted = np.stack([below, above, np.full_like(below, last)])
+    places = np.unique(wanted)
+    at = np.searchsorted(places, wanted).astype("int32")
+    view = _view(x) if len(axes) == len(x.shape) else None
+    if view is not None:
+        low, high, top = order_statistics(view.reshape(-1), places)[at]
+        return as_tensor(_between(low, high, top, part, np.where), dtype)
+    x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
+    x = _placed(x, places, dtype)
+
+    def choose(condition, a, b):
+        return where(as_tensor(condition, "bool") if isinstance(condition, np.ndarray) else condition, a, b, dtype)
+
+    low, high, top = (ops.take(x, row, axis=-1) for row in at)
+    return ops.moveaxis(_between(low, high, top, part, choose, lambda share: as_tensor(share, dtype)), -1, 0)
+
+
+def _between(low, high, top, part, choose, made=lambda share: share):
+    """The numbers a share `part` of the way from `low` to `high`; `top` is NaN where one of the entries is."""
+    near, far = (made(share.astype(NUMPY[dtype_name(low.dtype)])) for share in (part, 1 - part))
+    with np.errstate(all="ignore"):
+        step = high - low
+        result = choose(part < 0.5, low + step * near, high - step * far)
+    result = choose(part == 0, low, choose(part == 1, high, result))
+    result = choose(low == high, low, result)  # equal infinities have no difference
+    return choose(top == top, result, top)
+
+
+def _view(x):
+    """The tensor as an array of NumPy, where its memory is within reach."""
+    from kpatch import writers
+
+    return None if is_traced(x) else writers.current().view(x)
+
+
+def _placed(x, places, dtype):
+    """The entries at some places along the last axis, were it sorted, NaN last.
+
+    The order of −0 and 0 is left open, which allows for faster algorithms than `sort` has.
+    """
+    import keras
+    from keras import ops
+
+    backend = keras.backend.backend()
+    if backend == "numpy":
+        return np.partition(x, places, axis=-1)[..., places]
+    x = ops.sort(x if backend in ("jax", "torch") else sortable(x, dtype), axis=-1)
+    x = ops.take(x, places.astype("int32"), axis=-1)
+    return x if backend in ("jax", "torch") else _from_sortable(x, dtype)
+
+
+def _from_sortable(bits, dtype):
+    """The floats that `sortable` made integers of."""
+    from keras import ops
+
+    whole = "int64" if dtype == "float64" else "int32"
+    bits = where(bits < scalar(0, whole), scalar(RANGES[whole][0], whole) - bits, bits, whole)
+    return ops.view(bits, dtype)
