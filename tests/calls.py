@@ -38,10 +38,10 @@ def before_call(number, action):
         restore()
 
 
-def at_each_call(edit, action, reset):
+def at_each_call(edit, action, reset, step=1):
     """Runs an edit again and again, with an action before its first call, its second, ...; gives after each what call
     that was and the exception that the edit ended in, or `None`."""
-    for number in range(10_000):
+    for number in range(0, 10_000, step):
         reset()
         error = None
         with before_call(number, action) as fired:

@@ -71,6 +71,7 @@ class Lab:
 
     def __init__(self, tmp_path, name):
         self.save, self.patch = KINDS[name]
+        self.step = 3 if name.endswith(".json") else 1  # three files make three times the calls
         self.stem = name.partition(".")[0]
         self.work = tmp_path / "work"
         self.path = self.work / name
@@ -136,7 +137,7 @@ def test_a_file_that_is_replaced_during_an_edit_in_place(lab, journal, monkeypat
     monkeypatch.setattr(editor, "GATHERED", 64)  # several records are on the disk before the end
     refused = []
     for call, error in at_each_call(
-        lambda: checkpoint.apply(lab.path, lab.patch, in_place=True, journal=journal), lab.replace, lab.reset
+        lambda: checkpoint.apply(lab.path, lab.patch, in_place=True, journal=journal), lab.replace, lab.reset, lab.step
     ):
         now, held = lab.bytes(lab.work), lab.bytes(lab.work / "held")
         if error is None:  # the new file was parsed, or the edit was done before
@@ -161,7 +162,7 @@ def test_a_file_that_is_replaced_during_an_edit_in_place(lab, journal, monkeypat
 def test_a_file_that_changes_while_a_copy_is_edited(tmp_path, name, change):
     lab, refused = Lab(tmp_path, name), 0
     edit, change = lambda: checkpoint.apply(lab.path, lab.patch, lab.out, journal=True), getattr(lab, change)
-    for call, error in at_each_call(edit, change, lab.reset):
+    for call, error in at_each_call(edit, change, lab.reset, lab.step):
         assert lab.bytes(lab.work) == lab.bytes(lab.other), call
         made = sorted(name for name in os.listdir(lab.work) if name.startswith("out"))
         if error is None:
@@ -197,7 +198,7 @@ def test_a_file_that_is_replaced_during_undo(lab):
         checkpoint.apply(lab.path, lab.patch, in_place=True, journal=True)
 
     refused = 0
-    for call, error in at_each_call(lambda: checkpoint.undo(lab.path), lab.replace, reset):
+    for call, error in at_each_call(lambda: checkpoint.undo(lab.path), lab.replace, reset, lab.step):
         now, held = lab.bytes(lab.work), lab.bytes(lab.work / "held")
         assert now == lab.bytes(lab.other), call
         if error is None:
