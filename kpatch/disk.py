@@ -55,8 +55,10 @@ class Source:
 
     def edited(self, descriptor: int) -> None:
         """Takes the present state for the one that was parsed: this process has edited the file."""
-        before, self._state = self._state, _state(os.fstat(descriptor))
-        if before is not None and before != self._state:
+        before = self._state
+        with contextlib.suppress(OSError):  # the edit is done, whatever happens here
+            self._state = _state(os.fstat(descriptor))
+        if before is not None and self._state is not None and before != self._state:
             _edits[before] = self._state
         while len(_edits) > MAX_EDITS:
             del _edits[next(iter(_edits))]
@@ -140,6 +142,12 @@ def write_all(descriptor: int, data: Any, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
+
+
+def close(descriptor: int) -> None:
+    """Closes a file of which all that counts is on the disk already, so that a failure says nothing of the edit."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def dress(path: Path, like: os.stat_result, mask: int = 0o7777) -> None:

@@ -21,7 +21,7 @@ def before_call(number, action):
 
     def wrapped(call):
         def counted(*args, **kwargs):
-            if left[0] == 0:
+            if left[0] == 0 and not fired:
                 restore()
                 fired.append(call.__name__)
                 action()

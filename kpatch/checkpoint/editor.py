@@ -14,7 +14,7 @@ import numpy as np
 from kpatch.checkpoint import journal
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
-from kpatch.disk import failing, lock, write_all
+from kpatch.disk import close, failing, lock, write_all
 from kpatch.errors import FileError, reason
 from kpatch.outputs import check, written
 
@@ -51,7 +51,7 @@ class Editor:
         with contextlib.ExitStack() as stack:
             for known, path in self.paths.items():
                 self._descriptors[known] = descriptor = os.open(path, os.O_RDWR)
-                stack.callback(os.close, descriptor)
+                stack.callback(close, descriptor)
                 if path == known.real:
                     known.check(descriptor)
                     known.check()

@@ -29,7 +29,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from kpatch.disk import dress, failing, lock, sync, write_all
+from kpatch.disk import close, dress, failing, lock, sync, write_all
 from kpatch.errors import FileError, UndoError
 from kpatch.outputs import Output, begins
 
@@ -137,7 +137,7 @@ class Journal:
         self.drop()
 
     def close(self):
-        os.close(self._descriptor)
+        close(self._descriptor)
 
 
 def _end(at):
@@ -228,12 +228,16 @@ def _header(file):
         raise ValueError("its header is damaged")
     try:
         files = [File(**each) for each in json.loads(text)]
-        good = files and all(Path(each.name).name == each.name and each.size + each.inode >= 0 for each in files)
+        good = files and all(_is_name(each.name) and each.size + each.inode >= 0 for each in files)
     except (ValueError, TypeError, RecursionError):
         good = False
     if not good:
         raise ValueError("its header does not say which files it is of")
     return files
+
+
+def _is_name(name):
+    return Path(name).name == name and name not in ("", "..")
 
 
 def _record(file, files, size):
@@ -306,7 +310,7 @@ def _descriptor(stack, journal, path, each):
     except FileNotFoundError:
         state = None
     else:
-        stack.callback(os.close, descriptor)
+        stack.callback(close, descriptor)
         state = os.fstat(descriptor)
     if state is None or (state.st_size, state.st_ino) != (each.size, each.inode):
         message = f"'{journal}' is of an edit that was cut off, and '{name}' has been replaced since"
