@@ -12,6 +12,7 @@ from typing import Any
 from kpatch.errors import BindingError, FileError, PatchError, reason
 from kpatch.syntax import is_name, nearest, parse
 
+_FILE = re.compile(r"(.*?\.(keras|npy|npz|safetensors))(?::(.*))?", re.DOTALL)  # path, kind, and maybe a key
 FORMS = "name=3, name=[1, 2], name=@file.npy, name=@file.safetensors:key or name=@model.keras"
 
 
@@ -43,6 +44,12 @@ def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, An
     return found
 
 
+def paths(texts: Iterable[str]) -> list[str]:
+    """The files that bindings are read from."""
+    values = [text.partition("=")[2].strip() for text in texts]
+    return [match[1] for value in values if value.startswith("@") and (match := _FILE.fullmatch(value[1:]))]
+
+
 def _literal(name: str, text: str) -> Any:
     """A number, a boolean or a list, by the language's own rules."""
     from kpatch.evaluate import Scope, evaluate
@@ -66,7 +73,7 @@ def _no_variables(node: Any, target: Any) -> Any:
 
 def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
     """What `path` or `path:key` holds."""
-    match = re.fullmatch(r"(.*?\.(keras|npy|npz|safetensors))(?::(.*))?", text, re.DOTALL)
+    match = _FILE.fullmatch(text)
     if match is None:
         raise BindingError(f"cannot read '@{text}' for '{name}'; a file ends in .npy, .npz, .safetensors or .keras")
     path, kind, key = match[1], match[2], match[3]

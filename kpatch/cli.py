@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kpatch import files, linting, sources
-from kpatch.errors import PatchError
+from kpatch import disk, files, linting, outputs, sources
+from kpatch.errors import FileError, PatchError
 from kpatch.syntax import Patch, ast, parse
 
 EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
@@ -52,6 +52,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 @click.argument("patch", required=False)
 @click.option("-e", "--edit", "edits", multiple=True, metavar="EDIT", help="Statements; repeatable, after PATCH's.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.keras", help="Where the result goes.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.keras if it exists.")
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--journal", is_flag=True, help="Keep the old bytes beside the result, for 'kpatch undo'.")
@@ -62,6 +63,7 @@ def apply(
     patch: str | None,
     edits: tuple[str, ...],
     output: Path | None,
+    overwrite: bool,
     in_place: bool,
     dry_run: bool,
     journal: bool,
@@ -75,7 +77,7 @@ def apply(
 
     The patch is the statements in the file PATCH (- is standard input), and then those of each -e.
     The result is written to a file aside, which then takes the place of OUT.keras; if anything is wrong, nothing is
-    written.
+    written. OUT.keras is never a file that the command reads, and if it exists it needs --overwrite.
 
     VALUE is a number, a list, or @ and a file: @v.npy, @w.safetensors:KEY, @arrays.npz:KEY, or @donor.keras for a
     model, whose variables are then $NAME.dense_1.kernel, or $NAME._ at the target's own place.
@@ -90,6 +92,8 @@ def apply(
     """
     if output is not None and in_place:
         raise click.UsageError("-o and --in-place exclude each other.")
+    if overwrite and output is None:
+        raise click.UsageError("--overwrite says that -o may replace a file: give -o OUT.keras.")
     if output is None and not in_place and not dry_run:
         raise click.UsageError("Say where the result goes: -o OUT.keras or --in-place; or --dry-run to see the plan.")
     if patch is None and not edits:
@@ -97,16 +101,28 @@ def apply(
     sources = ([_read(patch)] if patch is not None else []) + [(f"-e {text!r}", text) for text in edits]
     try:
         parsed = parse("\n".join(text for _, text in sources))
-        if not _apply_to_file(model, parsed, output, dry_run, binds, expect, journal, patch):
-            _apply(model, parsed, output, in_place, dry_run, binds, expect)
+        if output is not None:
+            _check_output(output, model, patch, binds, overwrite)
+        if not _apply_to_file(model, parsed, output, overwrite, dry_run, binds, expect, journal, patch):
+            _apply(model, parsed, output, overwrite, dry_run, binds, expect, journal)
     except PatchError as error:
         raise _with_origins(error, sources) from None
+
+
+def _check_output(output: Path, model: Path, patch: str | None, binds: tuple[str, ...], overwrite: bool) -> None:
+    """Before any work is done: the output is none of the files that the command reads."""
+    from kpatch import arguments
+    from kpatch.checkpoint import edits
+
+    read = [*([] if patch in (None, "-") else [patch]), *arguments.paths(binds)]
+    edits.check_output(output, model, dict.fromkeys(read, outputs.READ), overwrite)
 
 
 def _apply_to_file(
     path: Path,
     patch: Patch,
     output: Path | None,
+    overwrite: bool,
     dry_run: bool,
     binds: tuple[str, ...],
     expect: int | None,
@@ -117,8 +133,6 @@ def _apply_to_file(
     from kpatch import arguments, checkpoint
     from kpatch.checkpoint import commands
 
-    if output is not None and path.suffix == ".keras":
-        files.check_output(output, path)
     opened = commands.opened(path)
     if opened is None:
         return False
@@ -129,7 +143,14 @@ def _apply_to_file(
         return True
     with _status(f"editing {path}"):
         applied = checkpoint.apply(
-            opened, patch, output, in_place=output is None, journal=journal, expect=expect, **given
+            opened,
+            patch,
+            output,
+            in_place=output is None,
+            journal=journal,
+            overwrite=overwrite,
+            expect=expect,
+            **given,
         )
     _print(applied)
     _note(opened)
@@ -142,7 +163,7 @@ def _donor(path: str) -> Any:
     from kpatch.checkpoint import commands
 
     opened = commands.opened(Path(path))
-    return _load(Path(path)) if opened is None else opened
+    return _load(Path(path)).model if opened is None else opened
 
 
 def _note(opened: Any) -> None:
@@ -154,25 +175,41 @@ def _apply(
     path: Path,
     patch: Patch,
     output: Path | None,
-    in_place: bool,
+    overwrite: bool,
     dry_run: bool,
     binds: tuple[str, ...],
     expect: int | None,
+    journal: bool,
 ) -> None:
+    """Loads the model, and saves it again."""
     from kpatch import arguments
 
-    model = _load(path, with_training_state=in_place and not dry_run)
+    if journal:
+        raise FileError(f"the weights in '{path}' are compressed, so an edit of it has no journal; leave --journal out")
+    loaded = _load(path, with_training_state=output is None and not dry_run)
     import kpatch
 
-    bindings = arguments.read(binds, lambda donor: _load(Path(donor)))
+    given: list[files.Loaded] = []
+
+    def donor(name: str) -> Any:
+        given.append(_load(Path(name)))
+        return given[-1].model
+
+    bindings = arguments.read(binds, donor)
     if dry_run:
-        _print(kpatch.plan(model, patch, expect=expect, **bindings))
+        _print(kpatch.plan(loaded.model, patch, expect=expect, **bindings))
         return
     with _status("applying the patch"):
-        applied = kpatch.apply(model, patch, expect=expect, **bindings)
+        applied = kpatch.apply(loaded.model, patch, expect=expect, **bindings)
     target = path if output is None else output
+    sources = [each.source for each in (loaded, *given)]
     with _status(f"saving {target}"):
-        files.save(model, target)
+        if output is None:
+            with disk.failing(f"cannot write '{path}'"), disk.lock(loaded.source.real):
+                files.save(loaded.model, outputs.Output(path, overwrite=True), {}, sources)
+        else:
+            inputs = {**dict.fromkeys(sources, outputs.READ), loaded.source: outputs.MODEL}
+            files.save(loaded.model, outputs.Output(output, overwrite=overwrite), inputs, sources)
     _print(applied)
     click.echo(f"wrote {target}")
 
@@ -196,7 +233,7 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
       kpatch check src/ --model digits.keras
       kpatch check . --format github
     """
-    report = linting.check(paths, None if model is None else _load(model))
+    report = linting.check(paths, None if model is None else _load(model).model)
     linting.show(report, form)
     if report.findings:
         sys.exit(1)
@@ -252,7 +289,8 @@ def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: b
     """Makes the patch that leads from OLD to NEW.
 
     Few entries are written out, a block that takes one value is a slice, and what differs throughout goes to a
-    .safetensors beside the patch, where 'kpatch apply' finds it.
+    .safetensors beside the patch, where 'kpatch apply' finds it. OUT.kpatch, its .safetensors and OUT.html are new
+    files, or files that 'kpatch diff' wrote.
 
     \b
     Examples:
@@ -262,15 +300,14 @@ def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: b
     """
     from kpatch.checkpoint import commands
 
+    commands.check_outputs(output, html, old, new)
     found = commands.difference(old, new, tolerance)
-    if html is not None:
-        commands.write_map(html, found, f"{old} → {new}")
+    written = commands.write(found, output, html, f"{old} → {new}")
     if summary:
         _print(found)
-    if output is not None:
-        for written in found.save(output):
-            click.echo(f"wrote {written}")
-    elif not summary:
+    for path in written:
+        click.echo(f"wrote {path}")
+    if output is None and not summary:
         click.echo(found.text, nl=False)
         if found.bindings:
             click.echo(f"note: {', '.join(f'${name}' for name in found.bindings)}: -o keeps the values too", err=True)
@@ -278,18 +315,23 @@ def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: b
 
 @main.command()
 @MODEL
-def undo(model: Path) -> None:
+@click.option("--discard", is_flag=True, help="Remove the journal, and leave MODEL as it is.")
+def undo(model: Path, discard: bool) -> None:
     """Takes back the latest edit of MODEL that was made with --journal.
+
+    With --discard the journal is removed instead: that of an edit that was cut off and cannot be put back, since the
+    journal is damaged or MODEL was replaced, or else that of the latest edit.
 
     \b
     Examples:
       kpatch apply digits.keras -e 'head.bias = 0' --in-place --journal
       kpatch undo digits.keras
+      kpatch undo --discard digits.keras
     """
     from kpatch import checkpoint
 
-    checkpoint.undo(model)
-    click.echo(f"restored {model}")
+    checkpoint.undo(model, discard=discard)
+    click.echo(f"removed the journal of {model}, which is as it was" if discard else f"restored {model}")
 
 
 def _parse_selector(text: str) -> ast.Selector:
@@ -309,7 +351,7 @@ def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
     from kpatch.checkpoint import commands
     from kpatch.checkpoint.loaded import Loaded
 
-    return commands.selected(Loaded(_load(path)), selector)
+    return commands.selected(Loaded(_load(path).model), selector)
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -317,15 +359,13 @@ def _read(name: str) -> tuple[str, str]:
     return ("standard input" if name == "-" else name), sources.decode(sources.read(name), name)
 
 
-def _load(path: Path, *, with_training_state: bool = False) -> Any:
+def _load(path: Path, *, with_training_state: bool = False) -> files.Loaded:
     with _status(f"loading {path}"):
         _choose_backend()
-        from kpatch import files
-
-        model, warnings = files.load(path, with_training_state=with_training_state)
-    for warning in warnings:
+        loaded = files.load(path, with_training_state=with_training_state)
+    for warning in loaded.warnings:
         Console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    return model
+    return loaded
 
 
 def _choose_backend() -> None:

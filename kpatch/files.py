@@ -3,26 +3,27 @@
 import json
 import os
 import re
-import shutil
-import stat
-import tempfile
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kpatch.disk import Source
 from kpatch.errors import FileError, reason
+from kpatch.outputs import Inputs, Output, written
 
 SHOWN = 300  # characters of a message of Keras's that are shown
 WEIGHTS = ("model.weights.h5", "model.weights.npz")
 
 
 class Loaded(NamedTuple):
-    """A model from a file, and what Keras warned of on the way."""
+    """A model from a file, what Keras warned of on the way, and the file."""
 
     model: Any
     warnings: tuple[str, ...]
+    source: Source
 
 
 def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> Loaded:
@@ -39,12 +40,14 @@ def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> 
         FileError: the file is missing, no Keras model, damaged, or needs code that is not there.
     """
     path = Path(path)
-    saved_by = _saved_by(path)
+    source = Source(path)
+    saved_by = _saved_by(source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         model, lost = _load(path, saved_by, with_training_state)
+    source.check()
     said = (_short(item.message) for item in caught if item.category is UserWarning)
-    return Loaded(model, tuple(dict.fromkeys((*lost, *said))))
+    return Loaded(model, tuple(dict.fromkeys((*lost, *said))), source)
 
 
 def _load(path: Path, saved_by: str, with_training_state: bool) -> tuple[Any, list[str]]:
@@ -63,10 +66,11 @@ def _load(path: Path, saved_by: str, with_training_state: bool) -> tuple[Any, li
         return model, [f"{failed.message.partition(': ')[2]}; the model was loaded without its training state"]
 
 
-def _saved_by(path: Path) -> str:
+def _saved_by(source: Source) -> str:
     """The version of Keras that wrote the file, once it is clear that Keras did."""
+    path = source.path
     try:
-        with zipfile.ZipFile(path) as archive:
+        with source.parsed() as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if "config.json" not in names or not any(name in names for name in WEIGHTS):
                 raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its weights")
@@ -119,53 +123,19 @@ def _short(error: Any) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-def check_output(output: str | os.PathLike[str], model: str | os.PathLike[str]) -> None:
-    """Raises a `FileError` where a model could not be saved to `output`, or would overwrite the file it came from."""
-    output = Path(output)
-    if output.suffix != ".keras":
-        raise FileError(f"'{output}' does not end in .keras")
-    if output.is_dir():
-        raise FileError(f"'{output}' is a directory")
-    if not output.parent.is_dir():
-        raise FileError(f"'{output.parent}' is no directory")
-    if output.exists() and os.path.exists(model) and os.path.samefile(output, model):
-        raise FileError(f"'{output}' is the model itself; --in-place says that it may be overwritten")
+def save(model: Any, output: Output, inputs: Inputs, unchanged: Iterable[Source]) -> None:
+    """Saves a model: to a file aside, which takes the place of the output once it is whole and on the disk.
 
-
-def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a model: to a file aside, which takes the place of `path` once it is whole and on the disk.
-
-    A file that stood there before keeps its permissions; where `path` is a symbolic link, the file it points to is
-    replaced.
+    Args:
+        model: the Keras model.
+        output, inputs, unchanged: as `outputs.written` takes them.
 
     Raises:
-        FileError: the model could not be saved; `path` is as it was.
+        FileError: the model could not be saved; the output is as it was.
     """
-    path = Path(os.path.realpath(path))
-    aside = None
-    try:
-        aside = Path(tempfile.mkdtemp(prefix=".kpatch-", dir=path.parent))
-        written = aside / "model.keras"
-        model.save(written)
-        if path.exists():
-            written.chmod(stat.S_IMODE(path.stat().st_mode))
-        sync(written)
-        os.replace(written, path)
-        sync(path.parent)
-    except Exception as error:
-        said = reason(error) if isinstance(error, OSError) else _short(error)
-        raise FileError(f"cannot save '{path}': {said}") from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Waits until the file, or the directory's list of names, is on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # only POSIX systems open directories
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with written([output], inputs, unchanged) as [file]:
+        try:
+            model.save(file)
+        except Exception as error:
+            said = reason(error) if isinstance(error, OSError) else _short(error)
+            raise FileError(f"cannot write '{output.path}': {said}") from error

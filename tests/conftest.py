@@ -16,6 +16,11 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import hypothesis
 import pytest
 
+import kpatch
+
+# The processes that tests start run the kpatch that is tested, whichever is installed.
+os.environ["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(kpatch.__file__)))
+
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -190,7 +190,7 @@ def test_values_and_checkpoints_are_handed_in(saved):
     with pytest.raises(BindingError, match=r"^'more' is not used"):
         checkpoint.plan(saved, "dense_1.bias = 0", more=checkpoint.open(donor))
     with pytest.raises(ResolutionError, match=r"^the patch matches 1 variable, not 2\n"):
-        checkpoint.apply(saved, "dense_1.bias = 0", out, expect=2)
+        checkpoint.apply(saved, "dense_1.bias = 0", out, overwrite=True, expect=2)
 
 
 def test_a_donor_that_is_the_file_itself_keeps_its_values(saved):
@@ -280,7 +280,7 @@ def test_permissions_and_links(saved):
     out.chmod(0o604)
     to = saved.with_name("to.keras")
     to.symlink_to(out)
-    checkpoint.apply(link, "dense_1.bias = 8", to)
+    checkpoint.apply(link, "dense_1.bias = 8", to, overwrite=True)
     assert (to.is_symlink(), out.stat().st_mode & 0o777, saved.stat().st_mode & 0o777) == (True, 0o604, 0o640)
     assert checkpoint.open(out)["dense_1.bias"].tolist() == [8, 8, 8]
 
@@ -336,8 +336,8 @@ def test_the_checksum_follows_replacements_in_any_order(length, random):
 def test_a_journal_of_another_file_is_not_played_back(saved):
     from kpatch.checkpoint import journal
 
-    log = journal.Journal(journal.begun(saved), [saved], durable=True)
-    log.add([(saved, 10, saved.read_bytes()[10:20], b"x" * 10)])
+    log = journal.Journal(journal.begun(saved), [(saved.name, saved.stat())], durable=True)
+    log.add([(0, 10, saved.read_bytes()[10:20], b"x" * 10)])
     log.close()
     data = saved.read_bytes()
     saved.unlink()
@@ -346,7 +346,8 @@ def test_a_journal_of_another_file_is_not_played_back(saved):
         checkpoint.open(saved)
     assert str(info.value) == (
         f"'{journal.begun(saved)}' is of an edit that was cut off, and '{saved}' has been replaced since\n"
-        "  if the file is as you want it, delete the journal"
+        "  if the file is as you want it: "
+        f"'kpatch undo --discard {saved}' removes the journal, and leaves the file as it is"
     )
 
 

@@ -245,18 +245,15 @@ def test_a_full_disk(weights, monkeypatch, call):
 
 
 def test_a_disk_that_is_full_in_the_middle_of_an_edit_in_place(weights, monkeypatch):
-    from kpatch.checkpoint import journal
+    from kpatch.checkpoint import editor
 
     written, data = [], weights.read_bytes()
 
     def full(descriptor, block, offset):
-        if written:
-            raise OSError(28, "No space left on device")
         written.append(os.pwrite(descriptor, bytes(block)[:5], offset))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal, "write_all", full)
-    monkeypatch.setattr(journal, "roll_back", lambda path: monkeypatch.undo() or journal.roll_back(path))
+    monkeypatch.setattr(editor, "write_all", full)
     with pytest.raises(FileError, match=r"no space left on device$"):
         checkpoint.apply(weights, "**[...] = 0", in_place=True)
     assert written
@@ -265,10 +262,10 @@ def test_a_disk_that_is_full_in_the_middle_of_an_edit_in_place(weights, monkeypa
 
 def test_outputs_that_cannot_be(saved):
     for name, message in {
-        "out.h5": "'{out}' does not end in .keras, .weights.h5, .weights.json or .safetensors",
+        "out.h5": "'{out}' does not end in .keras",
         "out.safetensors": "'{out}' does not end in .keras",
         "none/out.keras": "'{parent}' is no directory",
-        "model.keras": "'{out}' is the file itself; in_place=True says that it may be edited",
+        "model.keras": "'{out}' is the model itself; in_place=True (--in-place) edits it where it is",
     }.items():
         out = saved.parent / name
         with pytest.raises(FileError) as info:
@@ -286,9 +283,9 @@ def test_a_file_that_is_read_only(saved):
 
 
 def test_two_edits_at_a_time(weights):
-    from kpatch.checkpoint import journal
+    from kpatch import disk
 
-    with journal.lock(weights), pytest.raises(FileError) as info:
+    with disk.lock(weights), pytest.raises(FileError) as info:
         checkpoint.apply(weights, "**[...] = 0", in_place=True)
     assert str(info.value) == f"'{weights}' is being edited by another process"
 
@@ -301,7 +298,7 @@ from kpatch import checkpoint
 checkpoint.apply(sys.argv[1], '**."0"[0] = 1', sys.argv[2])  # everything is imported
 held = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + 48 * 2**20,) * 2)
-checkpoint.apply(sys.argv[1], sys.argv[3], sys.argv[2])
+checkpoint.apply(sys.argv[1], sys.argv[3], sys.argv[2], overwrite=True)
 checkpoint.diff(sys.argv[1], sys.argv[2])
 """
 

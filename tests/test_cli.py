@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kpatch import cli, files
+from kpatch import cli, files, outputs
+from kpatch.checkpoint import edits
 from kpatch.errors import FileError
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
@@ -125,7 +126,7 @@ def test_output_that_is_the_model_is_refused(run, model, same):
     result = run("apply", model, "-e", "head.bias = 7", "-o", same)
     assert result.exit_code == 1
     path = str(Path(same))
-    expected = f"kpatch.FileError: '{path}' is the model itself; --in-place says that it may be overwritten\n"
+    expected = f"kpatch.FileError: '{path}' is the model itself; in_place=True (--in-place) edits it where it is\n"
     assert result.stderr == expected
     assert model.read_bytes() == data
 
@@ -537,8 +538,8 @@ def test_a_failed_save_leaves_the_file_and_nothing_beside_it(model, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FileError) as info:
-        files.save(loaded, model)
-    assert str(info.value) == f"cannot save '{model}': no space left on device"
+        files.save(loaded, outputs.Output(model, overwrite=True), {}, [])
+    assert str(info.value) == f"cannot write '{model}': no space left on device"
     assert (model.read_bytes(), os.listdir(model.parent)) == (data, names)
 
 
@@ -552,7 +553,7 @@ def test_outputs_that_cannot_be(tmp_path, monkeypatch):
     }
     for output, message in messages.items():
         with pytest.raises(FileError) as info:
-            files.check_output(output, "model.keras")
+            edits.check_output(output, "model.keras", {}, overwrite=False)
         assert str(info.value) == message.replace("/", os.sep)
 
 
@@ -569,9 +570,9 @@ def test_without_any_configuration(tmp_path):
     shutil.copy(DIGITS, tmp_path / "digits.keras")
     script = [sys.executable, "-c", "from kpatch.cli import main; main()"]
     command = [*script, "apply", "digits.keras", "-e", "conv1.kernel[..., 3] = 0", "-o", "patched.keras"]
-    for _ in range(2):
+    for arguments in (command, [*command, "--overwrite"]):
         ran = subprocess.run(
-            command, cwd=tmp_path, env=_environment(KERAS_HOME=str(tmp_path / "home")), capture_output=True, text=True
+            arguments, cwd=tmp_path, env=_environment(KERAS_HOME=str(tmp_path / "home")), capture_output=True, text=True
         )
         assert ran.returncode == 0, ran.stderr
         assert "conv1.kernel[..., 3] = 0" in ran.stdout

@@ -4,11 +4,11 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from kpatch.errors import FileError, reason
+from kpatch.errors import FileError
 
 WEIGHTS = "model.weights.h5"
 LARGEST_CONFIG = 2**26  # bytes of a config.json
@@ -33,15 +33,18 @@ class Entry:
     fields: tuple
 
 
-def read(path):
+def read(path, file):
     """The text of an archive's config.json, and the `Entry` of its weights.
+
+    Args:
+        path: the archive, as errors show it.
+        file: the same, open.
 
     Raises:
         FileError: it is damaged or dangerous, or its weights are not stored as they are.
     """
-    path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             _check_names(path, infos)
             known = {info.filename: info for info in infos}
@@ -52,13 +55,11 @@ def read(path):
                     f"'{path}' is refused: its config.json would unpack to more than {LARGEST_CONFIG} bytes"
                 )
             config = archive.read("config.json").decode("utf-8")
-            entry = _entry(path, archive, known[WEIGHTS], infos)
+            entry = _entry(path, file, archive.start_dir, known[WEIGHTS], infos)
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise FileError(f"'{path}' is damaged: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise FileError(f"cannot read '{path}': {reason(error)}") from error
     if entry.length <= VERIFIED:
-        _verify(path, entry)
+        _verify(path, file, entry)
     return config, entry
 
 
@@ -84,36 +85,35 @@ def _check_names(path, infos):
         raise FileError(f"'{path}' is refused: it holds two entries of one name")
 
 
-def _entry(path, archive, info, infos):
+def _entry(path, file, directory, info, infos):
+    """The `Entry` of the weights in an open archive, whose directory begins at an offset."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
         raise FileError(
             f"the weights in '{path}' are compressed or encrypted, so they cannot be edited where they are",
             notes=["Keras stores them plain: load the model and save it again"],
         )
-    directory = archive.start_dir
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(30)
-        if header[:4] != _LOCAL:
-            raise FileError(f"'{path}' is damaged: the header of {WEIGHTS} is not where the archive says")
-        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-        end = start + info.file_size
-        if end > directory:
-            raise FileError(f"'{path}' is damaged: {WEIGHTS} would reach beyond its place")
-        fields = [_in_directory(file, directory, infos, info)]
-        if info.flag_bits & 8:  # the checksum follows the bytes, with or without a signature before it
-            file.seek(end)
-            fields.append(end + 4 * (file.read(4) == _DESCRIPTOR))
-        else:
-            fields.append(info.header_offset + 14)
-        for place in fields:
-            file.seek(place)
-            if file.read(4) != struct.pack("<I", info.CRC):
-                raise FileError(f"'{path}' is damaged: it gives two checksums for {WEIGHTS}")
+    file.seek(info.header_offset)
+    header = file.read(30)
+    if header[:4] != _LOCAL:
+        raise FileError(f"'{path}' is damaged: the header of {WEIGHTS} is not where the archive says")
+    start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+    end = start + info.file_size
+    if end > directory:
+        raise FileError(f"'{path}' is damaged: {WEIGHTS} would reach beyond its place")
+    fields = [_in_directory(path, file, directory, infos, info)]
+    if info.flag_bits & 8:  # the checksum follows the bytes, with or without a signature before it
+        file.seek(end)
+        fields.append(end + 4 * (file.read(4) == _DESCRIPTOR))
+    else:
+        fields.append(info.header_offset + 14)
+    for place in fields:
+        file.seek(place)
+        if file.read(4) != struct.pack("<I", info.CRC):
+            raise FileError(f"'{path}' is damaged: it gives two checksums for {WEIGHTS}")
     return Entry(start, info.file_size, info.CRC, tuple(fields))
 
 
-def _in_directory(file, at, infos, wanted):
+def _in_directory(path, file, at, infos, wanted):
     """Where the archive's directory has the checksum of an entry."""
     for info in infos:
         file.seek(at)
@@ -123,14 +123,13 @@ def _in_directory(file, at, infos, wanted):
         if info is wanted:
             return at + 16
         at += 46 + sum(struct.unpack("<HHH", header[28:34]))
-    raise FileError(f"'{file.name}' is damaged: its directory does not list {WEIGHTS}")
+    raise FileError(f"'{path}' is damaged: its directory does not list {WEIGHTS}")
 
 
-def _verify(path, entry):
-    with path.open("rb") as file:
-        file.seek(entry.start)
-        if zlib.crc32(file.read(entry.length)) != entry.crc:
-            raise FileError(f"'{path}' is damaged: the checksum of {WEIGHTS} is wrong")
+def _verify(path, file, entry):
+    file.seek(entry.start)
+    if zlib.crc32(file.read(entry.length)) != entry.crc:
+        raise FileError(f"'{path}' is damaged: the checksum of {WEIGHTS} is wrong")
 
 
 class Checksum:

@@ -3,12 +3,12 @@
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from kpatch.disk import Source
 from kpatch.errors import FileError
 from kpatch.values.dtypes import NUMPY
 
@@ -24,20 +24,24 @@ class Array:
 
     Attributes:
         keys: its chain of names in the file.
-        file: the file's path.
+        file: the `Source` that it is in.
         offset: of its first byte, or `None` where its bytes are not in a row as they are.
         shape, dtype: of the array; the dtype by its name.
         refusal: why it cannot be edited, or `None`.
-        reader: gives the array where `offset` is `None`.
+        reader: gives the array of an open file where `offset` is `None`.
     """
 
     keys: tuple
-    file: Path
+    file: Source
     offset: int | None
     shape: tuple
     dtype: str
     refusal: str | None = None
     reader: Any = field(default=None, repr=False)
+
+    @property
+    def sources(self):
+        return [self.file]
 
     @property
     def name(self):
@@ -60,16 +64,16 @@ class Array:
         return self.size * self.numpy.itemsize
 
     def view(self, file=None):
-        """The array, read as its entries are looked at; from another file of the same layout where one is given."""
-        if self.offset is None:
-            return self.reader()
-        if not self.size:
+        """The array, read as its entries are looked at; from another open file of the same layout if one is given."""
+        if self.offset is not None and not self.size:
             return np.empty(self.shape, self.numpy)
         try:
-            mapped = np.memmap(file or self.file, self.numpy, "r", self.offset, self.shape)
+            with file or self.file.open() as opened:
+                if self.offset is None:
+                    return self.reader(opened)
+                return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
         except (OSError, ValueError) as error:
             raise FileError(f"cannot read '{self.file}': {error}") from error
-        return mapped.view(np.ndarray)
 
     def blocks(self):
         """The array's entries in a row, a block at a time, each with the number of its first entry."""
@@ -77,13 +81,14 @@ class Array:
             yield from in_blocks(self.view())
             return
         step = BLOCK // self.numpy.itemsize
-        with self.file.open("rb") as file:
+        with self.file.open() as file:
             for start in range(0, self.size, step):
                 count = min(step, self.size - start) * self.numpy.itemsize
                 data = os.pread(file.fileno(), count, self.offset + start * self.numpy.itemsize)
                 if len(data) < count:
                     raise FileError(f"'{self.file}' is shorter than it says")
                 yield start, np.frombuffer(data, self.numpy)
+            self.file.check()
 
 
 def in_blocks(values):

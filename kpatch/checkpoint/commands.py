@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kpatch.checkpoint import archive
+from kpatch import outputs
+from kpatch.checkpoint import archive, comparing, safetensors
 from kpatch.checkpoint.opened import Checkpoint, kind
-from kpatch.errors import FileError, ResolutionError, reason
+from kpatch.errors import FileError, ResolutionError
 from kpatch.syntax import ast
 
 
@@ -23,12 +24,20 @@ def opened(path):
 
 
 def sidecar(patch_file, patch):
-    """The arrays of the `.safetensors` beside a patch file that the patch asks for by `$name`."""
+    """The arrays of the `.safetensors` beside a patch file that the patch asks for by `$name`.
+
+    Raises:
+        FileError: it is not the one that `kpatch diff` wrote with the patch.
+    """
     beside = Path(patch_file).with_suffix(".safetensors") if patch_file not in (None, "-") else None
     if beside is None or not beside.is_file():
         return {}
     asked = {node.name for statement in patch.statements for node in ast.walk(statement) if type(node) is ast.Binding}
-    return {array.path: array for array in Checkpoint(beside).arrays if array.path in asked}
+    found = {array.path: array for array in Checkpoint(beside).arrays if array.path in asked}
+    digest = comparing.digest_of_arrays(patch.source)
+    if found and digest is not None and safetensors.metadata(beside).get("digest") != digest:
+        raise FileError(f"'{beside}' was not written together with '{patch_file}'; run kpatch diff again")
+    return found
 
 
 def selected(checkpoint, selector):
@@ -50,8 +59,6 @@ def difference(old, new, tolerance):
     from rich.console import Console
     from rich.progress import Progress
 
-    from kpatch.checkpoint.comparing import diff
-
     pair = []
     for path in (old, new):
         checkpoint = opened(path)
@@ -61,25 +68,36 @@ def difference(old, new, tolerance):
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("comparing", total=sum(array.nbytes for array in pair[0].arrays))
-        return diff(*pair, tolerance=tolerance, progress=lambda count: progress.advance(task, count))
+        return comparing.diff(*pair, tolerance=tolerance, progress=lambda count: progress.advance(task, count))
 
 
-def write_map(path, found, title):
-    """Writes a page with a row for each array that differs: how much, and in which parts of it."""
-    from kpatch.checkpoint.comparing import parts
+def check_outputs(patch, page, old, new):
+    """Raises a `FileError` if `kpatch diff OLD NEW -o PATCH --html PAGE` may not write its outputs."""
+    places = ([] if patch is None else comparing.outputs_of(patch)) + ([] if page is None else [_output(page)])
+    outputs.check(places, dict.fromkeys((old, new), comparing.COMPARED))
 
+
+def write(found, patch, page, title):
+    """Writes a `Diff` as a patch, as a page, or both; gives the paths of the patch."""
+    return comparing.write(found, patch, [] if page is None else [(_output(page), page_of(found, title))])
+
+
+def _output(page):
+    return outputs.Output(page, own=outputs.begins(PAGE[: PAGE.index("<title>")].encode()))
+
+
+def page_of(found, title):
+    """A page with a row for each array that differs: how much, and in which parts of it."""
     rows = []
     for each in found.differences:
-        cells = "".join(f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in parts(each))
+        cells = "".join(
+            f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in comparing.parts(each)
+        )
         rows.append(f"<tr><td>{html.escape(each.name)}<td>{each.count:,} of {each.new.size:,}{cells}")
-    text = PAGE.format(title=html.escape(title), rows="\n".join(rows))
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"cannot write '{path}': {reason(error)}") from error
+    return PAGE.format(title=html.escape(title), rows="\n".join(rows))
 
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+PAGE = """<!doctype html><meta charset="utf-8"><meta name="generator" content="kpatch diff"><title>{title}</title>
 <style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }}
 .part {{ width: 16px; border: 1px solid #eee }}</style>
 <h1>{title}</h1>

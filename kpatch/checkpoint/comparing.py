@@ -5,20 +5,33 @@ of it that takes one value; and otherwise the whole of the new one, in a `.safet
 What a text cannot say to the bit (a NaN with a message) goes there as well. The files are read in blocks.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from kpatch import outputs
 from kpatch.checkpoint import safetensors
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
-from kpatch.checkpoint.opened import Checkpoint
-from kpatch.errors import FileError, reason
+from kpatch.checkpoint.opened import KINDS, Checkpoint
+from kpatch.errors import FileError
 from kpatch.values.dtypes import DTYPES
 
 FEW = 64  # entries of an array that are written out at most
 KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
+MARK = "# written by kpatch diff: text "  # what a saved patch begins with
+LONGEST_LINE = 2**10  # bytes
+RESERVED = (
+    "expect",
+    "in_place",
+    "journal",
+    "donate",
+    "out",
+    "overwrite",
+    "undo",
+)  # keywords of the functions that apply
 BINS = 16  # of the map of where an array differs
 
 
@@ -53,10 +66,12 @@ class Diff:
         differences: a `Difference` for each array that differs.
         text: the patch.
         bindings: the arrays that the patch asks for by `$name`, as `kpatch.checkpoint.apply` takes them.
+        sources: the `Source`s of the files that were compared.
     """
 
-    def __init__(self, differences):
+    def __init__(self, differences, sources=()):
         self.differences = differences
+        self.sources = sources
 
     @property
     def text(self):
@@ -72,19 +87,15 @@ class Diff:
         return {name: array.view() for name, array in self.bindings.items()}
 
     def save(self, path):
-        """Writes the patch, and beside it a `.safetensors` where it needs one; gives the paths written."""
-        path, written = Path(path), []
-        dense = [each for each in self.differences if each.sidecar]
-        beside = path.with_suffix(".safetensors")
-        try:
-            if dense:
-                named = [(each.sidecar, each.new.dtype, each.new.shape, each.new.blocks()) for each in dense]
-                safetensors.write(beside, named)
-                written.append(beside)
-            path.write_text(self.text, encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"cannot write '{path}': {reason(error)}") from error
-        return [path, *written]
+        """Writes the patch, and beside it a `.safetensors` if it needs one; gives the paths written.
+
+        Both names belong to the patch. A file that is there already is replaced only if `save` wrote it.
+
+        Raises:
+            FileError: one of the files compared, or a file of somebody else's, has one of the names; or they cannot be
+                written.
+        """
+        return write(self, path)
 
     def __str__(self):
         return self.text
@@ -105,6 +116,84 @@ class Diff:
             for each in self.differences
         ]
         return filled(table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
+
+
+def write(found, path, pages=()):
+    """Writes a `Diff` as a patch and as pages, all or none of them.
+
+    Args:
+        found: the `Diff`.
+        path: of the patch, or `None`.
+        pages: pairs of a further `Output` and its text.
+
+    Returns:
+        The paths of the patch.
+    """
+    patch, pages = [] if path is None else outputs_of(path), dict(pages)
+    inputs = dict.fromkeys(found.sources, COMPARED)
+    if not pages and not patch:
+        return []
+    outputs.check([*pages, *patch], inputs)
+    patch = patch if found.bindings else patch[1:]
+    with outputs.written([*pages, *patch], inputs, found.sources) as files:
+        for text, file in zip(pages.values(), files, strict=False):
+            file.write_text(text, encoding="utf-8")
+        if patch:
+            _write_patch(found, *files[len(pages) :])
+    return [output.path for output in reversed(patch)]
+
+
+def _write_patch(found, *files):
+    """Writes the sidecar, if there is one, and the text.
+
+    The text names the digest of the arrays, so that a text and a sidecar of two runs are not taken for a pair: the
+    sidecar takes its place first, and the process may be killed before the text does.
+    """
+    *beside, place = files
+    arrays = ""
+    for file in beside:
+        dense = [each for each in found.differences if each.sidecar]
+        named = [(each.sidecar, each.new.dtype, each.new.shape, each.new.blocks()) for each in dense]
+        arrays = f", arrays {safetensors.write(file, named, {'kpatch': 'diff'})}"
+    place.write_text(f"{MARK}{_digest(found.text)}{arrays}\n{found.text}", encoding="utf-8", newline="\n")
+
+
+COMPARED = "is one of the files compared; name another output"
+
+
+def outputs_of(path):
+    """The `Output`s that a saved patch is: its sidecar, and its text."""
+    path = Path(path)
+    if not path.name:
+        raise FileError(f"'{path}' is a directory")
+    if path.name.endswith(KINDS):
+        raise FileError(f"'{path}' has the name of a model; a patch ends in .kpatch")
+    beside = path.with_suffix(".safetensors")
+    return [outputs.Output(beside, own=_is_sidecar), outputs.Output(path, own=_is_text)]
+
+
+def _is_sidecar(path):
+    return safetensors.metadata(path).get("kpatch") == "diff"
+
+
+def _is_text(path):
+    """Whether a file is a patch as `Diff.save` wrote it, and nobody has edited it since."""
+    with path.open("rb") as file:
+        if file.read(len(MARK)) != MARK.encode():
+            return False
+        line, text = file.readline(LONGEST_LINE), file.read()
+    return line.decode("utf-8", "replace").split(",")[0].strip() == _digest(text)
+
+
+def _digest(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    return safetensors.shortened(hashlib.sha256(data))
+
+
+def digest_of_arrays(text):
+    """The digest of the arrays that a patch was saved with, or `None` if it says nothing of any."""
+    line = text.partition("\n")[0]
+    return line.rpartition(", arrays ")[2].strip() if line.startswith(MARK) and ", arrays " in line else None
 
 
 def parts(difference):
@@ -142,7 +231,8 @@ def diff(a, b, /, *, tolerance=0.0, progress=None):
         head.kernel[1] = 0.5
         head.bias[2] = 3.0
     """
-    pairs = _pairs(_side(a), _side(b))
+    (*one, sources), (*two, more) = _side(a), _side(b)
+    pairs = _pairs(one, two)
     found, names = [], set()
     for name, old, new in pairs:
         each = Difference(name, old, new)
@@ -153,18 +243,20 @@ def diff(a, b, /, *, tolerance=0.0, progress=None):
                 each.sidecar = _free(name, names)
                 each.statements = [f"{name} = ${each.sidecar}"]
             found.append(each)
-    return Diff(found)
+    for source in (sources := [*sources, *more]):
+        source.check()
+    return Diff(found, sources)
 
 
 def _side(side):
-    """What an error calls it, and its names and arrays."""
+    """What an error calls it, its names and arrays, whether it is a file, and the `Source`s of that."""
     if isinstance(side, (str, Path)):
         side = Checkpoint(side)
     if isinstance(side, Checkpoint):
-        return str(side.path), side.named(), True
+        return str(side.path), side.named(), True, side.sources
     from kpatch.checkpoint.loaded import Loaded
 
-    return "the model", Loaded(side).named(), False
+    return "the model", Loaded(side).named(), False, []
 
 
 def _pairs(a, b):
@@ -313,7 +405,7 @@ def _free(name, taken):
     base = re.sub(r"\W+", "_", name).strip("_") or "x"
     base = f"x_{base}" if base[0].isdigit() else base
     free, number = base, 1
-    while free in taken or free in ("expect", "in_place", "journal", "donate", "undo"):
+    while free in taken or free in RESERVED:
         number += 1
         free = f"{base}_{number}"
     taken.add(free)

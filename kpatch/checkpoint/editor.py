@@ -1,24 +1,22 @@
 """Bytes of files replaced, so that whatever happens each file is the old one or the new one.
 
 `aside` edits a copy, which then takes the place of the output. `in_place` writes into the file itself, each byte once
-its old value is in the journal.
+its old value is in the journal. Both refuse a file that is no longer the one that was parsed.
 """
 
 import contextlib
 import itertools
 import os
-import shutil
 import struct
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from kpatch.checkpoint import journal
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
+from kpatch.disk import close, failing, lock, write_all
 from kpatch.errors import FileError, reason
-from kpatch.files import sync
+from kpatch.outputs import check, written
 
 GAP = 2**12  # bytes between two changed entries from which they are two replacements
 CHUNK = 2**26  # bytes copied at a time
@@ -29,40 +27,66 @@ class Editor:
     """Replaces entries of arrays in files that are open.
 
     Args:
-        files: the path that arrays know → the path that is written to.
+        files: the `Source` that arrays know → the path that is written to, its own or that of a copy.
         entry: the `archive.Entry` that the arrays lie in, or `None`.
-        log: the `journal.Journal`, or `None`.
+
+    Raises:
+        FileError: a file that is written to itself is no longer the one that was parsed.
+
+    Attributes:
+        log: the `journal.Journal` that replacements are entered in, or `None`.
     """
 
-    def __init__(self, files, entry, log):
+    def __init__(self, files, entry):
         self.paths = files
-        self.log = log
+        self.log = None
         self._entry = entry
         self._sum = self._old_sum = None
         self._descriptors = {}
         self._waiting = []
         self._size = 0
+        self._spans = {}
 
     def __enter__(self):
-        for known, path in self.paths.items():
-            self._descriptors[known] = os.open(path, os.O_RDWR)
-        if self._entry is not None:  # as it is now: the file may have been edited since it was opened
-            [file] = self.paths
-            self._old_sum = os.pread(self._descriptors[file], 4, self._entry.fields[0])
-            self._sum = Checksum(struct.unpack("<I", self._old_sum)[0], self._entry.length)
+        with contextlib.ExitStack() as stack:
+            for known, path in self.paths.items():
+                self._descriptors[known] = descriptor = os.open(path, os.O_RDWR)
+                stack.callback(close, descriptor)
+                if path == known.real:
+                    known.check(descriptor)
+                    known.check()
+            if self._entry is not None:  # as it is now: this process may have edited the file since it was opened
+                [file] = self.paths
+                self._old_sum = self.bytes(file, self._entry.fields[0], 4)
+                self._sum = Checksum(struct.unpack("<I", self._old_sum)[0], self._entry.length)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception):
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+        self._stack.close()
+
+    def descriptor(self, file):
+        return self._descriptors[file]
+
+    def open(self, file):
+        """What is written to, open to be read, whatever its name means by now."""
+        self.flush()
+        return os.fdopen(os.dup(self._descriptors[file]), "rb")
+
+    def bytes(self, file, offset, count):
+        """Bytes in a row, as they are once what waits is written."""
+        low, high = self._spans.get(file, (0, 0))
+        if offset < high and low < offset + count:
+            self.flush()
+        data = os.pread(self._descriptors[file], count, offset)
+        if len(data) < count:
+            raise FileError(f"'{file}' is shorter than it says")
+        return data
 
     def read(self, array, start, count):
         """Entries in a row."""
         size = array.numpy.itemsize
-        data = os.pread(self._descriptors[array.file], count * size, array.offset + start * size)
-        if len(data) < count * size:
-            raise FileError(f"'{array.file}' is shorter than it says")
-        return np.frombuffer(data, array.numpy)
+        return np.frombuffer(self.bytes(array.file, array.offset + start * size, count * size), array.numpy)
 
     def put(self, array, flat, values):
         """Writes values to entries by their offsets, which ascend.
@@ -93,13 +117,14 @@ class Editor:
 
     def restore(self, file, offset, old):
         """Writes bytes back that an earlier edit replaced."""
-        new = os.pread(self._descriptors[file], len(old), offset)
-        self._replace([(file, offset, new, old)])
-        self.flush()  # an earlier record may be of the same bytes
+        self._replace([(file, offset, self.bytes(file, offset, len(old)), old)])
 
     def _replace(self, made):
         self._waiting += made
-        self._size += sum(len(old) for _, _, old, _ in made)
+        for file, offset, old, _ in made:
+            self._size += len(old)
+            low, high = self._spans.get(file, (offset, offset))
+            self._spans[file] = min(low, offset), max(high, offset + len(old))
         if self.log is None or self._size > GATHERED:
             self.flush()
 
@@ -111,7 +136,7 @@ class Editor:
     def _changed(self):
         """What waits and is a change, taken into the checksum."""
         made = [each for each in self._waiting if each[2] != each[3]]
-        self._waiting, self._size = [], 0
+        self._waiting, self._size, self._spans = [], 0, {}
         if self._sum is not None:
             for _, offset, old, new in made:
                 self._sum.replace(offset - self._entry.start, old, new)
@@ -119,9 +144,10 @@ class Editor:
 
     def _write(self, made):
         if self.log is not None and made:
-            self.log.add([(self.paths[file], *rest) for file, *rest in made])
+            numbers = {file: number for number, file in enumerate(self.paths)}
+            self.log.add([(numbers[file], *rest) for file, *rest in made])
         for file, offset, _, new in made:
-            journal.write_all(self._descriptors[file], new, offset)
+            write_all(self._descriptors[file], new, offset)
 
     def finish(self):
         """Writes what waits and the archive's checksum, and waits until everything is on the disk."""
@@ -135,89 +161,89 @@ class Editor:
 
 
 @contextlib.contextmanager
-def aside(outputs, entry, keep, texts=None):
+def aside(outputs, entry, keep, texts, inputs, unchanged):
     """An `Editor` of copies of files, which take the places of the outputs at the end; on an exception nothing does.
 
     Args:
-        outputs: the path of each file → where its copy goes. What stands there keeps its permissions; of a link it is
-            what it points to.
+        outputs: the `Source` of each file → the `Output` that its copy is.
         entry: the `archive.Entry`, or `None`.
         keep: a journal is kept beside the last output.
-        texts: the text of each further output; they take their places last.
+        texts: pairs of a further `Output` and its text; they take their places last.
+        inputs: as `outputs.written` takes them.
+        unchanged: the `Source`s that must be as they were parsed, up to the end.
     """
-    targets = {file: Path(os.path.realpath(output)) for file, output in outputs.items()}
-    last = [*targets.values(), *map(Path, texts or ())][-1]
-    with _failing(f"cannot write '{last}'"):
-        made = Path(tempfile.mkdtemp(prefix=".kpatch-", dir=last.parent))
-    try:
-        with _failing(f"cannot write '{last}'"):
-            copies = {file: made / target.name for file, target in targets.items()}
-            for file, copy in copies.items():
-                _copy(file, copy)
-                if targets[file].exists():
-                    copy.chmod(targets[file].stat().st_mode & 0o7777)
-            log = journal.Journal(made / "journal", list(copies.values()), durable=False) if keep else None
-            with Editor(copies, entry, log) as editor:
-                yield editor
-                editor.finish()
-            moves = [(copies[file], target) for file, target in targets.items()]
-            moves += [(_written(made / output.name, text), output) for output, text in (texts or {}).items()]
-            if log is not None:
-                log.close()
-                sync(log.path)
-                moves.insert(0, (log.path, journal.done(last)))
-            for source, target in moves:
-                os.replace(source, target)
-            sync(last.parent)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _written(path, text):
-    path.write_text(text, encoding="utf-8")
-    sync(path)
-    return path
+    results = [*outputs.values(), *(output for output, _ in texts)]
+    kept = [journal.output(results[-1].path)] if keep else []
+    with written([*kept, *results], inputs, unchanged) as files:
+        copies = dict(zip(outputs, files[len(kept) :], strict=False))
+        for source, copy in copies.items():
+            _copy(source, copy)
+        with Editor(copies, entry) as editor, contextlib.ExitStack() as stack:
+            if keep:
+                names = [os.path.basename(os.path.realpath(output.path)) for output in outputs.values()]
+                described = list(zip(names, map(os.stat, copies.values()), strict=True))
+                editor.log = stack.enter_context(
+                    contextlib.closing(journal.Journal(files[0], described, durable=False))
+                )
+            yield editor
+            editor.finish()
+            if keep:
+                editor.log.keep()
+        for (_, text), file in zip(texts, files[len(kept) + len(copies) :], strict=True):
+            file.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def in_place(path, files, entry, keep):
+def in_place(path, sources, entry, keep, unchanged):
     """An `Editor` of files where they are; on an exception the old bytes are put back.
 
     Args:
         path: the file that the journal stands beside.
-        files: the files that are written to.
+        sources: the `Source`s that are written to.
         entry: the `archive.Entry`, or `None`.
         keep: the journal is kept when the edit is done.
+        unchanged: the other `Source`s that must be as they were parsed, up to the end.
     """
-    begun = journal.begun(path)
-    with journal.lock(path):
-        try:
-            with _failing(f"cannot write '{path}'"):
-                for file in files:
-                    os.close(os.open(file, os.O_RDWR))  # before there is a journal
-                log = journal.Journal(begun, files, durable=True)
-                with contextlib.closing(log), Editor({file: file for file in files}, entry, log) as editor:
+    kept = [journal.output(path)] if keep else []
+    check(kept, {})
+    with failing(f"cannot write '{path}'"), lock(path):
+        journal.roll_back(path)  # of an edit that was cut off since the file was opened
+        with Editor({source: source.real for source in sources}, entry) as editor:
+            described = journal.described(path, sources, map(editor.descriptor, sources))
+            editor.log = log = journal.Journal(journal.begun(path), described, durable=True)
+            with contextlib.closing(log):
+                try:
                     yield editor
                     editor.finish()
-                os.replace(begun, journal.done(path)) if keep else begun.unlink()
-                sync(path.parent)
-        except BaseException:
-            if begun.exists():
-                journal.roll_back(path)
-            raise
+                    for source in unchanged:
+                        source.check()
+                    for source in sources:
+                        source.check_named(editor.descriptor(source))
+                    check(kept, {})
+                    log.keep(journal.done(path)) if keep else log.drop()
+                except BaseException as error:
+                    _take_back(path, sources, editor, error)
+                    raise
+                finally:
+                    for source in sources:
+                        source.edited(editor.descriptor(source))
 
 
-@contextlib.contextmanager
-def _failing(what):
+def _take_back(path, sources, editor, cause):
+    descriptors = {number: editor.descriptor(source) for number, source in enumerate(sources)}
     try:
-        yield
-    except OSError as error:
-        raise FileError(f"{what}: {reason(error)}") from error
+        editor.log.take_back(descriptors)
+    except (OSError, ValueError) as error:
+        said = reason(error) if isinstance(error, OSError) else error
+        raise FileError(
+            f"cannot write '{path}', nor put the old bytes back: {said}",
+            notes=["they are in the journal beside it; kpatch tries again when it opens the file next"],
+        ) from cause
 
 
 def _copy(source, target):
     """A copy by the kernel, which never passes through this process where the system can do that."""
-    with open(source, "rb") as read, open(target, "wb") as write:
+    with source.open() as read, open(target, "wb") as write:
         left, copy = os.fstat(read.fileno()).st_size, _copier(read.fileno(), write.fileno())
         while left > 0:
             done = copy(min(left, CHUNK))

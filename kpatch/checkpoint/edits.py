@@ -1,14 +1,16 @@
 """A patch applied to a file, and taken back."""
 
 import json
+import os
 from pathlib import Path
 
-from kpatch import execute, planner
+from kpatch import execute, outputs, planner
 from kpatch.api import check_expected
 from kpatch.checkpoint import editor, journal
 from kpatch.checkpoint.names import FileNames, Given
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
+from kpatch.disk import Source, failing
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
 from kpatch.keywords import checked
 from kpatch.syntax import as_patch
@@ -73,16 +75,17 @@ def plan(path, patch, /, *, expect=None, **bindings):
 
 
 @checked("kpatch.checkpoint.apply")
-def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=None, **bindings):
+def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=False, expect=None, **bindings):
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 
     Args:
         path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file.
         patch: a `Patch`, or its text.
-        out: where the result goes: a copy is edited, which then takes that place.
+        out: where the result goes: a copy is edited, which then takes that place. Never a file that the patch reads.
         in_place: edit the file itself; the old bytes are on the disk before they are replaced, and are put back by
             whoever opens the file next where the edit was cut off.
         journal: keep the old bytes beside the result, so that `undo` can put them back.
+        overwrite: a file that `out` names already is replaced; else it is an error.
         expect: how many variables the patch must match; another number is an error, with nothing written.
         bindings: the values of the patch's `$names`, as for `kpatch.apply`; also a `Checkpoint`, whose arrays are
             reached as a model's are.
@@ -104,9 +107,14 @@ def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=Non
     """
     if (out is None) == (not in_place):
         raise FileError("say where the result goes: either out or in_place=True")
+    if overwrite and in_place:
+        raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
     opened = _opened(path)
+    if not in_place:
+        check_output(out, opened.path, {}, overwrite)  # before the work is done
     planned = _plan(opened, as_patch(patch), expect, bindings)
-    with _editor(opened, out, journal) as made:
+    donors = planned.names.bindings.sources
+    with _editor(opened, out, journal, overwrite, donors) as made:
         store = Stored(planned.names, made)
         try:
             execute.run(planned, store)
@@ -119,20 +127,40 @@ def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=Non
     return Applied(planned, opened.path if out is None else Path(out), store.changes, opened.note)
 
 
-def undo(path):
+def undo(path, *, discard=False):
     """Takes back the latest edit of a file that was made with `journal=True`.
 
+    Args:
+        path: the file.
+        discard: remove the journal instead, and leave the file as it is: that of an edit that was cut off and cannot be
+            put back, else that of the latest edit.
+
     Raises:
-        UndoError: there is none, or the file has changed since.
+        UndoError: there is no such edit, or the file has changed since.
+        FileError: the journal is damaged, or the file is being edited.
+
+    Example:
+        >>> import keras, kpatch, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "small.keras")
+        >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")]).save(path)
+        >>> applied = kpatch.checkpoint.apply(path, "head.bias = 7", in_place=True, journal=True)
+        >>> kpatch.checkpoint.undo(path)
+        >>> kpatch.checkpoint.open(path)["head.bias"].tolist()
+        [0.0, 0.0]
     """
+    if discard:
+        journal.discard(Source(path).real)
+        return
     opened = Checkpoint(path)
     kept = journal.done(opened.real)
     if not kept.exists():
         raise UndoError(f"there is no '{kept.name}' beside '{path}'; an edit with a journal can be undone")
-    with editor.in_place(opened.real, opened.files, None, False) as made:
-        for file, offset, old in journal.replacements(opened.real, kept):
-            made.restore(file, offset, old)
-    kept.unlink()
+    with editor.in_place(opened.real, opened.files, None, keep=False, unchanged=[]) as made:
+        for source, offset, old in journal.replacements(opened.real, opened.files, made):
+            made.restore(source, offset, old)
+    with failing(f"'{path}' is restored; cannot remove '{kept}'"):
+        kept.unlink()
 
 
 def _opened(path):
@@ -153,24 +181,46 @@ def _plan(opened, patch, expect, bindings):
     return planned
 
 
-def _editor(opened, out, keep):
+def _editor(opened, out, keep, overwrite, donors):
     if out is None:
-        return editor.in_place(opened.real, opened.files, opened.entry, keep)
+        for donor in donors:
+            if any(donor.is_same(source) for source in opened.files):
+                raise UnsupportedError(
+                    f"'{donor}' is edited in place, and handed in as well",
+                    notes=["with an output of its own the file stays as it was"],
+                )
+        return editor.in_place(opened.real, opened.files, opened.entry, keep, donors)
     out = Path(out)
-    check_output(out, opened)
+    inputs = {**dict.fromkeys(opened.sources, outputs.MODEL), **dict.fromkeys(donors, outputs.READ)}
+    check_output(out, opened.path, inputs, overwrite)
+    unchanged = [*opened.sources, *donors]
     if opened.kind != ".weights.json":
-        return editor.aside({opened.real: out}, opened.entry, keep)
+        if os.path.exists(out):
+            journal.recover(Source(out).real)  # a journal of an edit that was cut off would be of the file replaced
+        results = {opened.files[0]: outputs.Output(out, overwrite=overwrite)}
+        return editor.aside(results, opened.entry, keep, [], inputs, unchanged)
     base = out.name.removesuffix(".weights.json")
-    outputs = {file: out.with_name(f"{base}_{number:05}.weights.h5") for number, file in enumerate(opened.files)}
-    for each in (out, *outputs.values()):
-        if each.exists():
-            raise FileError(f"'{each}' exists; the shards of a result need new names")
-    return editor.aside(outputs, None, keep, {out: _renamed(opened, outputs)})
+    results = {
+        file: outputs.Output(out.with_name(f"{base}_{number:05}.weights.h5"))
+        for number, file in enumerate(opened.files)
+    }
+    for result in results.values():
+        _check_new(result.path)
+    texts = [(outputs.Output(out), _renamed(opened, results))]
+    return editor.aside(results, None, keep, texts, inputs, unchanged)
 
 
-def _renamed(opened, outputs):
+def _check_new(path):
+    """Several files cannot take the places of others at one moment."""
+    if os.path.lexists(path):
+        raise FileError(f"'{path}' exists; the shards of a result need new names")
+
+
+def _renamed(opened, results):
     """The map of shards, with the names of the new ones."""
-    content, new = json.loads(opened.real.read_text(encoding="utf-8")), {a.name: b.name for a, b in outputs.items()}
+    new = {source.path.name: result.path.name for source, result in results.items()}
+    with opened.sources[0].open() as file:
+        content = json.loads(file.read().decode("utf-8"))
     content["weight_map"] = {
         path: new[names] if isinstance(names, str) else [new[name] for name in names]
         for path, names in content["weight_map"].items()
@@ -178,13 +228,17 @@ def _renamed(opened, outputs):
     return json.dumps(content, indent=4)
 
 
-def check_output(out, opened):
-    """Raises a `FileError` where a result cannot go to `out`."""
-    if kind(out) != opened.kind:
-        raise FileError(f"'{out}' does not end in {opened.kind}")
-    if out.is_dir():
-        raise FileError(f"'{out}' is a directory")
-    if not out.parent.is_dir():
-        raise FileError(f"'{out.parent}' is no directory")
-    if out.exists() and out.samefile(opened.path):
-        raise FileError(f"'{out}' is the file itself; in_place=True says that it may be edited")
+def check_output(out, model, inputs, overwrite):
+    """Raises a `FileError` if the result of editing a model may not go to `out`.
+
+    Args:
+        out: the file.
+        model: the path of the model.
+        inputs: what else is read, as `outputs.check` takes it.
+        overwrite: whether `out` may be replaced.
+    """
+    if not os.path.basename(out).endswith(kind(model)):
+        raise FileError(f"'{out}' does not end in {kind(model)}")
+    if kind(model) == ".weights.json":
+        _check_new(out)
+    outputs.check([outputs.Output(Path(out), overwrite=overwrite)], {**inputs, model: outputs.MODEL})

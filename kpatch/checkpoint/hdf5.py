@@ -2,7 +2,6 @@
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +13,10 @@ MAX_OBJECTS = 2**20
 
 
 class Window(io.RawIOBase):
-    """Part of a file, as a file: an archive's entry that is stored as it is."""
+    """Part of an open file, as a file: an archive's entry that is stored as it is."""
 
-    def __init__(self, path, start, length):
-        self._file = open(path, "rb")  # noqa: SIM115 (closed by `close`)
+    def __init__(self, file, start, length):
+        self._file = file
         self._start, self._length, self._at = start, length, 0
 
     def readable(self):
@@ -41,30 +40,29 @@ class Window(io.RawIOBase):
         self._at += len(data)
         return len(data)
 
-    def close(self):
-        self._file.close()
-        super().close()
 
-
-def arrays(path, start=0, length=None):
+def arrays(source, file, start=0, length=None):
     """The `Array`s of an HDF5 file, or of the part of a file that holds one.
+
+    Args:
+        source: the `Source` that is parsed.
+        file: the same, open.
+        start, length: of the part.
 
     Raises:
         FileError: it is damaged, or links to other places.
     """
     import h5py
 
-    path = Path(path)
-    length = path.stat().st_size - start if length is None else length
-    with Window(path, start, length) as window:
-        try:
-            with h5py.File(window, "r") as file:
-                return sorted(_walk(file, path, start, length), key=_order)
-        except FileError:
-            raise
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py makes of libhdf5's errors
-            reason = " ".join(str(error).split())
-            raise FileError(f"'{path}' holds no readable HDF5 data: {reason}") from error
+    length = file.seek(0, io.SEEK_END) - start if length is None else length
+    try:
+        with Window(file, start, length) as window, h5py.File(window, "r") as opened:
+            return sorted(_walk(opened, source, start, length), key=_order)
+    except FileError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py makes of libhdf5's errors
+        reason = " ".join(str(error).split())
+        raise FileError(f"'{source}' holds no readable HDF5 data: {reason}") from error
 
 
 def _order(array):
@@ -121,13 +119,13 @@ def _array(keys, dataset, dtype, path, start, length):
         refusal = "its bytes are stored in the order of another machine"
     if refusal is None:
         return Array(keys, path, start + (offset or 0), shape, dtype)
-    return Array(keys, path, None, shape, dtype, refusal, lambda: _read(path, start, length, keys, dtype))
+    return Array(keys, path, None, shape, dtype, refusal, lambda file: _read(file, start, length, keys, dtype))
 
 
-def _read(path, start, length, keys, dtype):
-    """An array whose bytes h5py has to put together."""
+def _read(file, start, length, keys, dtype):
+    """An array whose bytes h5py has to put together, from an open file."""
     import h5py
 
-    with Window(path, start, length) as window, h5py.File(window, "r") as file:
-        values = np.asarray(file["/".join(keys)][()])
+    with Window(file, start, length) as window, h5py.File(window, "r") as opened:
+        values = np.asarray(opened["/".join(keys)][()])
     return values.view(BY_NAME[dtype]) if dtype == "bfloat16" else values.astype(BY_NAME[dtype])

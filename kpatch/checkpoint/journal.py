@@ -3,23 +3,42 @@
 `.NAME.kpatch-journal` beside a file is an edit that has begun. It is read by the next command that opens the file, and
 the old bytes are put back; renamed to `NAME.kpatch-undo` it is an edit that is done, and `kpatch undo` takes it back.
 
-A journal is a line of JSON that names the files, and then records: which file, at which offset, how many bytes, the
-checksums of the old and of the new ones, the old ones, and a checksum of it all. A torn last record is one whose bytes
-had not been touched yet.
+A journal is:
+
+* a mark;
+* where its whole records end, with a checksum of that number;
+* the length and the checksum of a header of JSON, and the header: name, size and inode of each file;
+* the records: number of the file, offset, how many bytes, the checksum of the new ones, the old ones, a checksum of
+  all of that.
+
+A journal gets its name with its first records in it. Later records are on the disk before the number that counts them,
+as in SQLite, and the file is written after that. So a record behind the end is one whose bytes are untouched, and one
+that is missing before the end is damage. Nothing is played back from a journal that is damaged.
 """
 
 import contextlib
+import functools
 import json
+import operator
 import os
+import shlex
+import stat
 import struct
+import tempfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
+from kpatch.disk import close, dress, failing, lock, sync, write_all
 from kpatch.errors import FileError, UndoError
-from kpatch.files import sync
+from kpatch.outputs import Output, begins
 
-MAGIC = b"kpatch journal 1 "
-_HEAD = struct.Struct("<HQIII")
+MAGIC = b"kpatch journal 2\n"
+_END = struct.Struct("<QI")  # where the whole records end, and the checksum of that
+_HEADER = struct.Struct("<II")  # the header's length and checksum
+_RECORD = struct.Struct("<HQII")  # the file's number, the offset, the length, the checksum of the new bytes
+_SUM = struct.Struct("<I")
+LARGEST_HEADER = 2**24
 
 
 def begun(path):
@@ -32,152 +51,314 @@ def done(path):
     return path.with_name(f"{path.name}.kpatch-undo")
 
 
+def output(path):
+    """The `Output` that the kept journal of an edit of a file is."""
+    return Output(done(path), own=begins(MAGIC), of=path)
+
+
 class Journal:
     """A journal that is being written.
 
     Args:
-        path: where it is.
-        files: the paths of the files that it is about, in its directory.
-        durable: each record is on the disk before `add` returns.
+        path: where it is to be: a durable one is there with its first records, another at once.
+        files: pairs of the name and the `os.stat_result` of each file.
+        durable: records are on the disk before `add` returns.
     """
 
     def __init__(self, path, files, durable):
         self.path = path
-        self.files = {file: number for number, file in enumerate(files)}
-        self.durable = durable
-        self._file = path.open("wb")
-        header = [{"name": file.name, "size": file.stat().st_size, "inode": file.stat().st_ino} for file in files]
-        self._file.write(MAGIC + json.dumps(header).encode() + b"\n")
-        self._listed = False
+        self._durable = durable
+        if durable:
+            self._descriptor, aside = tempfile.mkstemp(prefix=".kpatch-", dir=path.parent)
+            self._place = Path(aside)
+        else:
+            self._descriptor, self._place = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), path
+        self._at = 0
+        try:
+            self._begin(files)
+        except BaseException:
+            self.close()
+            self._place.unlink()
+            raise
+
+    def _begin(self, files):
+        mode = functools.reduce(operator.and_, (state.st_mode for _, state in files), 0o666)
+        dress(self._place, files[0][1], mode)
+        header = json.dumps([{"name": name, "size": s.st_size, "inode": s.st_ino} for name, s in files]).encode()
+        self._write(MAGIC + _end(0) + _HEADER.pack(len(header), zlib.crc32(header)) + header)
+
+    @property
+    def _named(self):
+        return self._place == self.path
+
+    def _write(self, data):
+        write_all(self._descriptor, data, self._at)
+        self._at += len(data)
 
     def add(self, replacements):
-        """Enters replacements: tuples of a file, an offset, the old bytes and the new ones."""
-        for file, offset, old, new in replacements:
-            head = _HEAD.pack(self.files[file], offset, len(old), zlib.crc32(old), zlib.crc32(new))
-            self._file.write(head)
-            self._file.write(old)
-            self._file.write(struct.pack("<I", zlib.crc32(old, zlib.crc32(head))))
-        if self.durable:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            if not self._listed:
-                sync(self.path.parent)
-                self._listed = True
+        """Enters replacements: tuples of the file's number, an offset, the old bytes and the new ones."""
+        for number, offset, old, new in replacements:
+            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new))
+            self._write(b"".join((head, old, _SUM.pack(zlib.crc32(old, zlib.crc32(head))))))
+        if self._durable:
+            self._count()
+
+    def _count(self):
+        """Says where the records end that are on the disk."""
+        if self._named:
+            os.fsync(self._descriptor)
+        write_all(self._descriptor, _end(self._at), len(MAGIC))
+        os.fsync(self._descriptor)
+        if not self._named:
+            os.replace(self._place, self.path)
+            self._place = self.path
+            sync(self.path.parent)
+
+    def keep(self, path=None):
+        """The edit is done: the journal is whole, and gets the name by which it is undone."""
+        if not self._durable or not self._named:
+            self._count()
+        if path is not None:
+            os.replace(self.path, path)
+            self._place = self.path = path
+            sync(path.parent)
+
+    def drop(self):
+        """Removes the journal: nothing is left to be undone."""
+        self._place.unlink(missing_ok=True)
+        sync(self.path.parent)
+
+    def take_back(self, descriptors):
+        """Puts the old bytes back in the files whose numbers and descriptors are given, and removes the journal."""
+        if self._named:  # else no byte was replaced
+            with os.fdopen(os.dup(self._descriptor), "rb") as file:  # which may have lost its name already
+                file.seek(0)
+                _play(file, _contents(file).records, descriptors)
+        self.drop()
 
     def close(self):
-        self._file.close()
+        close(self._descriptor)
 
 
-class Record:
-    """A replacement, read back."""
-
-    def __init__(self, file, offset, length, old_sum, new_sum, at):
-        self.file = file
-        self.offset = offset
-        self.length = length
-        self.old_sum = old_sum
-        self.new_sum = new_sum
-        self.at = at  # where in the journal the old bytes are
+def _end(at):
+    """The number that says where the whole records end."""
+    number = struct.pack("<Q", at)
+    return number + _SUM.pack(zlib.crc32(number))
 
 
-def read(path):
-    """What a journal says of its files, and its whole records; `(None, [])` where it was torn before the first."""
-    with path.open("rb") as file:
-        line = file.readline(2**24)
-        if not line.startswith(MAGIC) or not line.endswith(b"\n"):
-            return None, []
-        files, records = json.loads(line[len(MAGIC) :]), []
-        while len(head := file.read(_HEAD.size)) == _HEAD.size:
-            number, offset, length, old_sum, new_sum = _HEAD.unpack(head)
-            at = file.tell()
-            if at + length + 4 > os.fstat(file.fileno()).st_size:
-                break
-            sum_, left = zlib.crc32(head), length
-            while left:
-                part = file.read(min(left, 2**20))
-                sum_, left = zlib.crc32(part, sum_), left - len(part)
-            if file.read(4) != struct.pack("<I", sum_):
-                break
-            records.append(Record(number, offset, length, old_sum, new_sum, at))
-    return files, records
+def described(path, sources, descriptors):
+    """Pairs as a `Journal` takes them: the name beside the path, and the state, of each file."""
+    names = [path.name if source.real == path else source.path.name for source in sources]
+    return list(zip(names, map(os.fstat, descriptors), strict=True))
+
+
+class File(NamedTuple):
+    """A file that a journal is about."""
+
+    name: str
+    size: int
+    inode: int
+
+
+class Record(NamedTuple):
+    """A replacement, read back; `at` is the place of the old bytes in the journal."""
+
+    file: int
+    offset: int
+    length: int
+    new_sum: int
+    at: int
+
+
+class Contents(NamedTuple):
+    """What a journal says: its files, its records, and whether it ends with the last of them."""
+
+    files: list
+    records: list
+    whole: bool
+
+
+def read(journal, path):
+    """The `Contents` of a journal of an edit of a file, of which every byte was checked.
+
+    Raises:
+        FileError: the journal is damaged.
+    """
+    try:
+        if not stat.S_ISREG(journal.stat().st_mode):
+            raise ValueError("it is no regular file")
+        with journal.open("rb") as file:
+            return _contents(file)
+    except ValueError as error:
+        raise damaged(journal, path, error) from error
+
+
+def damaged(journal, path, why):
+    return FileError(f"'{journal}', the journal of an edit of '{path}', is damaged: {why}", notes=[way_out(path)])
+
+
+def way_out(path):
+    """What to do about a journal that cannot be played back."""
+    return f"'kpatch undo --discard {shlex.quote(str(path))}' removes the journal, and leaves the file as it is"
+
+
+def _contents(file):
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        raise ValueError("it is empty")
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ValueError("it does not begin as a journal does")
+    end = file.read(_END.size)
+    files, records = _header(file), []
+    number, at = _END.unpack(end)[0], file.tell()
+    while (record := _record(file, files, size)) is not None:
+        records.append(record)
+        at = file.tell()
+    counted = end == _end(number)  # else the process died while it wrote the number, with all of the records there
+    if counted and at < number:
+        raise ValueError("a record of it is damaged or missing")
+    return Contents(files, records, counted and at == number == size)
+
+
+def _header(file):
+    head = file.read(_HEADER.size)
+    length, sum_ = _HEADER.unpack(head) if len(head) == _HEADER.size else (0, None)
+    text = file.read(min(length, LARGEST_HEADER))
+    if zlib.crc32(text) != sum_:
+        raise ValueError("its header is damaged")
+    try:
+        files = [File(**each) for each in json.loads(text)]
+        good = files and all(_is_name(each.name) and each.size + each.inode >= 0 for each in files)
+    except (ValueError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise ValueError("its header does not say which files it is of")
+    return files
+
+
+def _is_name(name):
+    return Path(name).name == name and name not in ("", "..")
+
+
+def _record(file, files, size):
+    """The next record, or `None` where the whole ones end."""
+    head = file.read(_RECORD.size)
+    if len(head) < _RECORD.size:
+        return None
+    number, offset, length, new_sum = _RECORD.unpack(head)
+    at = file.tell()
+    if at + length + _SUM.size > size:
+        return None
+    sum_, left = zlib.crc32(head), length
+    while left and (part := file.read(min(left, 2**20))):
+        sum_, left = zlib.crc32(part, sum_), left - len(part)
+    if file.read(_SUM.size) != _SUM.pack(sum_):
+        return None
+    if number >= len(files) or offset + length > files[number].size:
+        raise ValueError("a record of it lies outside of the file")
+    return Record(number, offset, length, new_sum, at)
+
+
+def _play(file, records, descriptors):
+    """Writes the old bytes of records, the last first, from an open journal."""
+    for record in reversed(records):
+        file.seek(record.at)
+        write_all(descriptors[record.file], file.read(record.length), record.offset)
+    for descriptor in descriptors.values():
+        os.fsync(descriptor)
 
 
 def recover(path):
     """Puts the old bytes back where an edit of the file was cut off; says whether there was one.
 
     Raises:
-        FileError: the journal is of another file, or the edit is still going on.
+        FileError: the journal is damaged or of another file, or the edit is still going on.
     """
-    journal = begun(path)
-    if not journal.exists():
+    if not begun(path).exists():
         return False
-    with lock(path):
-        if not journal.exists():  # it ended just now
-            return False
-        roll_back(path)
-    return True
+    with failing(f"cannot put back an edit of '{path}' that was cut off"), lock(path):
+        return roll_back(path)
 
 
 def roll_back(path):
-    """Puts the old bytes back of an edit that has begun; whoever calls this holds the lock."""
+    """The same for a caller who holds the lock."""
     journal = begun(path)
-    files, records = read(journal)
-    for record in reversed(records):
-        _restore(path, journal, files[record.file], record)
-    for each in files if records else ():
-        sync(path.parent / each["name"])
+    if not journal.exists():  # the edit ended just now
+        return False
+    contents = read(journal, path)
+    _check_names(journal, path, contents.files)
+    with contextlib.ExitStack() as stack:
+        numbers = sorted({record.file for record in contents.records})
+        descriptors = {n: _descriptor(stack, journal, path, contents.files[n]) for n in numbers}
+        _play(stack.enter_context(journal.open("rb")), contents.records, descriptors)
     journal.unlink()
     sync(path.parent)
+    return True
 
 
-def _restore(path, journal, each, record):
-    file = path.parent / Path(each["name"]).name
-    state = file.stat() if file.exists() else None
-    if state is None or (state.st_size, state.st_ino) != (each["size"], each["inode"]):
-        raise FileError(
-            f"'{journal}' is of an edit that was cut off, and '{file}' has been replaced since",
-            notes=["if the file is as you want it, delete the journal"],
-        )
-    with journal.open("rb") as source, file.open("r+b") as target:
-        source.seek(record.at)
-        write_all(target.fileno(), source.read(record.length), record.offset)
+def _check_names(journal, path, files):
+    names = [each.name for each in files]
+    if names != [path.name] and not path.name.endswith(".weights.json"):
+        raise FileError(f"'{journal}' is the journal of '{names[0]}', not of '{path.name}'", notes=[way_out(path)])
 
 
-def replacements(path, journal):
-    """What undoes an edit: tuples of a file, an offset and the old bytes, the last first, each checked as it is met.
+def _descriptor(stack, journal, path, each):
+    """The file of a journal, if it is still the one that was edited."""
+    name = path.parent / each.name
+    try:
+        descriptor = os.open(name, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        state = None
+    else:
+        stack.callback(close, descriptor)
+        state = os.fstat(descriptor)
+    if state is None or (state.st_size, state.st_ino) != (each.size, each.inode):
+        message = f"'{journal}' is of an edit that was cut off, and '{name}' has been replaced since"
+        raise FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
+    return descriptor
+
+
+def replacements(path, sources, editor):
+    """What undoes the latest edit of a file: tuples of a `Source`, an offset and the old bytes, the last first.
+
+    The journal is checked as a whole, then each record when its turn comes.
+
+    Args:
+        path: the file.
+        sources: the files that it consists of.
+        editor: an `Editor` of these files.
 
     Raises:
-        UndoError: the bytes are no longer those that the edit wrote.
+        FileError: the journal is damaged.
+        UndoError: it is of other files, or the bytes are no longer those that the edit wrote.
     """
-    files, records = read(journal)
-    for record in reversed(records):
-        file = path.parent / Path(files[record.file]["name"]).name
-        with file.open("rb") as target, journal.open("rb") as source:
-            if zlib.crc32(os.pread(target.fileno(), record.length, record.offset)) != record.new_sum:
-                raise UndoError(f"'{file}' has changed since the edit that '{journal}' undoes")
-            source.seek(record.at)
-            yield file, record.offset, source.read(record.length)
+    journal = done(path)
+    contents = read(journal, path)
+    if not contents.whole:
+        raise damaged(journal, path, "it does not end as a journal does")
+    now = described(path, sources, map(editor.descriptor, sources))
+    if contents.files != [(name, state.st_size, state.st_ino) for name, state in now]:
+        raise UndoError(f"'{journal}' is of another file than '{path}' is now", notes=[way_out(path)])
+    with journal.open("rb") as log:
+        for record in reversed(contents.records):
+            source = sources[record.file]
+            if zlib.crc32(editor.bytes(source, record.offset, record.length)) != record.new_sum:
+                raise UndoError(f"'{path}' has changed since the edit that '{journal}' undoes", notes=[way_out(path)])
+            log.seek(record.at)
+            yield source, record.offset, log.read(record.length)
 
 
-@contextlib.contextmanager
-def lock(path):
-    """One edit at a time of a file, where the system has locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileError(f"'{path}' is being edited by another process") from None
-        yield
+def discard(path):
+    """Removes the journal that stands in the way, of an edit that was cut off, else of one that is done; gives it.
 
-
-def write_all(descriptor, data, offset):
-    """Writes bytes at an offset: all of them, or an `OSError`."""
-    data = memoryview(data)
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+    Raises:
+        UndoError: there is none.
+        FileError: the file is being edited.
+    """
+    with failing(f"cannot remove the journal of '{path}'"), lock(path):
+        for journal in (begun(path), done(path)):
+            if os.path.lexists(journal):
+                journal.unlink()
+                sync(path.parent)
+                return journal
+    raise UndoError(f"'{path}' has no journal")

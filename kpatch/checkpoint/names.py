@@ -60,6 +60,7 @@ class FileIndex(ModelIndex):
 class Donor:
     """A file whose arrays are reached by a path after its `$name`, as those of a model are."""
 
+    sources: Any
     find: Any
     array: Any
     counterpart: Any
@@ -126,6 +127,12 @@ class Given:
                 raise BindingError(f"'${node.name}' is no model, so it has no '.{node.path}'")
             return Place(f"${node.name}", held.shape, held.dtype, held)
         return held.donated(node, target)
+
+    @property
+    def sources(self):
+        """The `Source`s of the files among it."""
+        found = [each for held in self._files.values() for each in held.sources]
+        return list(dict.fromkeys(found))
 
     def check_used(self):
         for name in self._files:

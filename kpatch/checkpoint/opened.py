@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kpatch.checkpoint import archive, hdf5, journal, names, safetensors, shards
+from kpatch.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.syntax import parse
 
@@ -25,10 +26,11 @@ class Checkpoint(names.Donor):
     """The arrays of a file, by name; read as they are asked for. `kpatch.checkpoint.open` makes it.
 
     Attributes:
-        path: the file.
+        path, real: the file as it was named, and itself if that is a link.
         kind: its format: `.keras`, `.weights.h5`, `.weights.json` or `.safetensors`.
         arrays: the `Array`s in it.
-        files: the paths that they lie in.
+        files: the `Source`s that they lie in.
+        sources: these, and what else was parsed.
         entry: of an archive, the `archive.Entry` that they lie in.
         note: why the file's own names are the only ones, or `None`.
 
@@ -46,26 +48,24 @@ class Checkpoint(names.Donor):
         self.path = Path(path)
         self.kind = kind(path)
         self.entry = self.note = self._config = None
+        source = Source(path)
+        self.real = source.real
         try:
             journal.recover(self.real)
-            self.files, self.arrays = self._read()
+            with source.parsed() as file:
+                self.files, self.arrays = self._read(source, file)
         except OSError as error:
             raise FileError(f"cannot read '{path}': {reason(error)}") from error
+        self.sources = [source, *(each for each in self.files if each is not source)]
 
-    @property
-    def real(self):
-        """The file that the path means, where that is a link."""
-        return self.path.resolve() if self.path.is_symlink() else self.path
-
-    def _read(self):
-        path = self.real
+    def _read(self, source, file):
         if self.kind == ".keras":
-            self._config, self.entry = archive.read(path)
-            return [path], hdf5.arrays(path, self.entry.start, self.entry.length)
+            self._config, self.entry = archive.read(source, file)
+            return [source], hdf5.arrays(source, file, self.entry.start, self.entry.length)
         if self.kind == ".weights.json":
-            files = shards.read(path)
+            files = shards.read(source.real, file)
             return files, shards.arrays(files)
-        return [path], (hdf5 if self.kind == ".weights.h5" else safetensors).arrays(path)
+        return [source], (hdf5 if self.kind == ".weights.h5" else safetensors).arrays(source, file)
 
     @cached_property
     def own(self):

@@ -3,10 +3,11 @@
 The library of that name gives the values but not where they lie, which is what an edit needs; the format is this page.
 """
 
+import hashlib
 import json
 import math
+import os
 import struct
-from pathlib import Path
 
 from kpatch.checkpoint.arrays import BY_NAME, Array
 from kpatch.errors import FileError
@@ -22,29 +23,41 @@ DTYPES = {
     },
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
+METADATA = "__metadata__"  # the key of what a file says of itself
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def arrays(path):
+def arrays(source, file):
     """The `Array`s of a file.
+
+    Args:
+        source: the `Source` that is parsed.
+        file: the same, open.
 
     Raises:
         FileError: it is damaged.
     """
-    path = Path(path)
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-        if size is None or size > min(LARGEST_HEADER, length - 8):
-            raise FileError(f"'{path}' is no .safetensors file, or a truncated one")
-        try:
-            header = json.loads(file.read(size))
-            return [
-                _array(path, name, item, 8 + size, length) for name, item in header.items() if name != "__metadata__"
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FileError(f"'{path}' is damaged: its header does not say what it holds") from error
+    length = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if size is None or size > min(LARGEST_HEADER, length - 8):
+        raise FileError(f"'{source}' is no .safetensors file, or a truncated one")
+    try:
+        header = json.loads(file.read(size))
+        return [_array(source, name, item, 8 + size, length) for name, item in header.items() if name != METADATA]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"'{source}' is damaged: its header does not say what it holds") from error
+
+
+def metadata(path):
+    """What a file says of itself; nothing if it is none, or damaged."""
+    try:
+        with open(path, "rb") as file:
+            [size] = struct.unpack("<Q", file.read(8))
+            found = json.loads(file.read(size))[METADATA] if size <= LARGEST_HEADER else {}
+    except (OSError, struct.error, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _array(path, name, item, data, length):
@@ -60,17 +73,37 @@ def _array(path, name, item, data, length):
     return Array(keys, path, data + start, shape, dtype)
 
 
-def write(path, named):
-    """Writes arrays, each as the blocks of it that are given: pairs of a name, a dtype, a shape and the blocks."""
-    header, at = {}, 0
+def write(path, named, mark):
+    """Writes arrays, each as the blocks of it that are given, and gives a digest of their bytes.
+
+    Args:
+        path: the file.
+        named: tuples of a name, a dtype, a shape and the blocks.
+        mark: what the file says of itself, a dict of strings; the digest is added to it.
+    """
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        file.write(_header(named, {**mark, "digest": shortened(digest)}))
+        for *_, blocks in named:
+            for _, block in blocks:
+                digest.update(data := block.tobytes())
+                file.write(data)
+        file.seek(0)
+        file.write(_header(named, {**mark, "digest": shortened(digest)}))  # of the same length
+    return shortened(digest)
+
+
+def shortened(digest):
+    """As many digits of a digest as tell files apart."""
+    return digest.hexdigest()[:16]
+
+
+def _header(named, mark):
+    header, at = {METADATA: mark}, 0
     for name, dtype, shape, _ in named:
         size = math.prod(shape) * BY_NAME[dtype].itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for *_, blocks in named:
-            for _, block in blocks:
-                file.write(block.tobytes())
+    return struct.pack("<Q", len(text)) + text

@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 
 from kpatch.checkpoint import hdf5
+from kpatch.disk import Source
 from kpatch.errors import FileError
 
 
-def read(path):
-    """The map of a `.weights.json`, and the paths of its shards.
+def read(path, file):
+    """The `Source`s of the shards of a `.weights.json`, which is open.
 
     Raises:
         FileError: it is damaged, or leads out of its directory.
     """
-    path = Path(path)
     try:
-        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = json.loads(file.read().decode("utf-8"))["weight_map"]
         names = dict.fromkeys(name for each in shards.values() for name in ([each] if isinstance(each, str) else each))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"'{path}' is no map of sharded weights") from error
@@ -24,9 +24,13 @@ def read(path):
             raise FileError(f"'{path}' is refused: its shard {name!r} is not a file beside it")
         if not (path.parent / name).is_file():
             raise FileError(f"'{path}' lacks its shard '{name}'")
-    return [path.parent / name for name in names]
+    return [Source(path.parent / name) for name in names]
 
 
-def arrays(paths):
+def arrays(sources):
     """The `Array`s of all shards."""
-    return [array for path in paths for array in hdf5.arrays(path)]
+    found = []
+    for source in sources:
+        with source.parsed() as file:
+            found += hdf5.arrays(source, file)
+    return found

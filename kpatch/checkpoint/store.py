@@ -12,7 +12,6 @@ from kpatch import execute, indexing, tensors
 from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.elementwise import IN_BLOCKS
-from kpatch.errors import UnsupportedError
 from kpatch.planner import EditStep
 from kpatch.resolve.names import Place
 from kpatch.syntax import ast
@@ -107,18 +106,8 @@ class Stored(execute.Named):
         if self.editor is None:
             return array.view()
         if id(array) not in self._own:
-            self._refuse_edited(array)
             return array.view()
-        self.editor.flush()
-        return array.view(self.editor.paths.get(array.file))
-
-    def _refuse_edited(self, array):
-        """What is handed in keeps its values, and those of a file that is being edited do not."""
-        if any(path.exists() and path.samefile(array.file) for path in self.editor.paths.values()):
-            raise UnsupportedError(
-                f"'{array.file}' is edited in place, and handed in as well",
-                notes=["with an output of its own the file stays as it was"],
-            )
+        return array.view(self.editor.open(array.file))
 
     def value(self, place):
         return _as_tensor(self.array(place))
@@ -142,7 +131,6 @@ class Stored(execute.Named):
         if compute is None:
             return False
         change, array = self._change(step), step.place.variable
-        self.editor.flush()
         for start in range(0, array.size, count := BLOCK // array.numpy.itemsize):
             old = self.editor.read(array, start, min(count, array.size - start))
             with np.errstate(all="ignore"):
@@ -223,7 +211,6 @@ class Stored(execute.Named):
 
     def write(self, step, target, values):
         array, change = step.place.variable, self._change(step)
-        self.editor.flush()
         values = np.asarray(_own(tensors.to_numpy(values)), array.numpy)
         if isinstance(target, indexing.Mask):
             mask = tensors.to_numpy(target.mask)

@@ -1,0 +1,177 @@
+"""Files on the disk: the file that was read is the file that is written, by one process at a time.
+
+Git's index and SQLite's pager are the models: what was seen of a file is compared by `stat` under a lock before a
+byte of it is written, and a new file is whole before it is renamed.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from kpatch.errors import FileError, PatchError, reason
+
+State = tuple[int, ...]  # device, inode, size, time of modification
+
+MAX_EDITS = 2**10
+_edits: dict[State, State] = {}  # the latest edits in place of this process: a file's state before → after
+
+
+class Source:
+    """A file that was parsed, and how `stat` described it then.
+
+    An edit in place of this process is no change: it leaves each array where it is.
+
+    Attributes:
+        path: the file as it was named, maybe by a link.
+        real: the file itself.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.real = self.path.resolve() if self.path.is_symlink() else self.path
+        self._state: State | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.real)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @contextlib.contextmanager
+    def parsed(self) -> Iterator[IO[bytes]]:
+        """The open file, for all that is parsed of it; a change meanwhile is an error."""
+        with self.real.open("rb") as file:
+            self._state = _state(os.fstat(file.fileno()))
+            try:
+                yield file
+            except PatchError:
+                self.check(file.fileno())  # what looks like damage may be a file that is being written
+                raise
+            self.check(file.fileno())
+        self.check()
+
+    def edited(self, descriptor: int) -> None:
+        """Takes the present state for the one that was parsed: this process has edited the file."""
+        before = self._state
+        with contextlib.suppress(OSError):  # the edit is done, whatever happens here
+            self._state = _state(os.fstat(descriptor))
+        if before is not None and self._state is not None and before != self._state:
+            _edits[before] = self._state
+        while len(_edits) > MAX_EDITS:
+            del _edits[next(iter(_edits))]
+
+    def is_same(self, other: "Source") -> bool:
+        """Whether two names meant one file when it was parsed."""
+        return self._state is not None and other._state is not None and self._state[:2] == other._state[:2]
+
+    def open(self) -> IO[bytes]:
+        """The file that was parsed, to read it again."""
+        file = self.real.open("rb")
+        try:
+            self.check(file.fileno())
+        except FileError:
+            file.close()
+            raise
+        return file
+
+    def check(self, descriptor: int | None = None) -> None:
+        """Raises a `FileError` if an open file, or the one that has the name now, is not the one that was parsed."""
+        try:
+            now = os.stat(self.path) if descriptor is None else os.fstat(descriptor)
+        except OSError as error:
+            raise FileError(f"'{self}' was there when kpatch opened it: {reason(error)}") from error
+        if _after_edits(self._state, _state(now)) != _state(now):
+            raise FileError(
+                f"'{self}' has changed since kpatch opened it; run the command again, or in Python open the file again"
+            )
+
+    def check_named(self, descriptor: int) -> None:
+        """Raises a `FileError` if the name now means another file than the open one."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self.path), os.fstat(descriptor)):
+                return
+        raise FileError(f"'{self}' was replaced while kpatch edited it; the file that is there now was not edited")
+
+
+def _after_edits(before: State | None, wanted: State) -> State | None:
+    """The state that edits of this process led to, up to the one that is wanted."""
+    for _ in range(len(_edits)):
+        if before is None or before == wanted or before not in _edits:
+            break
+        before = _edits[before]
+    return before
+
+
+def _state(state: os.stat_result) -> State:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """One edit at a time of a file, where the system has locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(f"'{path}' is being edited by another process") from None
+        yield
+
+
+def sync(path: Path) -> None:
+    """Waits until the file, or the directory's list of names, is on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX systems open directories
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: Any, offset: int) -> None:
+    """Writes bytes at an offset: all of them, or an `OSError`."""
+    data = memoryview(data)
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def close(descriptor: int) -> None:
+    """Closes a file of which all that counts is on the disk already, so that a failure says nothing of the edit."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def dress(path: Path, like: os.stat_result, mask: int = 0o7777) -> None:
+    """Gives a file the mode of another, and its owner where that is permitted.
+
+    Args:
+        path: the file.
+        like: the state of the other.
+        mask: the bits of the mode that are given.
+    """
+    mode = stat.S_IMODE(like.st_mode) & mask
+    if hasattr(os, "chown"):
+        for owner, group in ((-1, like.st_gid), (like.st_uid, -1)):
+            with contextlib.suppress(OSError):
+                os.chown(path, owner, group)
+    if path.stat().st_gid != like.st_gid:
+        mode &= ~0o070  # these bits were meant for another group
+    path.chmod(mode)
+
+
+@contextlib.contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turns an `OSError` into a `FileError` that begins with what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{what}: {reason(error)}") from error
