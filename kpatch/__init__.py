@@ -28,12 +28,12 @@ from kpatch.errors import (
     UndoError,
     UnsupportedError,
 )
-from kpatch.execute import AppliedPatch
 from kpatch.holding import Hold, hold
 from kpatch.intervening import intervene
 from kpatch.planner import Plan
 from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
+from kpatch.undo import AppliedPatch
 
 __version__ = "0.1.0"
 

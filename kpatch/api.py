@@ -2,12 +2,13 @@
 
 from functools import lru_cache
 
-from kpatch import execute, planner
+from kpatch import execute, live, planner, writers
 from kpatch.compiled import in_dynamo
 from kpatch.errors import ResolutionError, UnsupportedError
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.syntax import as_patch
+from kpatch.writers import refuse_traces
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
@@ -34,7 +35,9 @@ def plan(model, patch, /, *, expect=None, **bindings):
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
     """
-    return _planned(model, as_patch(patch), bindings, expect)
+    writer = writers.current()
+    refuse_traces(writer, "kpatch.plan")
+    return live.count(check(model, as_patch(patch), bindings, expect), writer, model)
 
 
 def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
@@ -67,10 +70,9 @@ def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
         [1.0, 2.0, 3.0]
         >>> applied.undo()
     """
-    from kpatch import writers
-
-    planned = _planned(model, as_patch(patch), bindings, expect)
-    return execute.apply(planned, writers.current(), model, donate, undo)
+    writer = writers.current()
+    refuse_traces(writer, "kpatch.apply")
+    return live.apply(check(model, as_patch(patch), bindings, expect), writer, model, donate, undo)
 
 
 def edit(x, patch, /, **bindings):
@@ -124,36 +126,36 @@ def edit(x, patch, /, **bindings):
     return ops.copy(x) if store.tensor is x else store.tensor
 
 
-def _planned(model, patch, bindings, expect):
-    """The plan; without bindings from the cache, while neither names nor variables of the model have changed."""
+def check(model, patch, bindings, expect=None):
+    """What runs a patch on a model; without bindings kept while neither names nor variables of the model change."""
     from kpatch.resolve import index
 
     names = index(model)
     if bindings:
-        planned = _made(patch, ModelNames(names, Bindings(bindings)))
+        checked = _made(patch, ModelNames(names, Bindings(bindings)))
     else:
         cache = vars(names).setdefault("plans", {})  # they go with the index that they were made from
-        planned = cache.get(patch)
-        if planned is None:
-            planned = _made(patch, ModelNames(names, Bindings({})))
+        checked = cache.get(patch)
+        if checked is None:
+            checked = _made(patch, ModelNames(names, Bindings({})))
             if len(cache) >= CACHED_PLANS:
                 cache.pop(next(iter(cache)))
-            cache[patch] = planned
+            cache[patch] = checked
     if expect is not None:
-        check_expected(planned, expect)
-    return planned
+        check_expected(checked, expect)
+    return checked
 
 
 def _made(patch, names, traced=False):
     implied = names.implied.unknown() if isinstance(names, TensorNames) else None
-    planned = planner.make(patch, names, implied, traced)
+    checked = planner.make(patch, names, implied, traced)
     names.bindings.check_used()
-    return planned
+    return checked
 
 
-def check_expected(planned, expect):
-    """Raises a `ResolutionError` where the plan is of another number of variables."""
-    places = list({id(step.place): step.place for step in planned.edits}.values())
+def check_expected(checked, expect):
+    """Raises a `ResolutionError` if the patch writes to another number of variables."""
+    places = list({id(step.place): step.place for step in checked.edits}.values())
     if len(places) != expect:
         shown = [repr(place) for place in places[:MAX_LISTED]]
         more = [f"and {len(places) - MAX_LISTED} more"] * (len(places) > MAX_LISTED)

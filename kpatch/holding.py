@@ -4,6 +4,7 @@ import numpy as np
 
 from kpatch import api, indexing
 from kpatch.errors import UnsupportedError
+from kpatch.syntax import as_patch
 from kpatch.tensors import positions, to_numpy
 
 
@@ -33,11 +34,11 @@ def hold(model, patch, /, **bindings):
         <Hold of 3 entries of dense_1.kernel>
         >>> held.release()
     """
-    planned = api.plan(model, patch, **bindings)
-    for step in planned.edits:
+    checked = api.check(model, as_patch(patch), bindings)
+    for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
-            raise UnsupportedError(message).locate(step.statements[0].target.span, planned.patch.source)
+            raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
     applied = api.apply(model, patch, **bindings)
     return Hold(model, written(applied))
 
@@ -92,7 +93,7 @@ class Hold:
 def written(applied):
     """Each place with the mask of the entries written."""
     masks = {}
-    for record in applied._live.records:
+    for record in applied._records:
         place, selection = record.step.place, record.selection
         _, mask = masks.setdefault(id(place.variable), (place, np.zeros(place.shape, bool)))
         if isinstance(selection, indexing.Mask):

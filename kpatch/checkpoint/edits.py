@@ -17,14 +17,16 @@ class Applied:
     """A patch that was applied to a file. Printed, it is a table of what was written.
 
     Attributes:
-        plan: the `Plan` that was executed.
+        plan: the `Plan` that was executed, with the entries that each statement wrote.
         path: the file that holds the result.
         changes: a `Change` for each statement and array.
         note: why the names were those in the file, or `None`.
     """
 
-    def __init__(self, planned, path, changes, note):
-        self.plan = planned
+    def __init__(self, checked, path, changes, note):
+        written = {change.step: change.entries for change in changes}
+        counts = ((step, execute.static_count(step)) for step in checked.edits)
+        self.plan = checked.plan(written.get(step, 0) if known is None else known for step, known in counts)
         self.path = path
         self.changes = changes
         self.note = note
@@ -67,7 +69,8 @@ def plan(path, patch, /, *, expect=None, **bindings):
     Returns:
         A `Plan`; printed, it is a table.
     """
-    return _plan(_opened(path), as_patch(patch), expect, bindings)
+    checked = _check(_opened(path), as_patch(patch), expect, bindings)
+    return checked.plan(execute.counts(checked, Stored(checked.names)))
 
 
 def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=None, **bindings):
@@ -102,18 +105,18 @@ def apply(path, patch, out=None, /, *, in_place=False, journal=False, expect=Non
     if (out is None) == (not in_place):
         raise FileError("say where the result goes: either out or in_place=True")
     opened = _opened(path)
-    planned = _plan(opened, as_patch(patch), expect, bindings)
+    checked = _check(opened, as_patch(patch), expect, bindings)
     with _editor(opened, out, journal) as made:
-        store = Stored(planned.names, made)
+        store = Stored(checked.names, made)
         try:
-            execute.run(planned, store)
+            execute.run(checked, store)
         except (PatchError, OSError):
             raise
         except Exception as error:
             raise ExecutionError(
                 f"the backend failed while the patch ran: {error}", notes=["the file is as it was"]
             ) from error
-    return Applied(planned, opened.path if out is None else Path(out), store.changes, opened.note)
+    return Applied(checked, opened.path if out is None else Path(out), store.changes, opened.note)
 
 
 def undo(path):
@@ -136,18 +139,17 @@ def _opened(path):
     return path if isinstance(path, Checkpoint) else Checkpoint(path)
 
 
-def _plan(opened, patch, expect, bindings):
+def _check(opened, patch, expect, bindings):
     names = FileNames(opened, Given(bindings))
-    names.store = Stored(names)
-    planned = planner.make(patch, names)
+    checked = planner.make(patch, names)
     names.bindings.check_used()
     if expect is not None:
-        check_expected(planned, expect)
-    for step in planned.edits:
+        check_expected(checked, expect)
+    for step in checked.edits:
         if step.place.variable.refusal is not None:
             message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"
             raise UnsupportedError(message).locate(step.statement.target.span, patch.source)
-    return planned
+    return checked
 
 
 def _editor(opened, out, keep):

@@ -54,8 +54,6 @@ class Names:
         bindings: the `bindings.Bindings` of this use.
     """
 
-    store: Any = None  # where the places' values are, other than in the variables
-
     def __init__(self, bindings):
         self.bindings = bindings
 

@@ -55,6 +55,19 @@ def view(tensor):
     """`None`: the tensor's memory is out of reach."""
 
 
+def settle(variable):
+    """Waits for the variable's value: it is there."""
+
+
+def sync(model):
+    """Gives a model's variables their present values: they have them."""
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment: never, here."""
+    return False
+
+
 def _values(values, dtype):
     if isinstance(values, (bool, int, float, np.ndarray, np.generic)):
         return np.asarray(values, dtype)

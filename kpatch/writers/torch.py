@@ -11,6 +11,7 @@ it: it too is replaced, once. Two Keras variables over one `Parameter` are one p
 import numpy as np
 import torch
 
+from kpatch import writers
 from kpatch.indexing import Mask, Point, Region
 
 OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
@@ -98,6 +99,22 @@ def view(tensor):
     """
     plain = tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.float64)
     return np.from_dlpack(tensor.detach()) if plain else None
+
+
+def settle(variable):
+    """Waits for the variable's value: it is there."""
+
+
+def sync(model):
+    """Gives a model's variables their present values: they have them."""
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+refuse = torch.compiler.disable(writers.refuse)  # dynamo would trace the making of the error
 
 
 def _view(tensor, region):
