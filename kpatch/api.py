@@ -1,13 +1,19 @@
 """The public functions: `plan`, `apply` and `edit`."""
 
+import reprlib
 from functools import lru_cache
+
+import numpy as np
 
 from kpatch import execute, live, planner, writers
 from kpatch.compiled import in_dynamo
-from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.syntax import as_patch
+from kpatch.tensors import of_variable
+from kpatch.tensors.symbols import lengths
+from kpatch.values.numerics import from_numpy, is_traced
 from kpatch.writers import refuse_traces
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
@@ -83,7 +89,9 @@ def edit(x, patch, /, **bindings):
     written as `cast`, and an index tensor must be certain to be in range, as `argmax`, `% n` and `clip` are.
 
     Args:
-        x: a tensor, or what `keras.ops.convert_to_tensor` takes, of a known shape.
+        x: a tensor, a NumPy array, or what `keras.ops.convert_to_tensor` takes, of a known shape. A tensor and an
+            array keep their dtype; on jax without `JAX_ENABLE_X64` a 64-bit array becomes one of 32 bits, if its
+            numbers fit.
         patch: a `Patch`, or its text; every target is `_`.
         bindings: the values of the patch's `$names`, as for `apply`; they may be traced as well.
 
@@ -101,8 +109,6 @@ def edit(x, patch, /, **bindings):
     """
     from keras import KerasTensor, backend, ops
 
-    from kpatch.values.arithmetic import is_traced
-
     if in_dynamo():
         from kpatch.compiled.dynamo import edit_in_graph
 
@@ -110,10 +116,10 @@ def edit(x, patch, /, **bindings):
     patch = as_patch(patch)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
-    x = ops.convert_to_tensor(x)
+    x = _as_tensor(x)
     if any(length is None for length in x.shape):
         raise UnsupportedError(f"kpatch.edit needs a known shape. Received: x.shape={tuple(x.shape)}")
-    implied = "_", tuple(x.shape), backend.standardize_dtype(x.dtype)
+    implied = "_", lengths(x.shape), backend.standardize_dtype(x.dtype)
     traced = is_traced(x)
     if bindings:
         bound = Bindings(bindings)
@@ -162,6 +168,21 @@ def check_expected(checked, expect):
         raise ResolutionError(
             f"the patch matches {len(places)} variable{'s' * (len(places) != 1)}, not {expect}", notes=[*shown, *more]
         )
+
+
+def _as_tensor(x):
+    import keras
+
+    if isinstance(x, np.ndarray | np.generic):
+        return from_numpy(x)
+    if isinstance(x, keras.Variable):
+        return of_variable(x)
+    if keras.ops.is_tensor(x) and keras.backend.backend() == "numpy":
+        return x
+    try:
+        return keras.ops.convert_to_tensor(x)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PatchError(f"kpatch.edit takes a tensor; Received: {reprlib.repr(x)} (of type {type(x)})") from error
 
 
 @lru_cache(maxsize=256)

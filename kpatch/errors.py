@@ -38,6 +38,7 @@ class PatchError(Exception):
     __module__ = "kpatch"
     written: tuple = ()
     _keras_call_info_injected = True  # Keras, which makes errors inside of calls anew, would take the caret away
+    ag_pass_through = True  # TensorFlow, which wraps errors inside of `tf.function`, would take the class away
 
     def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
         super().__init__(message)

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from kpatch import api, indexing
+from kpatch import api, indexing, writers
 from kpatch.errors import UnsupportedError
 from kpatch.syntax import as_patch
 from kpatch.tensors import positions, to_numpy
+from kpatch.writers import refuse_traces
 
 
 def hold(model, patch, /, **bindings):
@@ -34,6 +35,7 @@ def hold(model, patch, /, **bindings):
         <Hold of 3 entries of dense_1.kernel>
         >>> held.release()
     """
+    refuse_traces(writers.current(), "kpatch.hold")
     checked = api.check(model, as_patch(patch), bindings)
     for step in checked.edits:
         if not step.place.variable.trainable:

@@ -44,7 +44,8 @@ def intervene(model, patch, /, **bindings):
     weights, given = split.weights_patch()
     with contextlib.ExitStack() as stack:
         stack.callback(_forget, models)
-        stack.enter_context(api.apply(model, weights, **given))
+        if weights.statements:
+            stack.enter_context(api.apply(model, weights, **given))
         calls.patch(model, stack)
         _forget(models)
         yield

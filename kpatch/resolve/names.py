@@ -1,5 +1,6 @@
 """What the names of a patch mean: variables of the model, the implied tensor `_`, and what was handed in."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,12 @@ class Names:
 
     def __init__(self, bindings):
         self.bindings = bindings
+
+    def given(self, bindings):
+        """The same names, with other values handed in."""
+        names = copy.copy(self)
+        names.bindings = bindings
+        return names
 
     def place(self, selector):
         """The one `Place` of a selector without globs, or of `None` for the implied tensor."""

@@ -44,7 +44,8 @@ def update(variable, region, op, old, operand, donate=True):
 
 def whole(variable):
     """The whole value as an alias, to be let go before anything is written."""
-    return ops.stop_gradient(ops.convert_to_tensor(variable.value))
+    value = variable.value
+    return value if isinstance(value, np.ndarray) else ops.stop_gradient(ops.convert_to_tensor(value))
 
 
 def exchange(variable, values):

@@ -8,6 +8,8 @@ storage over foreign memory, such as Keras makes for a variable created from a N
 it: it too is replaced, once. Two Keras variables over one `Parameter` are one parameter, here as everywhere in torch.
 """
 
+import inspect
+
 import numpy as np
 import torch
 
@@ -114,7 +116,14 @@ def is_tracing():
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-refuse = torch.compiler.disable(writers.refuse)  # dynamo would trace the making of the error
+def _left_alone(function):
+    """The function, which dynamo does not look into: it would trace the making of an error."""
+    why = {"reason": "it works at once; kpatch.edit makes a new tensor, and works in compiled functions"}
+    named = "reason" in inspect.signature(torch.compiler.disable).parameters  # not in older torch
+    return torch.compiler.disable(function, **(why if named else {}))
+
+
+refuse = _left_alone(writers.refuse)
 
 
 def _view(tensor, region):
