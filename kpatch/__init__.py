@@ -29,12 +29,12 @@ from kpatch.errors import (
     UnsupportedError,
     of_backend,
 )
-from kpatch.execute import AppliedPatch
 from kpatch.holding import Hold, hold
 from kpatch.intervening import Intervention, intervene
 from kpatch.planner import Plan
 from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
+from kpatch.undo import AppliedPatch
 
 __version__ = "0.1.0"
 

@@ -1,20 +1,26 @@
 """The public functions: `plan`, `apply` and `edit`."""
 
+import reprlib
 from functools import lru_cache
 
-from kpatch import execute, planner
+import numpy as np
+
+from kpatch import execute, keywords, live, planner, writers
 from kpatch.compiled import in_dynamo
-from kpatch.errors import ResolutionError, UnsupportedError
-from kpatch.keywords import checked
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.syntax import as_patch
+from kpatch.tensors import of_variable
+from kpatch.tensors.symbols import lengths
+from kpatch.values.numerics import from_numpy, is_traced
+from kpatch.writers import refuse_traces
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
 
 
-@checked("kpatch.plan")
+@keywords.checked("kpatch.plan")
 def plan(model, patch, /, *, expect=None, **bindings):
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
@@ -36,10 +42,12 @@ def plan(model, patch, /, *, expect=None, **bindings):
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
     """
-    return _planned(model, as_patch(patch), bindings, expect)
+    writer = writers.current()
+    refuse_traces(writer, "kpatch.plan")
+    return live.count(check(model, as_patch(patch), bindings, expect), writer, model)
 
 
-@checked("kpatch.apply")
+@keywords.checked("kpatch.apply")
 def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
@@ -70,13 +78,12 @@ def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
         [1.0, 2.0, 3.0]
         >>> applied.undo()
     """
-    from kpatch import writers
+    writer = writers.current()
+    refuse_traces(writer, "kpatch.apply")
+    return live.apply(check(model, as_patch(patch), bindings, expect), writer, model, donate, undo)
 
-    planned = _planned(model, as_patch(patch), bindings, expect)
-    return execute.apply(planned, writers.current(), model, donate, undo)
 
-
-@checked("kpatch.edit")
+@keywords.checked("kpatch.edit")
 def edit(x, patch, /, **bindings):
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 
@@ -85,7 +92,9 @@ def edit(x, patch, /, **bindings):
     written as `cast`, and an index tensor must be certain to be in range, as `argmax`, `% n` and `clip` are.
 
     Args:
-        x: a tensor, or what `keras.ops.convert_to_tensor` takes, of a known shape.
+        x: a tensor, a NumPy array, or what `keras.ops.convert_to_tensor` takes, of a known shape. A tensor and an
+            array keep their dtype; on jax without `JAX_ENABLE_X64` a 64-bit array becomes one of 32 bits, if its
+            numbers fit.
         patch: a `Patch`, or its text; every target is `_`.
         bindings: the values of the patch's `$names`, as for `apply`; they may be traced as well.
 
@@ -103,8 +112,6 @@ def edit(x, patch, /, **bindings):
     """
     from keras import KerasTensor, backend, ops
 
-    from kpatch.values.arithmetic import is_traced
-
     if in_dynamo():
         from kpatch.compiled.dynamo import edit_in_graph
 
@@ -112,10 +119,10 @@ def edit(x, patch, /, **bindings):
     patch = as_patch(patch)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
-    x = ops.convert_to_tensor(x)
+    x = _as_tensor(x)
     if any(length is None for length in x.shape):
         raise UnsupportedError(f"kpatch.edit needs a known shape. Received: x.shape={tuple(x.shape)}")
-    implied = "_", tuple(x.shape), backend.standardize_dtype(x.dtype)
+    implied = "_", lengths(x.shape), backend.standardize_dtype(x.dtype)
     traced = is_traced(x)
     if bindings:
         bound = Bindings(bindings)
@@ -128,42 +135,57 @@ def edit(x, patch, /, **bindings):
     return ops.copy(x) if store.tensor is x else store.tensor
 
 
-def _planned(model, patch, bindings, expect):
-    """The plan; without bindings from the cache, while neither names nor variables of the model have changed."""
+def check(model, patch, bindings, expect=None):
+    """What runs a patch on a model; without bindings kept while neither names nor variables of the model change."""
     from kpatch.resolve import index
 
     names = index(model)
     if bindings:
-        planned = _made(patch, ModelNames(names, Bindings(bindings)))
+        checked = _made(patch, ModelNames(names, Bindings(bindings)))
     else:
         cache = vars(names).setdefault("plans", {})  # they go with the index that they were made from
-        planned = cache.get(patch)
-        if planned is None:
-            planned = _made(patch, ModelNames(names, Bindings({})))
+        checked = cache.get(patch)
+        if checked is None:
+            checked = _made(patch, ModelNames(names, Bindings({})))
             if len(cache) >= CACHED_PLANS:
                 cache.pop(next(iter(cache)))
-            cache[patch] = planned
+            cache[patch] = checked
     if expect is not None:
-        check_expected(planned, expect)
-    return planned
+        check_expected(checked, expect)
+    return checked
 
 
 def _made(patch, names, traced=False):
     implied = names.implied.unknown() if isinstance(names, TensorNames) else None
-    planned = planner.make(patch, names, implied, traced)
+    checked = planner.make(patch, names, implied, traced)
     names.bindings.check_used()
-    return planned
+    return checked
 
 
-def check_expected(planned, expect):
-    """Raises a `ResolutionError` where the plan is of another number of variables."""
-    places = list({id(step.place): step.place for step in planned.edits}.values())
+def check_expected(checked, expect):
+    """Raises a `ResolutionError` if the patch writes to another number of variables."""
+    places = list({id(step.place): step.place for step in checked.edits}.values())
     if len(places) != expect:
         shown = [repr(place) for place in places[:MAX_LISTED]]
         more = [f"and {len(places) - MAX_LISTED} more"] * (len(places) > MAX_LISTED)
         raise ResolutionError(
             f"the patch matches {len(places)} variable{'s' * (len(places) != 1)}, not {expect}", notes=[*shown, *more]
         )
+
+
+def _as_tensor(x):
+    import keras
+
+    if isinstance(x, np.ndarray | np.generic):
+        return from_numpy(x)
+    if isinstance(x, keras.Variable):
+        return of_variable(x)
+    if keras.ops.is_tensor(x) and keras.backend.backend() == "numpy":
+        return x
+    try:
+        return keras.ops.convert_to_tensor(x)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PatchError(f"kpatch.edit takes a tensor; Received: {reprlib.repr(x)} (of type {type(x)})") from error
 
 
 @lru_cache(maxsize=256)

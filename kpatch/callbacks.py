@@ -43,7 +43,7 @@ class PatchCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._step = 0
         for patch in self.patches.values():
-            api.plan(self.model, patch, **self._bindings(patch))
+            api.check(self.model, patch, self._bindings(patch))
 
     def on_epoch_begin(self, epoch, logs=None):
         self._apply("epoch_begin", epoch, logs)

@@ -6,7 +6,7 @@ import keras
 
 from kpatch.compiled import TensorPatch
 from kpatch.syntax import parse
-from kpatch.tensors import of_variable
+from kpatch.tensors import of_variable, widths
 
 HELD = "_ = where($mask, $held, _)"  # what `hold` makes
 
@@ -67,7 +67,7 @@ class PatchConstraint(keras.constraints.Constraint):
         return self.patch.run((), self._based(w))
 
     def _based(self, w):
-        value = of_variable(w) if isinstance(w, keras.Variable) else keras.ops.convert_to_tensor(w)
+        value = of_variable(w) if isinstance(w, keras.Variable) else widths.as_tensor(w)
         return value if self.base is None else self.base(value)
 
     def _stepped(self, variable):

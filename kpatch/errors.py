@@ -13,7 +13,7 @@ MAX_SHOWN = 10  # errors shown in full when a patch has many
 
 
 class PatchError(Exception):
-    """Anything wrong with a patch, or with what it is applied to; nothing was changed.
+    """Anything wrong with a patch, or with what it is applied to; nothing was changed, but for what `written` holds.
 
     Attributes:
         message: one sentence that names the fault.
@@ -23,6 +23,8 @@ class PatchError(Exception):
         line, column: where `span` starts, counted from 1, or `None`.
         statement: the line of the source that `span` starts in, or `None`.
         errors: all errors found in the same patch, this one first.
+        written: the statements that stay written, `(statement, variable)` each. Empty, unless the backend failed and
+            old values could not be written back, or had not been kept (`undo=False`).
 
     Example:
         >>> import kpatch
@@ -34,7 +36,9 @@ class PatchError(Exception):
     """
 
     __module__ = "kpatch"
+    written: tuple = ()
     _keras_call_info_injected = True  # Keras, which makes errors inside of calls anew, would take the caret away
+    ag_pass_through = True  # TensorFlow, which wraps errors inside of `tf.function`, would take the class away
 
     def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
         super().__init__(message)
@@ -217,7 +221,7 @@ class UnsupportedError(PatchError):
 
 
 class ExecutionError(PatchError):
-    """The backend failed while writing (out of memory, say); every variable was put back as it was."""
+    """The backend failed while a patch ran (out of memory, say); it says whether everything was put back as it was."""
 
     __module__ = "kpatch"
 

@@ -2,21 +2,22 @@
 
 import numpy as np
 
-from kpatch import api
+from kpatch import api, keywords, writers
 from kpatch.compiled.forgetting import forget_compiled, models_with
 from kpatch.errors import UnsupportedError
-from kpatch.keywords import checked
+from kpatch.syntax import as_patch
 from kpatch.tensors import mask_of, to_numpy
+from kpatch.writers import refuse_traces
 
 
-@checked("kpatch.hold")
+@keywords.checked("kpatch.hold")
 def hold(model, patch, /, **bindings):
     """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
 
     With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
     values are held by constraints: in layers that have one for the variable (`kernel_constraint`) they are saved with
-    the model, and hold on after loading, once `kpatch.constraints` is imported. Training steps are compiled anew, of every
-    model that the layers are part of; also while `fit` runs. Several holds of one variable are released in any order.
+    the model, and hold on after loading, once `kpatch.constraints` is imported. Training steps are compiled anew, of
+    every model that the layers are part of; also while `fit` runs. Several holds of one variable are released in any order.
 
     Args:
         model: a built Keras model or layer.
@@ -37,11 +38,12 @@ def hold(model, patch, /, **bindings):
         <Hold of 3 entries of dense_1.kernel>
         >>> held.release()
     """
-    planned = api.plan(model, patch, **bindings)
-    for step in planned.edits:
+    refuse_traces(writers.current(), "kpatch.hold")
+    checked = api.check(model, as_patch(patch), bindings)
+    for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
-            raise UnsupportedError(message).locate(step.statements[0].target.span, planned.patch.source)
+            raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
     applied = api.apply(model, patch, **bindings)
     try:
         return Hold(model, written(applied))
@@ -110,7 +112,7 @@ class Hold:
 def written(applied):
     """Each place with the mask of the entries written."""
     masks = {}
-    for record in applied._live.records:
+    for record in applied._records:
         place = record.step.place
         _, mask = masks.setdefault(id(place.variable), (place, np.zeros(place.shape, bool)))
         mask |= mask_of(record.selection, place.shape)

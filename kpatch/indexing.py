@@ -110,10 +110,14 @@ class Positions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """The entries where `mask` holds, a boolean tensor of the variable's shape; values are scalars or of that shape."""
+    """The entries where `mask` holds, a boolean tensor of the variable's shape; values are scalars or of that shape.
+
+    `count` is how many entries those are, or `None` if they were not counted.
+    """
 
     mask: object
     shape: tuple
+    count: int | None = None
 
     @property
     def size(self):
@@ -166,9 +170,10 @@ class PackedMask(Mask):
     __slots__ = ("bits",)
     bits: np.ndarray
 
-    def __init__(self, mask):
+    def __init__(self, mask, count=None):
         object.__setattr__(self, "bits", np.packbits(mask))
         object.__setattr__(self, "shape", mask.shape)
+        object.__setattr__(self, "count", count)
 
     @property
     def mask(self):

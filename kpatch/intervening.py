@@ -10,19 +10,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from kpatch import api
+from kpatch import api, keywords
 from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled import TensorPatch, in_dynamo
 from kpatch.compiled.forgetting import forget_compiled, layers_of, models_with
 from kpatch.errors import UnsupportedError
-from kpatch.keywords import checked
 from kpatch.splitting import Split
 from kpatch.values.numerics import is_traced
 
 SHOWN = 8  # of the activations and weights that an intervention edits
 
 
-@checked("kpatch.intervene")
+@keywords.checked("kpatch.intervene")
 def intervene(model, patch, /, **bindings):
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 
@@ -85,7 +84,7 @@ class Intervention:
         self._split = Split(model, patch, bindings)
         self._calls = _Calls(self._split)
         weights, given = self._split.weights_patch()
-        api.plan(model, weights, **given)
+        api.check(model, weights, given)
 
     def __enter__(self):
         if self._stack is not None:
@@ -111,7 +110,8 @@ class Intervention:
         layers = layers_of(self._split.index)
         stack.callback(forget_compiled, layers)
         self._split.check_assertions()
-        stack.callback(api.apply(model, weights, **given)._withdraw)
+        if weights.statements:
+            stack.callback(api.apply(model, weights, **given)._withdraw)
         self._calls.patch(model, stack)
         forget_compiled(layers)
 

@@ -1,6 +1,6 @@
-"""Patch + names → `Plan`: every check that can be made before the first write, and nothing written.
+"""Patch + names → steps: every check that can be made before the first write, and nothing written.
 
-A plan is a list of steps, one for each statement; consecutive statements that each set one entry to a number become
+There is one step for each statement and variable; consecutive statements that each set one entry to a number become
 one step for each variable, so that ten thousand of them cost one write.
 """
 
@@ -83,15 +83,57 @@ class LetStep:
     place, stream = None, 0
 
 
+def writing(steps):
+    """The steps that write."""
+    return tuple(step for step in steps if not isinstance(step, (AssertStep, LetStep)))
+
+
 @dataclass(eq=False)
+class Checked:
+    """A patch that fits its names: what runs it, and what the caches keep. It holds no values of variables.
+
+    Attributes:
+        patch: the `Patch`.
+        steps: what is executed, in order.
+        names: the `Names` that the steps were made with.
+        unproved: the index nodes, by `id`, that are checked when a compiled function runs.
+    """
+
+    patch: ast.Patch
+    steps: tuple
+    names: Names
+    unproved: frozenset = frozenset()
+
+    @cached_property
+    def edits(self):
+        """The steps that write."""
+        return writing(self.steps)
+
+    @cached_property
+    def doubtful(self):
+        """The position of the last step that may still fail on the values that it meets, or -1."""
+        return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)
+
+    @cached_property
+    def dynamic(self):
+        """Whether a step writes entries that depend on values."""
+        return any(step.selection is None for step in self.edits)
+
+    def plan(self, counts):
+        """The `Plan` with these numbers of entries, one for each step that writes."""
+        return Plan(self.patch, self.steps, tuple(counts))
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What a patch would do to a model: checked, and nothing written. `print(plan)` shows it as a table.
+    """What a patch does to a model: a snapshot, which later changes of the model leave alone.
+
+    `print(plan)` shows it as a table.
 
     Attributes:
         patch: the `Patch`.
         steps: what is executed, in order.
         rows: a `Row` for each statement that writes, and each of its matches.
-        unproved: the index nodes, by `id`, that are checked when a compiled function runs.
         warnings: a sentence for each statement that edits nothing, or every entry in spite of its index.
 
     Example:
@@ -104,35 +146,29 @@ class Plan:
 
     patch: ast.Patch
     steps: tuple
-    names: Names = field(repr=False)
-    unproved: frozenset = field(default=frozenset(), repr=False)
+    counts: tuple = field(repr=False)  # of the entries that each step writes; `None` if only running it tells
 
-    @cached_property
+    @property
     def edits(self):
         """The steps that write."""
-        return [step for step in self.steps if not isinstance(step, (AssertStep, LetStep))]
-
-    @cached_property
-    def doubtful(self):
-        """The position of the last step that may still fail on the values that it meets, or -1."""
-        return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)
+        return writing(self.steps)
 
     @cached_property
     def rows(self):
-        return tuple(row for _, row in self._counted)
-
-    @cached_property
-    def _counted(self):
-        """The statements and their rows."""
-        from kpatch.report import plan_rows
-
-        return plan_rows(self)
+        return tuple(row for _, row in self._of_statements)
 
     @cached_property
     def warnings(self):
         from kpatch.report import plan_warnings
 
-        return plan_warnings(self._counted)
+        return plan_warnings(self._of_statements)
+
+    @cached_property
+    def _of_statements(self):
+        """The statements and their rows."""
+        from kpatch.report import plan_rows
+
+        return plan_rows(self)
 
     def __str__(self):
         from kpatch.report import as_text
@@ -146,7 +182,7 @@ class Plan:
 
 
 def make(patch, names, implied=None, traced=False):
-    """Plans a patch; all its errors are raised together.
+    """Checks a patch against names, and gives what runs it as `Checked`; all its errors are raised together.
 
     Args:
         patch: the `Patch`.
@@ -166,7 +202,7 @@ def make(patch, names, implied=None, traced=False):
             steps += _collect(errors, _OTHERS[type(statement)], with_names(statement), scope)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
-    return Plan(patch, tuple(steps), names, frozenset(scope.unproved))
+    return Checked(patch, tuple(steps), names, frozenset(scope.unproved))
 
 
 def _unknown(names, node, target):

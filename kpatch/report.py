@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpatch import evaluate as ev
-from kpatch import execute, indexing, planner, tensors
+from kpatch import indexing, planner, tensors
 from kpatch.batch import BatchStep
-from kpatch.errors import PatchError
 from kpatch.syntax import ast
 from kpatch.values.dtypes import tensor
 
@@ -59,7 +57,7 @@ def plan_rows(plan):
     """Pairs of a statement and its row, in the order of the statements."""
     rows = [
         (statement, Row(_text(statement, plan.patch), step.place.path, step.place.shape, step.place.dtype, count))
-        for step, count in _entries(plan)
+        for step, count in zip(plan.edits, plan.counts, strict=True)
         for statement in step.statements
     ]
     return sorted(rows, key=lambda pair: pair[0].span)
@@ -91,51 +89,6 @@ def _is_all(item):
 
 def _text(statement, patch):
     return patch.source[slice(*statement.span)]
-
-
-def _entries(plan):
-    """How many entries each statement of each step writes."""
-    from kpatch import writers
-
-    live = plan.names.store or execute.Live(plan, writers.current(), donate=False)
-    scope = ev.Scope(live.look_up, live.read)
-    written, fresh = set(), True
-    for step in plan.steps:
-        if isinstance(step, planner.AssertStep):
-            continue
-        if isinstance(step, planner.LetStep):
-            fresh = fresh and not _reads(step.statement.value, plan, None) & written
-            if fresh:
-                scope.bind(step.statement.name, ev.evaluate(step.statement.value, scope))
-            continue
-        if isinstance(step, BatchStep):
-            yield step, 1
-        elif step.selection is not None:
-            yield step, step.selection.size
-        else:
-            known = fresh and not any(_reads(node, plan, step.place) & written for node in step.statement.target.index)
-            yield step, _count(step, live, scope, plan.patch) if known else None
-        written.add(id(step.place))
-
-
-def _reads(node, plan, implied):
-    """The places that an expression reads."""
-    parts = list(ast.walk(node))
-    named = [part for part in parts if isinstance(part, ast.Reference | ast.Binding)]
-    places = [plan.names.meaning(part, implied) for part in named]
-    places += [implied] * any(isinstance(part, ast.Implied) for part in parts)
-    return {id(place) for place in places}
-
-
-def _count(step, live, scope, patch):
-    scope.begin(step.place, step.stream)
-    try:
-        selection = execute.dynamic_selection(step, live, scope)
-    except PatchError as error:
-        raise planner.in_match(error, step.statement, step.place, step.stream).locate(None, patch.source) from None
-    if isinstance(selection, indexing.Mask):
-        return int(np.count_nonzero(tensors.to_numpy(selection.mask)))
-    return selection.size
 
 
 def writes(records, patch):

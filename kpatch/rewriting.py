@@ -1,13 +1,13 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+from kpatch import keywords
 from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled.naming import named_by
 from kpatch.errors import PatchError, UnsupportedError
-from kpatch.keywords import checked
 from kpatch.splitting import Split
 
 
-@checked("kpatch.rewrite")
+@keywords.checked("kpatch.rewrite")
 def rewrite(model, patch, /, **bindings):
     """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
 

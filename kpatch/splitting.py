@@ -81,7 +81,7 @@ class Split:
                 self._reading[statement.name] = self._located(self._activation_in, statement)
         self._check_bindings()
         self._once = self._checked_once()
-        api.plan(model, self._once, **bindings_of(self._once, bindings))
+        api.check(model, self._once, bindings_of(self._once, bindings))
         for part in self.parts:
             self._located(self._finish, part)
 

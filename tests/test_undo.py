@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from unittest import mock
 
 import keras
 import models
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch import writers
+from kpatch import live, writers
 from kpatch.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
@@ -184,52 +185,58 @@ def test_a_failure_of_the_backend_where_values_decide(model, at, monkeypatch):
 
 
 def test_no_old_values_are_kept(model):
-    """Neither after a patch that cannot fail, nor after one that could."""
-    for text in ("dense_1.kernel *= 2; dense_1.kernel = _ * 2", "dense_1.kernel *= 2; assert any(dense_1.kernel != 7)"):
+    """Neither after a patch that cannot fail, nor after one that could: no record of the journal is left."""
+
+    def left():
+        gc.collect()
+        return sum(type(held) is live.Record for held in gc.get_objects())
+
+    before = left()
+    for text in ("dense_1.kernel *= 2", "dense_1.kernel = 3; assert any(dense_1.kernel != 7)"):
         applied = kpatch.apply(model, text, undo=False)
-        assert not any(keeps_memory(record) for record in applied._live.records)
+        assert left() == before
         undoable = kpatch.apply(model, text)
-        assert any(keeps_memory(record) for record in undoable._live.records)
-        undoable.undo()
+        assert left() == before + 1
+        del applied, undoable
 
 
-def keeps_memory(record):
-    return record.before is not None or record.after is not None
-
-
-def test_old_values_are_let_go_once_nothing_can_fail(model):
-    """Inside the patch: the first statement's old values live until the assertion, and no longer."""
-    from kpatch.execute import Live
-
-    seen = []
-    begin = Live.begin
+def begun(text, model, budget):
+    """Which of the records hold old values at the beginning of each step."""
+    seen, begin = [], live.Live.begin
 
     def watched(self, number):
         begin(self, number)
         seen.append([record.before is not None for record in self.records])
 
-    Live.begin = watched
-    try:
-        text = "dense_1.kernel *= 2; assert any(dense_1.kernel != 7); dense_2.kernel *= 2; dense_1.bias = 1"
-        kept = kpatch.apply(
-            model, "dense_1.kernel[0] = 0; dense_2.kernel[0] = 0; dense_1.bias[0] = 0"
-        )  # so that there are records
-        seen.clear()
+    with mock.patch.object(live.Live, "begin", watched), mock.patch.object(live, "KEPT", budget):
         kpatch.apply(model, text, undo=False)
-    finally:
-        Live.begin = begin
-    assert seen[1] == [True]
-    assert not any(seen[2] + seen[3])
-    assert kept is not None
+    return seen
+
+
+STEPS = "dense_1.kernel *= 2; assert any(dense_1.kernel != 7); dense_2.kernel *= 2; dense_1.bias = 1; dense_2.bias = 1"
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (0, [[], [True], [False], [False, False], [False] * 3]),
+        (4 * 12, [[], [True], [True], [False, True], [False, True, False]]),
+        (4 * 23, [[], [True], [True], [True] * 2, [True] * 3]),
+    ],
+)
+def test_old_values_are_kept_as_long_as_they_are_few(model, budget, expected):
+    """Those before the assertion in any case; then no more than the budget, and none once some were let go."""
+    assert begun(STEPS, model, budget) == expected
 
 
 def test_memory_of_a_large_variable_is_not_kept():
-    model = keras.Sequential([keras.Input((512,)), keras.layers.Dense(512, name="d", kernel_initializer="zeros")])
+    """More than the budget: it is not even read, and what is replaced is let go with the next statement."""
+    side = 1 + int((live.KEPT / 4) ** 0.5)
+    model = keras.Sequential([keras.Input((side,)), keras.layers.Dense(side, name="d", kernel_initializer="zeros")])
     for text in ("d.kernel = _ * 2 + 1", "d.kernel[abs(_) < 5] = 3", "d.kernel = 0", "d.kernel *= 2"):
-        applied = kpatch.apply(model, text, undo=False)
-        held = [value for record in applied._live.records for value in (record.before, record.after)]
-        assert all(value is None for value in held)
-        assert all(getattr(record.selection, "mask", None) is None for record in applied._live.records)
+        assert begun(f"{text}; d.bias[0] = 0", model, live.KEPT)[-1] == [False]
+    with mock.patch.object(writers.current(), "read", side_effect=AssertionError("it is read")):
+        kpatch.apply(model, "d.kernel = 0; d.kernel[:, 1:] = 2", undo=False)
 
 
 # Values taken over ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from kpatch import execute, outputs, planner
+from kpatch import execute, keywords, outputs, planner
 from kpatch.api import check_expected
 from kpatch.checkpoint import editor, journal
 from kpatch.checkpoint.names import FileNames, Given
@@ -12,7 +12,6 @@ from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
 from kpatch.disk import Source, failing
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
-from kpatch.keywords import checked
 from kpatch.syntax import as_patch
 
 
@@ -20,14 +19,16 @@ class Applied:
     """A patch that was applied to a file. Printed, it is a table of what was written.
 
     Attributes:
-        plan: the `Plan` that was executed.
+        plan: the `Plan` that was executed, with the entries that each statement wrote.
         path: the file that holds the result.
         changes: a `Change` for each statement and array.
         note: why the names were those in the file, or `None`.
     """
 
-    def __init__(self, planned, path, changes, note):
-        self.plan = planned
+    def __init__(self, checked, path, changes, note):
+        written = {change.step: change.entries for change in changes}
+        counts = ((step, execute.static_count(step)) for step in checked.edits)
+        self.plan = checked.plan(written.get(step, 0) if known is None else known for step, known in counts)
         self.path = path
         self.changes = changes
         self.note = note
@@ -58,7 +59,7 @@ class Applied:
         return f"<Applied {len(self.changes)} writes to {self.path}>"
 
 
-@checked("kpatch.checkpoint.plan")
+@keywords.checked("kpatch.checkpoint.plan")
 def plan(path, patch, /, *, expect=None, **bindings):
     """What a patch would do to a file: checked, and nothing written.
 
@@ -71,10 +72,11 @@ def plan(path, patch, /, *, expect=None, **bindings):
     Returns:
         A `Plan`; printed, it is a table.
     """
-    return _plan(_opened(path), as_patch(patch), expect, bindings)
+    checked = _check(_opened(path), as_patch(patch), expect, bindings)
+    return checked.plan(execute.counts(checked, Stored(checked.names)))
 
 
-@checked("kpatch.checkpoint.apply")
+@keywords.checked("kpatch.checkpoint.apply")
 def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=False, expect=None, **bindings):
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 
@@ -112,19 +114,19 @@ def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=
     opened = _opened(path)
     if not in_place:
         check_output(out, opened.path, {}, overwrite)  # before the work is done
-    planned = _plan(opened, as_patch(patch), expect, bindings)
-    donors = planned.names.bindings.sources
+    checked = _check(opened, as_patch(patch), expect, bindings)
+    donors = checked.names.bindings.sources
     with _editor(opened, out, journal, overwrite, donors) as made:
-        store = Stored(planned.names, made)
+        store = Stored(checked.names, made)
         try:
-            execute.run(planned, store)
+            execute.run(checked, store)
         except (PatchError, OSError):
             raise
         except Exception as error:
             raise ExecutionError(
                 f"the backend failed while the patch ran: {error}", notes=["the file is as it was"]
             ) from error
-    return Applied(planned, opened.path if out is None else Path(out), store.changes, opened.note)
+    return Applied(checked, opened.path if out is None else Path(out), store.changes, opened.note)
 
 
 def undo(path, *, discard=False):
@@ -167,18 +169,17 @@ def _opened(path):
     return path if isinstance(path, Checkpoint) else Checkpoint(path)
 
 
-def _plan(opened, patch, expect, bindings):
+def _check(opened, patch, expect, bindings):
     names = FileNames(opened, Given(bindings))
-    names.store = Stored(names)
-    planned = planner.make(patch, names)
+    checked = planner.make(patch, names)
     names.bindings.check_used()
     if expect is not None:
-        check_expected(planned, expect)
-    for step in planned.edits:
+        check_expected(checked, expect)
+    for step in checked.edits:
         if step.place.variable.refusal is not None:
             message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"
             raise UnsupportedError(message).locate(step.statement.target.span, patch.source)
-    return planned
+    return checked
 
 
 def _editor(opened, out, keep, overwrite, donors):

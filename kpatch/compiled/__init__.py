@@ -7,6 +7,7 @@ import base64
 import itertools
 import weakref
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -107,6 +108,7 @@ class TensorPatch(Holder):
         values = {name: unknown(f"${name}", kind, tuple(s)) for name, (s, kind) in specs.items() if name != "_"}
         names = self._names(spec, values)
         planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
+        planned = replace(planned, names=None)  # whose values may belong to a function that is being traced
         self._plans = [*self._plans[1 - MAX_PLANS :], (specs, planned)]
         return planned
 
@@ -115,7 +117,7 @@ class TensorPatch(Holder):
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
         spec = lengths(x.shape), dtype_name(x.dtype)
         planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
-        store = execute.Pure(x, self._names(spec, values) if values or self.bindings else planned.names)
+        store = execute.Pure(x, self._names(spec, values))
         execute.run(planned, store, traced=True)
         return store.tensor
 

@@ -1,10 +1,11 @@
 """The variables of a layer as a patch makes them: tensors to be seen in their stead, while they stay as they are."""
 
+from dataclasses import replace
 from typing import Any
 
 from kpatch import execute, planner
 from kpatch.compiled import Holder, encoded, in_dynamo, plain, text_of
-from kpatch.resolve.bindings import Bindings
+from kpatch.resolve.bindings import NONE, Bindings
 from kpatch.resolve.names import ModelNames
 from kpatch.syntax import as_patch
 
@@ -31,8 +32,10 @@ class WeightsPatch(Holder):
         names = index(layer)
         if self._planned is None or self._planned.names.index is not names:
             bound = Bindings(self.bindings)
-            self._planned = planner.make(self.patch, ModelNames(names, bound), traced=True)
+            planned = planner.make(self.patch, ModelNames(names, bound), traced=True)
             bound.check_used()
+            # without the values, which may belong to a function that is being traced
+            self._planned = replace(planned, names=planned.names.given(NONE))
             written = {id(step.place.variable): step.place.variable for step in self._planned.edits}
             self._written = list(written.values())
             self._read = [entry.variable for entry in names.entries if id(entry.variable) not in written]
@@ -47,7 +50,8 @@ class WeightsPatch(Holder):
     def __call__(self, names, *values):
         """The tensors of the variables written; `values` are those of all `variables`, and there are no `names`."""
         variables = (*self._written, *self._read)
-        store = Overlay({id(v): value for v, value in zip(variables, values, strict=True)}, self._planned.names)
+        given = self._planned.names.given(Bindings(self.bindings))
+        store = Overlay({id(v): value for v, value in zip(variables, values, strict=True)}, given)
         execute.run(self._planned, store, traced=True)
         return tuple(store.tensors[id(variable)] for variable in self._written)
 

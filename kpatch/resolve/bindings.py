@@ -6,6 +6,7 @@ from kpatch.errors import BindingError, PatchError
 from kpatch.resolve.names import place_of
 from kpatch.syntax import Implied, nearest
 from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
+from kpatch.values.numerics import from_numpy
 
 LITERALS = ("bool", "int64", "uint64", "float64")  # NumPy's own defaults: such arrays say nothing about precision
 KINDS = "a number, a list, an array, a tensor, a variable or a model"
@@ -155,10 +156,7 @@ def _value(value):
         raise PatchError("a masked array leaves entries without a value; 'filled()' gives them one")
     if value.dtype.name in LITERALS:
         return constant(np.array(value))
-    if value.dtype.name not in NUMPY:
-        raise PatchError(f"an array of {value.dtype} is not part of the language")
-    array = np.array(value, NUMPY[value.dtype.name])  # a copy, in the machine's order of bytes
-    return tensor(keras.ops.convert_to_tensor(array, dtype=value.dtype.name))
+    return tensor(from_numpy(value))
 
 
 def _refuse_without_entries(value):

@@ -1,5 +1,6 @@
 """What the names of a patch mean: variables of the model, the implied tensor `_`, and what was handed in."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +55,14 @@ class Names:
         bindings: the `bindings.Bindings` of this use.
     """
 
-    store: Any = None  # where the places' values are, other than in the variables
-
     def __init__(self, bindings):
         self.bindings = bindings
+
+    def given(self, bindings):
+        """The same names, with other values handed in."""
+        names = copy.copy(self)
+        names.bindings = bindings
+        return names
 
     def place(self, selector):
         """The one `Place` of a selector without globs, or of `None` for the implied tensor."""

@@ -7,7 +7,7 @@ They hide where the backends' own indexing differs: torch has no negative steps,
 import numpy as np
 
 from kpatch.indexing import Grid, Mask, Point, Positions, Region
-from kpatch.tensors import grids
+from kpatch.tensors import grids, widths
 
 
 def take(tensor, selection):
@@ -36,9 +36,9 @@ def replace(tensor, selection, values):
         # one pass over the tensor: a scatter of rows costs several on jax
         items = selection.index if isinstance(selection, Point) else selection.slices
         return grids.replace(tensor, Grid(items, selection.shape), values)
-    values = ops.convert_to_tensor(values)
+    values = widths.as_tensor(values)
     if isinstance(selection, Mask):
-        return ops.where(selection.mask, values, tensor)
+        return widths.where(selection.mask, values, tensor)
     if selection.size == 0:
         return tensor
     if isinstance(selection, Region):

@@ -18,7 +18,7 @@ import numpy as np
 from kpatch import indexing
 from kpatch.errors import SubscriptError
 from kpatch.indexing import Entry, Unknown, last_wins
-from kpatch.tensors import slices, symbols
+from kpatch.tensors import slices, symbols, widths
 
 
 class Span:
@@ -271,7 +271,7 @@ def replace(tensor, grid, values):
 
     if 0 in grid.shape:
         return ops.copy(tensor)
-    values = ops.convert_to_tensor(values)
+    values = widths.as_tensor(values)
     values = ops.reshape(values, (*[1] * (len(grid.shape) - len(values.shape)), *ops.shape(values)))
     held = []
     values = _on_axes(values, grid, tensor, held)
@@ -286,7 +286,7 @@ def replace(tensor, grid, values):
             values = _spread(values, axis, span, places)
     if not held:
         return ops.copy(ops.broadcast_to(values, ops.shape(tensor)))
-    return ops.where(_all(held), values, tensor)
+    return widths.where(_all(held), values, tensor)
 
 
 def _spans(tensor, grid):

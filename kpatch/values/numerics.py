@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.errors import ExecutionError, PatchError
+from kpatch.errors import DTypeError, ExecutionError, PatchError, UnsupportedError
 from kpatch.values import dtypes
 from kpatch.values.dtypes import DIGITS, INTEGERS, LARGEST, NUMPY, RANGES, is_floating, is_integer, is_signed
 
@@ -148,6 +148,41 @@ def as_tensor(array, dtype):
     if array.ndim == 0 and _keeps_scalars():
         return _kept_scalar(array.tobytes(), dtype)
     return ops.convert_to_tensor(array, dtype=dtype)
+
+
+def from_numpy(array):
+    """A NumPy array from outside as the backend's tensor, in its own dtype.
+
+    Raises:
+        PatchError: for a dtype that is not part of the language, or that the backend does not have. jax without
+            `JAX_ENABLE_X64` takes 64-bit numbers that fit 32 bits.
+    """
+    name = array.dtype.name
+    if name not in NUMPY:
+        raise PatchError(f"an array of {array.dtype} is not part of the language")
+    array = np.array(array, NUMPY[name])  # a copy, in the machine's order of bytes
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "numpy":
+        return array
+    if backend == "torch" and name == "uint64":
+        raise UnsupportedError("the torch backend has no uint64")
+    if backend == "jax" and array.itemsize == 8:
+        array = _narrowed(array, name)
+    return keras.ops.convert_to_tensor(array, dtype=array.dtype.name)
+
+
+def _narrowed(array, name):
+    """The array in a dtype that jax has."""
+    try:
+        dtypes.check_available(name)
+    except UnsupportedError:
+        try:
+            return dtypes.fit(dtypes.constant(array), name.replace("64", "32"))
+        except DTypeError as error:
+            raise DTypeError(error.message, notes=[f"jax has no {name} unless JAX_ENABLE_X64 is set"]) from None
+    return array
 
 
 def _keeps_scalars():

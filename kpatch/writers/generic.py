@@ -44,7 +44,8 @@ def update(variable, region, op, old, operand, donate=True):
 
 def whole(variable):
     """The whole value as an alias, to be let go before anything is written."""
-    return ops.stop_gradient(ops.convert_to_tensor(variable.value))
+    value = variable.value
+    return value if isinstance(value, np.ndarray) else ops.stop_gradient(ops.convert_to_tensor(value))
 
 
 def exchange(variable, values):
@@ -53,6 +54,19 @@ def exchange(variable, values):
 
 def view(tensor):
     """`None`: the tensor's memory is out of reach."""
+
+
+def settle(variable):
+    """Waits for the variable's value: it is there."""
+
+
+def sync(model):
+    """Gives a model's variables their present values: they have them."""
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment: never, here."""
+    return False
 
 
 def _values(values, dtype):

@@ -11,6 +11,7 @@ its own, read and written like any other.
 """
 
 import functools
+import itertools
 import math
 import sys
 import weakref
@@ -38,7 +39,7 @@ def read(variable, selection):
     array = _array(variable)
     if not selection.size:
         return jnp.zeros(selection.shape, array.dtype)
-    return _take(array, selection) if _on_one_device(array) else _take_sharded(array, selection)
+    return _present(_take(array, selection) if _on_one_device(array) else _take_sharded(array, selection))
 
 
 def write(variable, selection, values, donate=True):
@@ -49,7 +50,7 @@ def write(variable, selection, values, donate=True):
     if not selection.size:
         return
     array = _writable(variable, donate)
-    _set(variable, (_put if _on_one_device(array) else _put_sharded)(array, selection, values))
+    _replace(variable, array, selection, _present(values))
 
 
 def prepare(variable, selection, array):
@@ -67,11 +68,10 @@ def update(variable, region, op, old, operand, donate=True):
         return
     array = _writable(variable, donate)
     if _on_one_device(array) and not _is_converted(array.dtype):
-        array = _put_region(array, region, old, operand, op=op)
-    else:
-        operand = operand if isinstance(operand, jax.Array) else np.asarray(operand, array.dtype)
-        array = (_put if _on_one_device(array) else _put_sharded)(array, region, OPERATORS[op](old, operand))
-    _set(variable, array)
+        _become(variable, array, _region_call(array, region, old, operand, op=op))
+        return
+    operand = operand if isinstance(operand, jax.Array) else np.asarray(operand, array.dtype)
+    _replace(variable, array, region, _present(OPERATORS[op](old, operand)))
 
 
 def whole(variable):
@@ -90,6 +90,18 @@ def exchange(variable, values):
     return old
 
 
+def settle(variable):
+    """Waits for the variable's value. jax computes while Python goes on: for want of memory it fails only then."""
+    _array(variable).block_until_ready()
+
+
+def _present(values):
+    """The values; large ones when they are computed, so that none that failed is written over what is there."""
+    if isinstance(values, jax.Array) and values.nbytes > SMALL and not isinstance(values, jax.core.Tracer):
+        values.block_until_ready()
+    return values
+
+
 def view(tensor):
     """The array's memory as one of NumPy that is only read, or `None` where it cannot be reached.
 
@@ -98,6 +110,25 @@ def view(tensor):
     if not _on_one_device(tensor) or tensor.dtype not in (np.float32, np.float64):
         return None
     return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment, so that what is computed here is not known yet."""
+    if _IS_CLEAN is not None and _IS_CLEAN():
+        return False
+    return isinstance(jnp.zeros(()), jax.core.Tracer)  # under `grad` or `vmap` alone it is a value
+
+
+def _clean_state():
+    """jax's own test whether no transformation is at work, or `None`: it is private. Without it edits are slower."""
+    try:
+        from jax._src.core import trace_state_clean
+    except ImportError:
+        return None
+    return trace_state_clean
+
+
+_IS_CLEAN = _clean_state()
 
 
 def sync(model):
@@ -135,6 +166,38 @@ def _writable(variable, donate):
     if _on_one_device(array):
         return _untraced(variable, _copy(array))
     return _rebuilt(array, [_untraced(variable, _copy(part)) for part in _parts(array)])
+
+
+def _replace(variable, array, selection, values):
+    """Puts the values into the array, which is donated, and makes the variable's value of the result."""
+    if _on_one_device(array):
+        _become(variable, array, _put_call(array, selection, values))
+        return
+    parts = _parts(array)
+    try:
+        _put_sharded(parts, array, selection, values)
+    finally:  # also if a shard failed: those before it are deleted
+        _set(variable, _rebuilt(array, parts))
+
+
+def _become(variable, array, call):
+    """The variable's value becomes what a call that donates the array makes of it."""
+    _call_into(functools.partial(setattr, variable), "_value", call)
+    new = variable._value
+    if isinstance(new, jax.core.Tracer):  # then nothing was donated
+        variable._value = array
+        raise _untouchable(variable)
+    _made[id(new)] = new
+
+
+def _call_into(setter, key, call):
+    """Calls `setter(key, result)` with the result of a call, `(function, *arguments)`, that donates an array.
+
+    The call deletes the array, and an interrupt before the result is kept would lose both. So C code does the two,
+    and Python, which raises interrupts between its own instructions, has none between them.
+    """
+    function, *arguments = call
+    any(map(setter, (key,), itertools.starmap(function, (arguments,))))
 
 
 def _set(variable, array):
@@ -289,28 +352,29 @@ def _take(array, selection):
     return jax.device_put(taken.reshape(selection.shape), array.sharding if array._committed else None)
 
 
-def _put(array, selection, values):
+def _put_call(array, selection, values):
+    """What puts values into an array, which it donates: `(function, *arguments)`."""
     kind = type(selection)
     if kind is Point:
-        return _put_point(array, _index(array, selection.index), _placed(values, array))
+        return _put_point, array, _index(array, selection.index), _placed(values, array)
     if kind is Region:
-        return _put_region(array, selection, values)
+        return _region_call(array, selection, values)
     if kind is Mask:
-        return _put_mask(array, _placed(selection.mask, array, bool), _placed(values, array))
+        return _put_mask, array, _placed(selection.mask, array, bool), _placed(values, array)
     places = _padded_places(array, selection)
     values = np.asarray(values, array.dtype)
     if values.ndim:
         padded = np.zeros(places.shape[1], array.dtype)
         padded[: selection.size] = np.broadcast_to(values, selection.shape).reshape(-1)
         values = padded
-    return _put_positions(array, places, values)
+    return _put_positions, array, places, values
 
 
-def _put_region(array, region, *values, op=None):
+def _region_call(array, region, *values, op=None):
     starts, steps, backward = _ascending(region)
     counts = None if _is_converted(array.dtype) else region.counts
     put = _region_putter(counts, steps, backward, region.dropped, op)
-    return put(array, np.array((starts, region.counts), np.int32), *(_placed(part, array) for part in values))
+    return put, array, np.array((starts, region.counts), np.int32), *(_placed(part, array) for part in values)
 
 
 def _placed(values, array, dtype=None):
@@ -519,26 +583,28 @@ def _take_sharded(array, selection):
     return jnp.asarray(taken.reshape(selection.shape))
 
 
-def _put_sharded(array, selection, values):
-    parts = _parts(array)
+def _put_sharded(parts, array, selection, values):
+    """Puts values into the shards, `parts`, of which each is replaced in the list as soon as it is donated."""
     kind = type(selection)
+
+    def put(number, *call):
+        _call_into(parts.__setitem__, number, call)
+
     if kind is Point:
         values = np.asarray(values, array.dtype)
         for number, index in _owners(selection.index, array.sharding, array.shape):
-            parts[number] = _put_point(parts[number], index, values)
+            put(number, _put_point, parts[number], index, values)
     elif kind is Mask:
-        masks, values = _pieces(selection.mask, array), _pieces(values, array)
-        parts = [_put(*each) for each in zip(parts, (Mask(mask, mask.shape) for mask in masks), values, strict=True)]
+        pieces = zip(parts, _pieces(selection.mask, array), _pieces(values, array), strict=True)
+        for number, (part, mask, piece) in enumerate(pieces):
+            put(number, *_put_call(part, Mask(mask, mask.shape), piece))
     elif kind is Region and selection.full:
-        parts = [
-            _put(part, indexing.whole(part.shape), piece)
-            for part, piece in zip(parts, _pieces(values, array), strict=True)
-        ]
+        for number, (part, piece) in enumerate(zip(parts, _pieces(values, array), strict=True)):
+            put(number, *_put_call(part, indexing.whole(part.shape), piece))
     else:
         values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
         for number, local, places in _split(selection, array.sharding, array.shape):
-            parts[number] = _put(parts[number], local, values[places])
-    return _rebuilt(array, parts)
+            put(number, *_put_call(parts[number], local, values[places]))
 
 
 def _parts(array):

@@ -56,6 +56,19 @@ def view(tensor):
     return tensor if tensor.flags.c_contiguous else None
 
 
+def settle(variable):
+    """Waits for the variable's value: it is there."""
+
+
+def sync(model):
+    """Gives a model's variables their present values: they have them."""
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment: never, here."""
+    return False
+
+
 def take(array, selection):
     """A copy of the selected entries of an array; for a `Mask` of all."""
     kind = type(selection)

@@ -79,6 +79,19 @@ def view(tensor):
     return np.asarray(memoryview(tensor))
 
 
+def settle(variable):
+    """Waits for the variable's value: it is there."""
+
+
+def sync(model):
+    """Gives a model's variables their present values: they have them."""
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment."""
+    return not tf.executing_eagerly()
+
+
 def _components(variable):
     """The variables that hold the value: one for each replica under a distribution strategy."""
     value = variable._value

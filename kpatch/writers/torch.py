@@ -8,9 +8,12 @@ storage over foreign memory, such as Keras makes for a variable created from a N
 it: it too is replaced, once. Two Keras variables over one `Parameter` are one parameter, here as everywhere in torch.
 """
 
+import inspect
+
 import numpy as np
 import torch
 
+from kpatch import writers
 from kpatch.indexing import Mask, Point, Region
 
 OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
@@ -98,6 +101,29 @@ def view(tensor):
     """
     plain = tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.float64)
     return np.from_dlpack(tensor.detach()) if plain else None
+
+
+def settle(variable):
+    """Waits for the variable's value: it is there."""
+
+
+def sync(model):
+    """Gives a model's variables their present values: they have them."""
+
+
+def is_tracing():
+    """Whether a function is being traced at this moment."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _left_alone(function):
+    """The function, which dynamo does not look into: it would trace the making of an error."""
+    why = {"reason": "it works at once; kpatch.edit makes a new tensor, and works in compiled functions"}
+    named = "reason" in inspect.signature(torch.compiler.disable).parameters  # not in older torch
+    return torch.compiler.disable(function, **(why if named else {}))
+
+
+refuse = _left_alone(writers.refuse)
 
 
 def _view(tensor, region):
