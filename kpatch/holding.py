@@ -17,7 +17,8 @@ def hold(model, patch, /, **bindings):
     With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
     values are held by constraints: in layers that have one for the variable (`kernel_constraint`) they are saved with
     the model, and hold on after loading, once `kpatch.constraints` is imported. Training steps are compiled anew, of
-    every model that the layers are part of; also while `fit` runs. Several holds of one variable are released in any order.
+    every model that the layers are part of; also while `fit` runs. Several holds of one variable are released in any
+    order.
 
     Args:
         model: a built Keras model or layer.
