@@ -36,7 +36,7 @@ from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
 from kpatch.undo import AppliedPatch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AppliedPatch",
