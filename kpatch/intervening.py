@@ -220,20 +220,21 @@ _changing = threading.Lock()  # held while functions are added or removed
 
 
 class _PatchedCall:
-    """What stands in for a layer's `call` while blocks last: each adds a function, and takes it away, in any order.
+    """What stands in for a method of a layer while blocks last: each adds a function, and takes it away, in any order.
 
     The functions are called as `function(call, ...)`, the latest first; `call` goes on to the one before. Without any
     it is the layer's own, which is put back then. If somebody has put it away to bring it back later, it does no harm.
     """
 
-    def __init__(self, layer):
-        functools.update_wrapper(self, layer.call)
+    def __init__(self, layer, name):
+        functools.update_wrapper(self, getattr(layer, name))
         self._layer = layer
-        self._before: Callable | None = vars(layer).get("call")
+        self._name = name
+        self._before: Callable | None = vars(layer).get(name)
         self._functions: tuple[Callable, ...] = ()
 
     def __call__(self, *args, **kwargs):
-        call = self._before or types.MethodType(type(self._layer).call, self._layer)
+        call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
         for function in self._functions:
             call = functools.partial(function, call)
         return call(*args, **kwargs)
@@ -245,19 +246,20 @@ class _PatchedCall:
         with _changing:
             self._functions = tuple(each for each in self._functions if each is not function)
             state = vars(self._layer)
-            if self._functions or state.get("call") is not self:
+            if self._functions or state.get(self._name) is not self:
                 return
             if self._before is None:
-                del state["call"]
+                del state[self._name]
             else:
-                state["call"] = self._before
+                state[self._name] = self._before
 
 
 def _patch_call(layer, function, stack):
-    """The layer's `call` becomes `function(call, ...)` until the stack closes."""
+    """The layer's `call`, or what Keras calls in its stead, becomes `function(call, ...)` until the stack closes."""
+    name = "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
     with _changing:
-        call = vars(layer).get("call")
+        call = vars(layer).get(name)
         if not isinstance(call, _PatchedCall):
-            call = vars(layer)["call"] = _PatchedCall(layer)
+            call = vars(layer)[name] = _PatchedCall(layer, name)
         stack.callback(call.remove, function)
         call.add(function)

@@ -22,12 +22,17 @@ def predicted(model, x=X):
     return np.asarray(model.predict(x, verbose=0))
 
 
+def called(model):
+    """What the model gives, with nothing compiled."""
+    return np.array(keras.ops.convert_to_numpy(model(X)))
+
+
 def same(a, b):
     return a.tobytes() == b.tobytes()
 
 
 def unpatched(model):
-    return not any("call" in vars(layer) for layer in [model, *model._flatten_layers()])
+    return not any(vars(layer).keys() & {"call", "quantized_call"} for layer in [model, *model._flatten_layers()])
 
 
 @pytest.fixture
@@ -112,12 +117,12 @@ TEXTS = [
 
 
 def with_only(texts):
-    """What the model of these tests predicts under some patches, one inside of the other."""
+    """What the model of these tests gives under some patches, one inside of the other."""
     model = models.dense()
     with contextlib.ExitStack() as stack:
         for text in texts:
             stack.enter_context(kpatch.intervene(model, text))
-        return predicted(model)
+        return called(model)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -127,11 +132,11 @@ def test_calls_are_unpatched_in_any_order(dense, order):
         block.__enter__()
     left = list(range(3))
     for number in order:
-        assert same(predicted(dense), with_only([TEXTS[each] for each in left]))
+        assert same(called(dense), with_only([TEXTS[each] for each in left]))
         blocks[number].__exit__(None, None, None)
         left.remove(number)
     assert unpatched(dense)
-    assert same(predicted(dense), with_only([]))
+    assert same(called(dense), with_only([]))
 
 
 EDITS = [
@@ -146,7 +151,7 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_weights_are_restored_in_any_order(seed):
     """An entry shows the value of the latest block that edits it, and is what it was when none is left."""
     dice = random.Random(seed)
@@ -198,7 +203,7 @@ def test_an_exception_ends_only_its_block(dense):
     with kpatch.intervene(dense, TEXTS[0]):
         with pytest.raises(ZeroDivisionError), kpatch.intervene(dense, f"{TEXTS[1]}; dense_1.bias = 3"):
             raise ZeroDivisionError
-        assert same(predicted(dense), with_only(TEXTS[:1]))
+        assert same(called(dense), with_only(TEXTS[:1]))
     assert unpatched(dense)
 
 
@@ -219,7 +224,7 @@ def test_a_block_that_cannot_begin(dense, recwarn):
 def steps(model, text):
     with kpatch.intervene(model, text):
         while True:
-            yield predicted(model)
+            yield called(model)
 
 
 def test_generators_that_take_turns(dense):
@@ -284,6 +289,15 @@ def test_what_stood_in_for_a_call_before_stands_in_after(dense):
     assert layer.call is doubled
 
 
+def test_a_quantised_layer(dense):
+    dense.quantize("int8")
+    before, bias = predicted(dense), keras.ops.convert_to_numpy(dense.get_layer("dense_2").bias)
+    with kpatch.intervene(dense, "dense_1.output = 0; dense_2.output[:, 0] = 7"):
+        assert predicted(dense).tolist() == [[7, bias[1]]] * 3
+    assert same(predicted(dense), before)
+    assert unpatched(dense)
+
+
 def test_a_copy_made_in_a_block_is_not_patched(dense):
     with kpatch.intervene(dense, "dense_1.output[:, 0] = 5"):
         copied, cloned = copy.deepcopy(dense), keras.models.clone_model(dense)
@@ -291,8 +305,8 @@ def test_a_copy_made_in_a_block_is_not_patched(dense):
     kpatch.apply(dense, "** = 0")
     assert unpatched(copied)
     assert unpatched(cloned)
-    assert same(predicted(copied), with_only([]))
-    assert same(predicted(cloned), with_only([]))
+    assert same(called(copied), with_only([]))
+    assert same(called(cloned), with_only([]))
 
 
 def in_threads(function, number=4):
@@ -323,7 +337,7 @@ def test_threads_that_begin_and_end_blocks(dense):
 
     in_threads(work)
     assert unpatched(dense)
-    assert same(predicted(dense), with_only([]))
+    assert same(called(dense), with_only([]))
 
 
 # The beginning --------------------------------------------------------------------------------------------------------
