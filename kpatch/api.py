@@ -113,9 +113,9 @@ def edit(x, patch, /, **bindings):
     from keras import KerasTensor, backend, ops
 
     if in_dynamo():
-        from kpatch.compiled.dynamo import edit_in_graph
+        from kpatch.compiled import dynamo
 
-        return edit_in_graph(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
+        return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
     patch = as_patch(patch)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")

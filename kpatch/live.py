@@ -53,6 +53,7 @@ class Live(Named):
         records: a `Record` for each write, in order.
         counts: how many entries were written, by the step, if that depended on values.
         lets_go: old values are not for `undo`.
+        ended: after a failure all was restored that could be.
     """
 
     implied = stream = None
@@ -62,6 +63,7 @@ class Live(Named):
         self.writer = writer
         self.donate = donate
         self.lets_go = not keep
+        self.ended = False
         self.records = []
         self.counts = {}
         self._doubtful = checked.doubtful if self.lets_go else None
@@ -321,13 +323,16 @@ def apply(checked, writer, model, donate=True, keep=True):
     prepare_models(writer, model, *checked.names.bindings.models)
     live = Live(checked, writer, donate, keep)
     try:
-        execute.run(checked, live)
-        live.settle()
-        return AppliedPatch(checked, live, model)
-    except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
-        stays, failures = live.put_back()
-        live.link(stays)
-        raise _failed(error, stays, failures, checked.patch)  # noqa: B904 (it has its cause)
+        try:
+            execute.run(checked, live)
+            live.settle()
+            return AppliedPatch(checked, live, model)
+        except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
+            raise _ended(live, error, checked.patch)  # noqa: B904 (it has its cause)
+    except BaseException as error:
+        if live.ended:
+            raise
+        raise _ended(live, error, checked.patch)  # noqa: B904 (an interrupt cut the first attempt off)
 
 
 def count(checked, writer, model):
@@ -340,8 +345,16 @@ def count(checked, writer, model):
 # What a failure leaves ------------------------------------------------------------------------------------------------
 
 
+def _ended(live, error, patch):
+    """Restores what can be restored; gives the exception that says how an edit ended."""
+    stays, failures = live.put_back()
+    live.link(stays)
+    error = _failed(error, stays, failures, patch)
+    live.ended = True
+    return error
+
+
 def _failed(error, stays, failures, patch):
-    """The exception that says how an edit ended."""
     notes = _listed(stays, failures, patch)
     if (interrupt := _interrupt([error, *failures])) is not None:
         return _told(interrupt, "an edit was cut off", notes, stays, patch)

@@ -152,14 +152,19 @@ class AppliedPatch:
             raise UndoError("this edit was made with undo=False, and kept no old values")
 
     def __enter__(self):
-        self._check_kept()
-        return self
+        try:
+            self._check_kept()
+            return self
+        except Exception:
+            raise
+        except BaseException:  # an interrupt: there will be no `__exit__`
+            self.undo()
+            raise
 
     def __exit__(self, *exception):
-        if self._undone:
-            return
         try:
-            self.undo()
+            if not self._undone:
+                self.undo()
         except Exception:
             raise
         except BaseException:  # an interrupt, perhaps before anything was restored

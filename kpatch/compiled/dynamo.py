@@ -3,9 +3,21 @@
 Dynamo would otherwise trace the parser and the planner, and take their NumPy arrays for tensors.
 """
 
+import keras
+import numpy as np
 import torch
 
 from kpatch.compiled import run_live
+
+IN_GRAPH = (bool, int, float, list, tuple, np.ndarray, torch.Tensor)  # what a graph's call can be given
+
+
+def edit(x, text, bindings):
+    """`kpatch.edit` where dynamo is at work; with bindings that no graph can hold, a model say, it breaks the graph."""
+    given = {name: value.value if isinstance(value, keras.Variable) else value for name, value in bindings.items()}
+    if all(isinstance(value, IN_GRAPH) for value in given.values()):
+        return _edit_in_graph(x, text, given)
+    return _edit_apart(x, text, given)
 
 
 def _edit(x, text, bindings):
@@ -14,5 +26,6 @@ def _edit(x, text, bindings):
     return edit(x, text, **bindings)
 
 
-edit_in_graph = torch.compiler.allow_in_graph(_edit)
+_edit_in_graph = torch.compiler.allow_in_graph(_edit)
+_edit_apart = torch.compiler.disable(_edit)
 run_in_graph = torch.compiler.allow_in_graph(run_live)

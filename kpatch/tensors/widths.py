@@ -7,7 +7,7 @@ def as_tensor(values):
     """The values as a tensor: a NumPy array in its own dtype, a tensor as it is."""
     from keras import backend, ops
 
-    if not isinstance(values, np.ndarray | np.generic):
+    if not isinstance(values, (np.ndarray, np.generic)):
         return values if ops.is_tensor(values) else ops.convert_to_tensor(values)
     if backend.backend() == "numpy":
         return values
