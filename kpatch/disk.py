@@ -93,7 +93,7 @@ class Source:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(self.path), os.fstat(descriptor)):
                 return
-        raise FileError(f"'{self}' was replaced while kpatch edited it; the file that is there now was not edited")
+        raise FileError(f"'{self}' was replaced or removed while kpatch edited it; the edit was not made")
 
 
 def _after_edits(before: State | None, wanted: State) -> State | None:

@@ -22,7 +22,7 @@ from kpatch.errors import FileError
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once")
 
 CHANGED = "'{}' has changed since kpatch opened it; run the command again, or in Python open the file again"
-REPLACED = "'{}' was replaced while kpatch edited it; the file that is there now was not edited"
+REPLACED = "'{}' was replaced or removed while kpatch edited it; the edit was not made"
 
 
 def arrays(seed, extra=0):

@@ -8,16 +8,18 @@ A journal is:
 * a mark;
 * where its whole records end, with a checksum of that number;
 * the length and the checksum of a header of JSON, and the header: name, size and inode of each file;
-* the records: number of the file, offset, how many bytes, the checksum of the new ones, the old ones, a checksum of
-  all of that.
+* the records: number of the file, offset, how many bytes, the checksum of the new ones and of those in the first
+  sector, the old ones, a checksum of all of that.
 
 A journal gets its name with its first records in it. Later records are on the disk before the number that counts them,
 as in SQLite, and the file is written after that. So a record behind the end is one whose bytes are untouched, and one
-that is missing before the end is damage. Nothing is played back from a journal that is damaged.
+that is missing before the end is damage. Nothing is played back from a journal that is damaged, or into a file that
+somebody else has written to.
 """
 
 import contextlib
 import functools
+import itertools
 import json
 import operator
 import os
@@ -36,9 +38,10 @@ from kpatch.outputs import Output, begins
 MAGIC = b"kpatch journal 2\n"
 _END = struct.Struct("<QI")  # where the whole records end, and the checksum of that
 _HEADER = struct.Struct("<II")  # the header's length and checksum
-_RECORD = struct.Struct("<HQII")  # the file's number, the offset, the length, the checksum of the new bytes
+_RECORD = struct.Struct("<HQIII")  # the file's number, the offset, the length, the checksums of the new bytes
 _SUM = struct.Struct("<I")
 LARGEST_HEADER = 2**24
+SECTOR = 512  # bytes that are written as a whole, or not at all
 
 
 def begun(path):
@@ -98,7 +101,7 @@ class Journal:
     def add(self, replacements):
         """Enters replacements: tuples of the file's number, an offset, the old bytes and the new ones."""
         for number, offset, old, new in replacements:
-            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new))
+            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new), zlib.crc32(new[: _first(offset)]))
             self._write(b"".join((head, old, _SUM.pack(zlib.crc32(old, zlib.crc32(head))))))
         if self._durable:
             self._count()
@@ -140,6 +143,11 @@ class Journal:
         close(self._descriptor)
 
 
+def _first(offset):
+    """How many bytes from an offset on lie in its sector."""
+    return SECTOR - offset % SECTOR
+
+
 def _end(at):
     """The number that says where the whole records end."""
     number = struct.pack("<Q", at)
@@ -161,12 +169,13 @@ class File(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A replacement, read back; `at` is the place of the old bytes in the journal."""
+    """A replacement, read back: the checksums of its new bytes, and the place of the old ones in the journal."""
 
     file: int
     offset: int
     length: int
     new_sum: int
+    first_sum: int
     at: int
 
 
@@ -245,7 +254,7 @@ def _record(file, files, size):
     head = file.read(_RECORD.size)
     if len(head) < _RECORD.size:
         return None
-    number, offset, length, new_sum = _RECORD.unpack(head)
+    number, offset, length, new_sum, first_sum = _RECORD.unpack(head)
     at = file.tell()
     if at + length + _SUM.size > size:
         return None
@@ -256,7 +265,7 @@ def _record(file, files, size):
         return None
     if number >= len(files) or offset + length > files[number].size:
         raise ValueError("a record of it lies outside of the file")
-    return Record(number, offset, length, new_sum, at)
+    return Record(number, offset, length, new_sum, first_sum, at)
 
 
 def _play(file, records, descriptors):
@@ -290,7 +299,11 @@ def roll_back(path):
     with contextlib.ExitStack() as stack:
         numbers = sorted({record.file for record in contents.records})
         descriptors = {n: _descriptor(stack, journal, path, contents.files[n]) for n in numbers}
-        _play(stack.enter_context(journal.open("rb")), contents.records, descriptors)
+        file = stack.enter_context(journal.open("rb"))
+        for record in _apart(contents.records):
+            if not _is_of_the_edit(file, record, descriptors[record.file]):
+                raise _changed(journal, path, path.parent / contents.files[record.file].name)
+        _play(file, contents.records, descriptors)
     journal.unlink()
     sync(path.parent)
     return True
@@ -313,9 +326,32 @@ def _descriptor(stack, journal, path, each):
         stack.callback(close, descriptor)
         state = os.fstat(descriptor)
     if state is None or (state.st_size, state.st_ino) != (each.size, each.inode):
-        message = f"'{journal}' is of an edit that was cut off, and '{name}' has been replaced since"
-        raise FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
+        raise _changed(journal, path, name)
     return descriptor
+
+
+def _apart(records):
+    """The records that share no byte with another: of a byte that was replaced twice there is no saying what it is."""
+    ordered = sorted(records, key=lambda record: (record.file, record.offset))
+    end = (0, 0)
+    for record, following in itertools.zip_longest(ordered, ordered[1:]):
+        start, stop = (record.file, record.offset), (record.file, record.offset + record.length)
+        if start >= end and (following is None or (following.file, following.offset) >= stop):
+            yield record
+        end = max(end, stop)
+
+
+def _is_of_the_edit(journal, record, descriptor):
+    """Whether a file has the old or the new bytes of a record, as far as they were replaced at one moment."""
+    count = min(_first(record.offset), record.length)
+    journal.seek(record.at)
+    now = os.pread(descriptor, count, record.offset)
+    return now == journal.read(count) or zlib.crc32(now) == record.first_sum
+
+
+def _changed(journal, path, file):
+    message = f"'{journal}' is of an edit that was cut off, and '{file}' has changed since"
+    return FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
 
 
 def replacements(path, sources, editor):
