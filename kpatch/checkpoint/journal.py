@@ -17,9 +17,7 @@ that is missing before the end is damage. Nothing is played back from a journal 
 somebody else has written to.
 """
 
-import contextlib
 import functools
-import itertools
 import json
 import operator
 import os
@@ -31,8 +29,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from kpatch.disk import close, dress, failing, lock, sync, write_all
-from kpatch.errors import FileError, UndoError
+from kpatch.disk import close, dress, sync, write_all
+from kpatch.errors import FileError
 from kpatch.outputs import Output, begins
 
 MAGIC = b"kpatch journal 2\n"
@@ -101,7 +99,7 @@ class Journal:
     def add(self, replacements):
         """Enters replacements: tuples of the file's number, an offset, the old bytes and the new ones."""
         for number, offset, old, new in replacements:
-            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new), zlib.crc32(new[: _first(offset)]))
+            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new), zlib.crc32(new[: first(offset)]))
             self._write(b"".join((head, old, _SUM.pack(zlib.crc32(old, zlib.crc32(head))))))
         if self._durable:
             self._count()
@@ -136,14 +134,14 @@ class Journal:
         if self._named:  # else no byte was replaced
             with os.fdopen(os.dup(self._descriptor), "rb") as file:  # which may have lost its name already
                 file.seek(0)
-                _play(file, _contents(file).records, descriptors)
+                play(file, _contents(file).records, descriptors)
         self.drop()
 
     def close(self):
         close(self._descriptor)
 
 
-def _first(offset):
+def first(offset):
     """How many bytes from an offset on lie in its sector."""
     return SECTOR - offset % SECTOR
 
@@ -268,133 +266,10 @@ def _record(file, files, size):
     return Record(number, offset, length, new_sum, first_sum, at)
 
 
-def _play(file, records, descriptors):
+def play(file, records, descriptors):
     """Writes the old bytes of records, the last first, from an open journal."""
     for record in reversed(records):
         file.seek(record.at)
         write_all(descriptors[record.file], file.read(record.length), record.offset)
     for descriptor in descriptors.values():
         os.fsync(descriptor)
-
-
-def recover(path):
-    """Puts the old bytes back where an edit of the file was cut off; says whether there was one.
-
-    Raises:
-        FileError: the journal is damaged or of another file, or the edit is still going on.
-    """
-    if not begun(path).exists():
-        return False
-    with failing(f"cannot put back an edit of '{path}' that was cut off"), lock(path):
-        return roll_back(path)
-
-
-def roll_back(path):
-    """The same for a caller who holds the lock."""
-    journal = begun(path)
-    if not journal.exists():  # the edit ended just now
-        return False
-    contents = read(journal, path)
-    _check_names(journal, path, contents.files)
-    with contextlib.ExitStack() as stack:
-        numbers = sorted({record.file for record in contents.records})
-        descriptors = {n: _descriptor(stack, journal, path, contents.files[n]) for n in numbers}
-        file = stack.enter_context(journal.open("rb"))
-        for record in _apart(contents.records):
-            if not _is_of_the_edit(file, record, descriptors[record.file]):
-                raise _changed(journal, path, path.parent / contents.files[record.file].name)
-        _play(file, contents.records, descriptors)
-    journal.unlink()
-    sync(path.parent)
-    return True
-
-
-def _check_names(journal, path, files):
-    names = [each.name for each in files]
-    if names != [path.name] and not path.name.endswith(".weights.json"):
-        raise FileError(f"'{journal}' is the journal of '{names[0]}', not of '{path.name}'", notes=[way_out(path)])
-
-
-def _descriptor(stack, journal, path, each):
-    """The file of a journal, if it is still the one that was edited."""
-    name = path.parent / each.name
-    try:
-        descriptor = os.open(name, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        state = None
-    else:
-        stack.callback(close, descriptor)
-        state = os.fstat(descriptor)
-    if state is None or (state.st_size, state.st_ino) != (each.size, each.inode):
-        raise _changed(journal, path, name)
-    return descriptor
-
-
-def _apart(records):
-    """The records that share no byte with another: of a byte that was replaced twice there is no saying what it is."""
-    ordered = sorted(records, key=lambda record: (record.file, record.offset))
-    end = (0, 0)
-    for record, following in itertools.zip_longest(ordered, ordered[1:]):
-        start, stop = (record.file, record.offset), (record.file, record.offset + record.length)
-        if start >= end and (following is None or (following.file, following.offset) >= stop):
-            yield record
-        end = max(end, stop)
-
-
-def _is_of_the_edit(journal, record, descriptor):
-    """Whether a file has the old or the new bytes of a record, as far as they were replaced at one moment."""
-    count = min(_first(record.offset), record.length)
-    journal.seek(record.at)
-    now = os.pread(descriptor, count, record.offset)
-    return now == journal.read(count) or zlib.crc32(now) == record.first_sum
-
-
-def _changed(journal, path, file):
-    message = f"'{journal}' is of an edit that was cut off, and '{file}' has changed since"
-    return FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
-
-
-def replacements(path, sources, editor):
-    """What undoes the latest edit of a file: tuples of a `Source`, an offset and the old bytes, the last first.
-
-    The journal is checked as a whole, then each record when its turn comes.
-
-    Args:
-        path: the file.
-        sources: the files that it consists of.
-        editor: an `Editor` of these files.
-
-    Raises:
-        FileError: the journal is damaged.
-        UndoError: it is of other files, or the bytes are no longer those that the edit wrote.
-    """
-    journal = done(path)
-    contents = read(journal, path)
-    if not contents.whole:
-        raise damaged(journal, path, "it does not end as a journal does")
-    now = described(path, sources, map(editor.descriptor, sources))
-    if contents.files != [(name, state.st_size, state.st_ino) for name, state in now]:
-        raise UndoError(f"'{journal}' is of another file than '{path}' is now", notes=[way_out(path)])
-    with journal.open("rb") as log:
-        for record in reversed(contents.records):
-            source = sources[record.file]
-            if zlib.crc32(editor.bytes(source, record.offset, record.length)) != record.new_sum:
-                raise UndoError(f"'{path}' has changed since the edit that '{journal}' undoes", notes=[way_out(path)])
-            log.seek(record.at)
-            yield source, record.offset, log.read(record.length)
-
-
-def discard(path):
-    """Removes the journal that stands in the way, of an edit that was cut off, else of one that is done; gives it.
-
-    Raises:
-        UndoError: there is none.
-        FileError: the file is being edited.
-    """
-    with failing(f"cannot remove the journal of '{path}'"), lock(path):
-        for journal in (begun(path), done(path)):
-            if os.path.lexists(journal):
-                journal.unlink()
-                sync(path.parent)
-                return journal
-    raise UndoError(f"'{path}' has no journal")
