@@ -32,10 +32,10 @@ def write(found, patch, page=None, title=""):
     outputs.check([*pages, *parts], inputs)
     parts = parts if found.bindings else parts[1:]
     with outputs.written([*pages, *parts], inputs, found.sources) as files:
-        if pages:
-            files.pop(0).write_text(page_of(found, title), encoding="utf-8")
+        for file in files[: len(pages)]:
+            file.write_text(page_of(found, title), encoding="utf-8")
         if parts:
-            _write_patch(found, *files)
+            _write_patch(found, *files[len(pages) :])
     return [output.path for output in reversed(parts)]
 
 
