@@ -31,7 +31,7 @@ class Source:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.real = self.path.resolve() if self.path.is_symlink() else self.path
+        self.real = Path(os.path.realpath(path)) if self.path.is_symlink() else self.path
         self._state: State | None = None
 
     def __fspath__(self) -> str:
