@@ -298,11 +298,11 @@ def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: b
       kpatch diff old.keras new.keras -o change.kpatch
       kpatch diff old.keras new.keras --summary --tolerance 1e-6
     """
-    from kpatch.checkpoint import commands
+    from kpatch.checkpoint import commands, saving
 
-    commands.check_outputs(output, html, old, new)
+    saving.check(output, html, old, new)
     found = commands.difference(old, new, tolerance)
-    written = commands.write(found, output, html, f"{old} → {new}")
+    written = saving.write(found, output, html, f"{old} → {new}")
     if summary:
         _print(found)
     for path in written:

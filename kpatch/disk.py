@@ -31,7 +31,7 @@ class Source:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.real = self.path.resolve() if self.path.is_symlink() else self.path
+        self.real = Path(os.path.realpath(path)) if self.path.is_symlink() else self.path
         self._state: State | None = None
 
     def __fspath__(self) -> str:
@@ -93,7 +93,7 @@ class Source:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(self.path), os.fstat(descriptor)):
                 return
-        raise FileError(f"'{self}' was replaced while kpatch edited it; the file that is there now was not edited")
+        raise FileError(f"'{self}' was replaced or removed while kpatch edited it; the edit was not made")
 
 
 def _after_edits(before: State | None, wanted: State) -> State | None:

@@ -107,13 +107,14 @@ def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Sourc
         FileError: an output may not be, or cannot be, written; or a source has changed.
     """
     targets = check(outputs, inputs)
+    main = outputs[-1].path if outputs else None
     folders: list[Path] = []
     try:
         for output, target in zip(outputs, targets, strict=True):
             with failing(f"cannot write '{output.path}'"):
                 folders.append(Path(tempfile.mkdtemp(prefix=".kpatch-", dir=target.parent)))
         files = [folder / output.path.name for folder, output in zip(folders, outputs, strict=True)]
-        with failing(f"cannot write '{outputs[-1].path}'"):
+        with failing(f"cannot write '{main}'"):
             yield files
             _dress(outputs, files, targets, inputs)
             for file in files:

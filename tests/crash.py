@@ -1,4 +1,4 @@
-"""Edits that are killed: at each call that writes, half of its bytes written, and at random moments by SIGKILL.
+"""Edits that are killed: at each call that writes, half of its sectors written, and at random moments by SIGKILL.
 
 `python tests/crash.py DIRECTORY COUNT [MODE ...]` prints what was found. Afterwards each file must be the old
 one or the new one: at once where a copy was edited, and once the file has been opened where it was edited in place.
@@ -148,7 +148,9 @@ def _dying(lab, number):
         def counted(*args, **kwargs):
             if left[0] == 0:
                 if name == "pwrite":
-                    call(args[0], bytes(args[1])[: len(args[1]) // 2], *args[2:])
+                    descriptor, data, offset = args
+                    whole = (offset + len(data) // 2) // 512 * 512 - offset  # a sector is written as a whole
+                    call(descriptor, bytes(data)[: max(0, whole)], offset)
                 os._exit(9)
             left[0] -= 1
             return call(*args, **kwargs)

@@ -56,6 +56,15 @@ def rewrite(path, compression=zipfile.ZIP_STORED, **entries):
                 archive.writestr(name, data)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_link_that_leads_to_itself(tmp_path):
+    path = tmp_path / "loop.safetensors"
+    path.symlink_to(path)
+    with pytest.raises(FileError) as info:
+        checkpoint.open(path)
+    assert str(info.value) == f"cannot read '{path}': too many levels of symbolic links"
+
+
 # Archives
 
 

@@ -150,7 +150,7 @@ def made(files, records, count=True):
     header = files if isinstance(files, bytes) else json.dumps(files).encode()
     data = struct.pack("<II", len(header), zlib.crc32(header)) + header
     for number, offset, old, new in records:
-        head = struct.pack("<HQII", number, offset, len(old), zlib.crc32(new))
+        head = struct.pack("<HQIII", number, offset, len(old), zlib.crc32(new), zlib.crc32(new[: 512 - offset % 512]))
         data += head + old + struct.pack("<I", zlib.crc32(head + old))
     end = struct.pack("<Q", len(journal.MAGIC) + 12 + len(data))
     return journal.MAGIC + end + struct.pack("<I", zlib.crc32(end)) * count + data
@@ -180,7 +180,7 @@ def test_a_journal_of_another_file(scene):
     state = os.stat(scene.path)
     good = {"name": "a.safetensors", "size": state.st_size, "inode": state.st_ino}
     replaced = (
-        f"'{BEGUN}' is of an edit that was cut off, and 'a.safetensors' has been replaced since\n"
+        f"'{BEGUN}' is of an edit that was cut off, and 'a.safetensors' has changed since\n"
         f"  if the file is as you want it: {WAY_OUT.strip()}"
     )
     other = f"'{BEGUN}' is the journal of 'b.safetensors', not of 'a.safetensors'\n{WAY_OUT}"
@@ -305,6 +305,23 @@ def test_a_model_is_replaced_whose_edit_was_cut_off(here):
     assert checkpoint.open("a.safetensors")["z"].tolist() == [3] * 4
 
 
+def test_a_file_that_was_written_anew_since(here):
+    """The same file of the same size, as Keras saves a model again: its bytes are not those of the edit."""
+    assert cut_off(lambda: checkpoint.apply("a.safetensors", PATCH, in_place=True))
+    save("b.safetensors", 1)
+    other = Path("b.safetensors").read_bytes()
+    Path("a.safetensors").write_bytes(other)
+    with pytest.raises(FileError) as info:
+        checkpoint.open("a.safetensors")
+    assert str(info.value) == (
+        f"'{BEGUN}' is of an edit that was cut off, and 'a.safetensors' has changed since\n"
+        f"  if the file is as you want it: {WAY_OUT.strip()}"
+    )
+    assert Path("a.safetensors").read_bytes() == other
+    checkpoint.undo("a.safetensors", discard=True)
+    assert checkpoint.open("a.safetensors")["z"].tolist() == checkpoint.open("b.safetensors")["z"].tolist()
+
+
 def test_a_shard_that_was_replaced_since(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["a_00000.weights.h5", "a_00001.weights.h5"]
@@ -322,9 +339,7 @@ def test_a_shard_that_was_replaced_since(tmp_path, monkeypatch):
         data = [Path(name).read_bytes() for name in names]
         with pytest.raises(FileError) as info:
             checkpoint.open("a.weights.json")
-        text = (
-            f"'.a.weights.json.kpatch-journal' is of an edit that was cut off, and '{names[1]}' has been replaced since"
-        )
+        text = f"'.a.weights.json.kpatch-journal' is of an edit that was cut off, and '{names[1]}' has changed since"
         assert info.value.message == text
         assert [Path(name).read_bytes() for name in names] == data
 

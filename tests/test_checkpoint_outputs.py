@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from models import dense, filled
 from safetensors.numpy import load_file, save_file
 
-import kpatch
 from kpatch import checkpoint, cli
 from kpatch.errors import FileError
 
@@ -487,26 +486,28 @@ except errors.FileError as error:
 """
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root becomes somebody else")
-def test_somebody_who_may_not_keep_the_group(monkeypatch):
-    """What the group could read, another group cannot; and a directory that is read-only is one error."""
+def as_nobody(**keywords):
+    """What an edit in a process without rights says."""
+    code = [sys.executable, "-c", AS_NOBODY, repr(keywords)]
+    ran = subprocess.run(code, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
 
-    def as_nobody(**keywords):
-        code = [sys.executable, "-c", AS_NOBODY, repr(keywords)]
-        root = str(Path(kpatch.__file__).parent.parent)
-        ran = subprocess.run(code, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout.strip()
 
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+@pytest.fixture
+def open_to_all(monkeypatch):
+    """A directory that others can reach, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
         monkeypatch.chdir(folder)
-        _as_nobody(as_nobody, Path(folder))
+        os.chmod(folder, 0o777)
+        save("base.safetensors", 0)
+        yield Path(folder)
         monkeypatch.undo()
 
 
-def _as_nobody(as_nobody, folder):
-    folder.chmod(0o777)
-    save("base.safetensors", 0)
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root becomes somebody else")
+def test_somebody_who_may_not_keep_the_group(open_to_all):
+    """What the group could read, another group cannot."""
     os.chmod("base.safetensors", 0o666)
     checkpoint.apply("base.safetensors", "z = 1", out="new.safetensors")
     os.chmod("new.safetensors", 0o664)
@@ -514,12 +515,16 @@ def _as_nobody(as_nobody, folder):
     assert mode("base.safetensors.kpatch-undo") == 0o606
     assert as_nobody(out="new.safetensors", overwrite=True) == ""
     assert (mode("new.safetensors"), os.stat("new.safetensors").st_gid) == (0o604, 65534)
-    folder.chmod(0o755)
-    assert as_nobody(in_place=True) == "cannot write 'base.safetensors': permission denied"
-    assert as_nobody(out="x.safetensors") == "cannot write 'x.safetensors': permission denied"
-    os.chmod("base.safetensors", 0o644)
-    folder.chmod(0o777)
-    assert as_nobody(in_place=True) == "cannot write 'base.safetensors': permission denied"
-    os.chmod("base.safetensors", 0o600)
-    assert as_nobody(out="x.safetensors") == "cannot read 'base.safetensors': permission denied"
-    assert [name for name in os.listdir() if name.startswith(".kpatch")] == []
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root becomes somebody else")
+def test_files_and_directories_that_are_read_only(open_to_all):
+    denied = "cannot write '{}': permission denied"
+    for folder, file, read in ((0o755, 0o666, True), (0o777, 0o644, True), (0o777, 0o600, False)):
+        open_to_all.chmod(folder)
+        os.chmod("base.safetensors", file)
+        unreadable = "cannot read 'base.safetensors': permission denied"
+        assert as_nobody(in_place=True) == (denied.format("base.safetensors") if read else unreadable)
+        if folder == 0o755 or not read:
+            assert as_nobody(out="x.safetensors") == (denied.format("x.safetensors") if read else unreadable)
+    assert os.listdir() == ["base.safetensors"]

@@ -1,14 +1,12 @@
 """What the commands `apply`, `show`, `diff` and `undo` do with files."""
 
-import html
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from kpatch import outputs
-from kpatch.checkpoint import archive, comparing, safetensors
+from kpatch.checkpoint import archive, comparing, safetensors, saving
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.errors import FileError, ResolutionError
 from kpatch.syntax import ast
@@ -34,7 +32,7 @@ def sidecar(patch_file, patch):
         return {}
     asked = {node.name for statement in patch.statements for node in ast.walk(statement) if type(node) is ast.Binding}
     found = {array.path: array for array in Checkpoint(beside).arrays if array.path in asked}
-    digest = comparing.digest_of_arrays(patch.source)
+    digest = saving.digest_of_arrays(patch.source)
     if found and digest is not None and safetensors.metadata(beside).get("digest") != digest:
         raise FileError(f"'{beside}' was not written together with '{patch_file}'; run kpatch diff again")
     return found
@@ -69,43 +67,6 @@ def difference(old, new, tolerance):
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("comparing", total=sum(array.nbytes for array in pair[0].arrays))
         return comparing.diff(*pair, tolerance=tolerance, progress=lambda count: progress.advance(task, count))
-
-
-def check_outputs(patch, page, old, new):
-    """Raises a `FileError` if `kpatch diff OLD NEW -o PATCH --html PAGE` may not write its outputs."""
-    places = ([] if patch is None else comparing.outputs_of(patch)) + ([] if page is None else [_output(page)])
-    outputs.check(places, dict.fromkeys((old, new), comparing.COMPARED))
-
-
-def write(found, patch, page, title):
-    """Writes a `Diff` as a patch, as a page, or both; gives the paths of the patch."""
-    return comparing.write(found, patch, [] if page is None else [(_output(page), page_of(found, title))])
-
-
-def _output(page):
-    return outputs.Output(page, own=outputs.begins(PAGE[: PAGE.index("<title>")].encode()))
-
-
-def page_of(found, title):
-    """A page with a row for each array that differs: how much, and in which parts of it."""
-    rows = []
-    for each in found.differences:
-        cells = "".join(
-            f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in comparing.parts(each)
-        )
-        rows.append(f"<tr><td>{html.escape(each.name)}<td>{each.count:,} of {each.new.size:,}{cells}")
-    return PAGE.format(title=html.escape(title), rows="\n".join(rows))
-
-
-PAGE = """<!doctype html><meta charset="utf-8"><meta name="generator" content="kpatch diff"><title>{title}</title>
-<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }}
-.part {{ width: 16px; border: 1px solid #eee }}</style>
-<h1>{title}</h1>
-<p>Each row is an array, its first entries at the left: the redder, the more of a part's entries differ.</p>
-<table>
-{rows}
-</table>
-"""
 
 
 class Statistics:

@@ -5,33 +5,21 @@ of it that takes one value; and otherwise the whole of the new one, in a `.safet
 What a text cannot say to the bit (a NaN with a message) goes there as well. The files are read in blocks.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from kpatch import outputs
-from kpatch.checkpoint import safetensors
+from kpatch.checkpoint import saving
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
-from kpatch.checkpoint.opened import KINDS, Checkpoint
+from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
 from kpatch.values.dtypes import DTYPES
 
 FEW = 64  # entries of an array that are written out at most
 KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
-MARK = "# written by kpatch diff: text "  # what a saved patch begins with
-LONGEST_LINE = 2**10  # bytes
-RESERVED = (
-    "expect",
-    "in_place",
-    "journal",
-    "donate",
-    "out",
-    "overwrite",
-    "undo",
-)  # keywords of the functions that apply
+RESERVED = ("donate", "expect", "in_place", "journal", "out", "overwrite", "undo")  # keywords of what takes a patch
 BINS = 16  # of the map of where an array differs
 
 
@@ -57,6 +45,11 @@ class Difference:
     bins: np.ndarray = field(default_factory=lambda: np.zeros(BINS, "int64"))
     statements: list = field(default_factory=list)
     sidecar: str | None = None
+
+    def parts(self):
+        """Of each of as many equal parts of the array, in a row, how much of it differs."""
+        sizes = np.diff(np.linspace(0, self.new.size, BINS + 1).astype("int64"))
+        return np.minimum(1.0, self.bins / np.maximum(sizes, 1))
 
 
 class Diff:
@@ -95,7 +88,7 @@ class Diff:
             FileError: one of the files compared, or a file of somebody else's, has one of the names; or they cannot be
                 written.
         """
-        return write(self, path)
+        return saving.write(self, path)
 
     def __str__(self):
         return self.text
@@ -118,93 +111,9 @@ class Diff:
         return filled(table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
 
 
-def write(found, path, pages=()):
-    """Writes a `Diff` as a patch and as pages, all or none of them.
-
-    Args:
-        found: the `Diff`.
-        path: of the patch, or `None`.
-        pages: pairs of a further `Output` and its text.
-
-    Returns:
-        The paths of the patch.
-    """
-    patch, pages = [] if path is None else outputs_of(path), dict(pages)
-    inputs = dict.fromkeys(found.sources, COMPARED)
-    if not pages and not patch:
-        return []
-    outputs.check([*pages, *patch], inputs)
-    patch = patch if found.bindings else patch[1:]
-    with outputs.written([*pages, *patch], inputs, found.sources) as files:
-        for text, file in zip(pages.values(), files, strict=False):
-            file.write_text(text, encoding="utf-8")
-        if patch:
-            _write_patch(found, *files[len(pages) :])
-    return [output.path for output in reversed(patch)]
-
-
-def _write_patch(found, *files):
-    """Writes the sidecar, if there is one, and the text.
-
-    The text names the digest of the arrays, so that a text and a sidecar of two runs are not taken for a pair: the
-    sidecar takes its place first, and the process may be killed before the text does.
-    """
-    *beside, place = files
-    arrays = ""
-    for file in beside:
-        dense = [each for each in found.differences if each.sidecar]
-        named = [(each.sidecar, each.new.dtype, each.new.shape, each.new.blocks()) for each in dense]
-        arrays = f", arrays {safetensors.write(file, named, {'kpatch': 'diff'})}"
-    place.write_text(f"{MARK}{_digest(found.text)}{arrays}\n{found.text}", encoding="utf-8", newline="\n")
-
-
-COMPARED = "is one of the files compared; name another output"
-
-
-def outputs_of(path):
-    """The `Output`s that a saved patch is: its sidecar, and its text."""
-    path = Path(path)
-    if not path.name:
-        raise FileError(f"'{path}' is a directory")
-    if path.name.endswith(KINDS):
-        raise FileError(f"'{path}' has the name of a model; a patch ends in .kpatch")
-    beside = path.with_suffix(".safetensors")
-    return [outputs.Output(beside, own=_is_sidecar), outputs.Output(path, own=_is_text)]
-
-
-def _is_sidecar(path):
-    return safetensors.metadata(path).get("kpatch") == "diff"
-
-
-def _is_text(path):
-    """Whether a file is a patch as `Diff.save` wrote it, and nobody has edited it since."""
-    with path.open("rb") as file:
-        if file.read(len(MARK)) != MARK.encode():
-            return False
-        line, text = file.readline(LONGEST_LINE), file.read()
-    return line.decode("utf-8", "replace").split(",")[0].strip() == _digest(text)
-
-
-def _digest(text):
-    data = text if isinstance(text, bytes) else text.encode()
-    return safetensors.shortened(hashlib.sha256(data))
-
-
-def digest_of_arrays(text):
-    """The digest of the arrays that a patch was saved with, or `None` if it says nothing of any."""
-    line = text.partition("\n")[0]
-    return line.rpartition(", arrays ")[2].strip() if line.startswith(MARK) and ", arrays " in line else None
-
-
-def parts(difference):
-    """Of each of as many equal parts of an array, in a row, how much of it differs."""
-    sizes = np.diff(np.linspace(0, difference.new.size, BINS + 1).astype("int64"))
-    return np.minimum(1.0, difference.bins / np.maximum(sizes, 1))
-
-
 def heat(difference):
     """Where an array differs, first entries first, as a row of bars."""
-    return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in parts(difference))
+    return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in difference.parts())
 
 
 def diff(a, b, /, *, tolerance=0.0, progress=None):

@@ -11,7 +11,7 @@ import struct
 
 import numpy as np
 
-from kpatch.checkpoint import journal
+from kpatch.checkpoint import journal, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
 from kpatch.disk import close, failing, lock, write_all
@@ -207,7 +207,7 @@ def in_place(path, sources, entry, keep, unchanged):
     kept = [journal.output(path)] if keep else []
     check(kept, {})
     with failing(f"cannot write '{path}'"), lock(path):
-        journal.roll_back(path)  # of an edit that was cut off since the file was opened
+        recovery.roll_back(path)  # of an edit that was cut off since the file was opened
         with Editor({source: source.real for source in sources}, entry) as editor:
             described = journal.described(path, sources, map(editor.descriptor, sources))
             editor.log = log = journal.Journal(journal.begun(path), described, durable=True)

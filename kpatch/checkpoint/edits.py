@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kpatch import execute, keywords, outputs, planner
 from kpatch.api import check_expected
-from kpatch.checkpoint import editor, journal
+from kpatch.checkpoint import editor, journal, recovery
 from kpatch.checkpoint.names import FileNames, Given
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
@@ -152,14 +152,14 @@ def undo(path, *, discard=False):
         [0.0, 0.0]
     """
     if discard:
-        journal.discard(Source(path).real)
+        recovery.discard(Source(path).real)
         return
     opened = Checkpoint(path)
     kept = journal.done(opened.real)
     if not kept.exists():
         raise UndoError(f"there is no '{kept.name}' beside '{path}'; an edit with a journal can be undone")
     with editor.in_place(opened.real, opened.files, None, keep=False, unchanged=[]) as made:
-        for source, offset, old in journal.replacements(opened.real, opened.files, made):
+        for source, offset, old in recovery.replacements(opened.real, opened.files, made):
             made.restore(source, offset, old)
     with failing(f"'{path}' is restored; cannot remove '{kept}'"):
         kept.unlink()
@@ -197,7 +197,7 @@ def _editor(opened, out, keep, overwrite, donors):
     unchanged = [*opened.sources, *donors]
     if opened.kind != ".weights.json":
         if os.path.exists(out):
-            journal.recover(Source(out).real)  # a journal of an edit that was cut off would be of the file replaced
+            recovery.recover(Source(out).real)  # a journal of an edit that was cut off would be of the file replaced
         results = {opened.files[0]: outputs.Output(out, overwrite=overwrite)}
         return editor.aside(results, opened.entry, keep, [], inputs, unchanged)
     base = out.name.removesuffix(".weights.json")

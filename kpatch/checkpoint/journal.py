@@ -8,15 +8,15 @@ A journal is:
 * a mark;
 * where its whole records end, with a checksum of that number;
 * the length and the checksum of a header of JSON, and the header: name, size and inode of each file;
-* the records: number of the file, offset, how many bytes, the checksum of the new ones, the old ones, a checksum of
-  all of that.
+* the records: number of the file, offset, how many bytes, the checksum of the new ones and of those in the first
+  sector, the old ones, a checksum of all of that.
 
 A journal gets its name with its first records in it. Later records are on the disk before the number that counts them,
 as in SQLite, and the file is written after that. So a record behind the end is one whose bytes are untouched, and one
-that is missing before the end is damage. Nothing is played back from a journal that is damaged.
+that is missing before the end is damage. Nothing is played back from a journal that is damaged, or into a file that
+somebody else has written to.
 """
 
-import contextlib
 import functools
 import json
 import operator
@@ -29,16 +29,17 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from kpatch.disk import close, dress, failing, lock, sync, write_all
-from kpatch.errors import FileError, UndoError
+from kpatch.disk import close, dress, sync, write_all
+from kpatch.errors import FileError
 from kpatch.outputs import Output, begins
 
 MAGIC = b"kpatch journal 2\n"
 _END = struct.Struct("<QI")  # where the whole records end, and the checksum of that
 _HEADER = struct.Struct("<II")  # the header's length and checksum
-_RECORD = struct.Struct("<HQII")  # the file's number, the offset, the length, the checksum of the new bytes
+_RECORD = struct.Struct("<HQIII")  # the file's number, the offset, the length, the checksums of the new bytes
 _SUM = struct.Struct("<I")
 LARGEST_HEADER = 2**24
+SECTOR = 512  # bytes that are written as a whole, or not at all
 
 
 def begun(path):
@@ -98,7 +99,7 @@ class Journal:
     def add(self, replacements):
         """Enters replacements: tuples of the file's number, an offset, the old bytes and the new ones."""
         for number, offset, old, new in replacements:
-            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new))
+            head = _RECORD.pack(number, offset, len(old), zlib.crc32(new), zlib.crc32(new[: first(offset)]))
             self._write(b"".join((head, old, _SUM.pack(zlib.crc32(old, zlib.crc32(head))))))
         if self._durable:
             self._count()
@@ -133,11 +134,16 @@ class Journal:
         if self._named:  # else no byte was replaced
             with os.fdopen(os.dup(self._descriptor), "rb") as file:  # which may have lost its name already
                 file.seek(0)
-                _play(file, _contents(file).records, descriptors)
+                play(file, _contents(file).records, descriptors)
         self.drop()
 
     def close(self):
         close(self._descriptor)
+
+
+def first(offset):
+    """How many bytes from an offset on lie in its sector."""
+    return SECTOR - offset % SECTOR
 
 
 def _end(at):
@@ -161,12 +167,13 @@ class File(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A replacement, read back; `at` is the place of the old bytes in the journal."""
+    """A replacement, read back: the checksums of its new bytes, and the place of the old ones in the journal."""
 
     file: int
     offset: int
     length: int
     new_sum: int
+    first_sum: int
     at: int
 
 
@@ -245,7 +252,7 @@ def _record(file, files, size):
     head = file.read(_RECORD.size)
     if len(head) < _RECORD.size:
         return None
-    number, offset, length, new_sum = _RECORD.unpack(head)
+    number, offset, length, new_sum, first_sum = _RECORD.unpack(head)
     at = file.tell()
     if at + length + _SUM.size > size:
         return None
@@ -256,109 +263,13 @@ def _record(file, files, size):
         return None
     if number >= len(files) or offset + length > files[number].size:
         raise ValueError("a record of it lies outside of the file")
-    return Record(number, offset, length, new_sum, at)
+    return Record(number, offset, length, new_sum, first_sum, at)
 
 
-def _play(file, records, descriptors):
+def play(file, records, descriptors):
     """Writes the old bytes of records, the last first, from an open journal."""
     for record in reversed(records):
         file.seek(record.at)
         write_all(descriptors[record.file], file.read(record.length), record.offset)
     for descriptor in descriptors.values():
         os.fsync(descriptor)
-
-
-def recover(path):
-    """Puts the old bytes back where an edit of the file was cut off; says whether there was one.
-
-    Raises:
-        FileError: the journal is damaged or of another file, or the edit is still going on.
-    """
-    if not begun(path).exists():
-        return False
-    with failing(f"cannot put back an edit of '{path}' that was cut off"), lock(path):
-        return roll_back(path)
-
-
-def roll_back(path):
-    """The same for a caller who holds the lock."""
-    journal = begun(path)
-    if not journal.exists():  # the edit ended just now
-        return False
-    contents = read(journal, path)
-    _check_names(journal, path, contents.files)
-    with contextlib.ExitStack() as stack:
-        numbers = sorted({record.file for record in contents.records})
-        descriptors = {n: _descriptor(stack, journal, path, contents.files[n]) for n in numbers}
-        _play(stack.enter_context(journal.open("rb")), contents.records, descriptors)
-    journal.unlink()
-    sync(path.parent)
-    return True
-
-
-def _check_names(journal, path, files):
-    names = [each.name for each in files]
-    if names != [path.name] and not path.name.endswith(".weights.json"):
-        raise FileError(f"'{journal}' is the journal of '{names[0]}', not of '{path.name}'", notes=[way_out(path)])
-
-
-def _descriptor(stack, journal, path, each):
-    """The file of a journal, if it is still the one that was edited."""
-    name = path.parent / each.name
-    try:
-        descriptor = os.open(name, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        state = None
-    else:
-        stack.callback(close, descriptor)
-        state = os.fstat(descriptor)
-    if state is None or (state.st_size, state.st_ino) != (each.size, each.inode):
-        message = f"'{journal}' is of an edit that was cut off, and '{name}' has been replaced since"
-        raise FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
-    return descriptor
-
-
-def replacements(path, sources, editor):
-    """What undoes the latest edit of a file: tuples of a `Source`, an offset and the old bytes, the last first.
-
-    The journal is checked as a whole, then each record when its turn comes.
-
-    Args:
-        path: the file.
-        sources: the files that it consists of.
-        editor: an `Editor` of these files.
-
-    Raises:
-        FileError: the journal is damaged.
-        UndoError: it is of other files, or the bytes are no longer those that the edit wrote.
-    """
-    journal = done(path)
-    contents = read(journal, path)
-    if not contents.whole:
-        raise damaged(journal, path, "it does not end as a journal does")
-    now = described(path, sources, map(editor.descriptor, sources))
-    if contents.files != [(name, state.st_size, state.st_ino) for name, state in now]:
-        raise UndoError(f"'{journal}' is of another file than '{path}' is now", notes=[way_out(path)])
-    with journal.open("rb") as log:
-        for record in reversed(contents.records):
-            source = sources[record.file]
-            if zlib.crc32(editor.bytes(source, record.offset, record.length)) != record.new_sum:
-                raise UndoError(f"'{path}' has changed since the edit that '{journal}' undoes", notes=[way_out(path)])
-            log.seek(record.at)
-            yield source, record.offset, log.read(record.length)
-
-
-def discard(path):
-    """Removes the journal that stands in the way, of an edit that was cut off, else of one that is done; gives it.
-
-    Raises:
-        UndoError: there is none.
-        FileError: the file is being edited.
-    """
-    with failing(f"cannot remove the journal of '{path}'"), lock(path):
-        for journal in (begun(path), done(path)):
-            if os.path.lexists(journal):
-                journal.unlink()
-                sync(path.parent)
-                return journal
-    raise UndoError(f"'{path}' has no journal")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kpatch.checkpoint import archive, hdf5, journal, names, safetensors, shards
+from kpatch.checkpoint import archive, hdf5, names, recovery, safetensors, shards
 from kpatch.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.syntax import parse
@@ -51,7 +51,7 @@ class Checkpoint(names.Donor):
         source = Source(path)
         self.real = source.real
         try:
-            journal.recover(self.real)
+            recovery.recover(self.real)
             with source.parsed() as file:
                 self.files, self.arrays = self._read(source, file)
         except OSError as error:

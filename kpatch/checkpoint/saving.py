@@ -1,0 +1,116 @@
+"""A difference as files: the patch, the arrays beside it, and a page that shows where they are."""
+
+import hashlib
+import html
+from pathlib import Path
+
+from kpatch import outputs
+from kpatch.checkpoint import safetensors
+from kpatch.checkpoint.opened import KINDS
+from kpatch.errors import FileError
+
+MARK = "# written by kpatch diff: text "  # what a saved patch begins with
+LONGEST_LINE = 2**10  # bytes
+COMPARED = "is one of the files compared; name another output"
+
+
+def check(patch, page, old, new):
+    """Raises a `FileError` if the difference of two files may not go to a patch and to a page, either maybe `None`."""
+    outputs.check([*_patch(patch), *_page(page)], dict.fromkeys((old, new), COMPARED))
+
+
+def write(found, patch, page=None, title=""):
+    """Writes a `Diff` as a patch, as a page, or both; gives the paths of the patch.
+
+    Args:
+        found: the `Diff`.
+        patch, page: the paths; either may be `None`.
+        title: of the page.
+    """
+    pages, parts = _page(page), _patch(patch)
+    inputs = dict.fromkeys(found.sources, COMPARED)
+    outputs.check([*pages, *parts], inputs)
+    parts = parts if found.bindings else parts[1:]
+    with outputs.written([*pages, *parts], inputs, found.sources) as files:
+        for file in files[: len(pages)]:
+            file.write_text(page_of(found, title), encoding="utf-8")
+        if parts:
+            _write_patch(found, *files[len(pages) :])
+    return [output.path for output in reversed(parts)]
+
+
+def _write_patch(found, *files):
+    """Writes the sidecar, if there is one, and the text.
+
+    The text names the digest of the arrays, so that a text and a sidecar of two runs are not taken for a pair: the
+    sidecar takes its place first, and the process may be killed before the text does.
+    """
+    *beside, place = files
+    arrays = ""
+    for file in beside:
+        dense = [each for each in found.differences if each.sidecar]
+        named = [(each.sidecar, each.new.dtype, each.new.shape, each.new.blocks()) for each in dense]
+        arrays = f", arrays {safetensors.write(file, named, {'kpatch': 'diff'})}"
+    place.write_text(f"{MARK}{_digest(found.text)}{arrays}\n{found.text}", encoding="utf-8", newline="\n")
+
+
+def _page(path):
+    mark = PAGE[: PAGE.index("<title>")].encode()
+    return [] if path is None else [outputs.Output(Path(path), own=outputs.begins(mark))]
+
+
+def _patch(path):
+    """The sidecar, and the text."""
+    if path is None:
+        return []
+    path = Path(path)
+    if not path.name:
+        raise FileError(f"'{path}' is a directory")
+    if path.name.endswith(KINDS):
+        raise FileError(f"'{path}' has the name of a model; a patch ends in .kpatch")
+    beside = path.with_suffix(".safetensors")
+    return [outputs.Output(beside, own=_is_sidecar), outputs.Output(path, own=_is_text)]
+
+
+def _is_sidecar(path):
+    return safetensors.metadata(path).get("kpatch") == "diff"
+
+
+def _is_text(path):
+    """Whether a file is a patch as `Diff.save` wrote it, and nobody has edited it since."""
+    with path.open("rb") as file:
+        if file.read(len(MARK)) != MARK.encode():
+            return False
+        line, text = file.readline(LONGEST_LINE), file.read()
+    return line.decode("utf-8", "replace").split(",")[0].strip() == _digest(text)
+
+
+def _digest(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    return safetensors.shortened(hashlib.sha256(data))
+
+
+def digest_of_arrays(text):
+    """The digest of the arrays that a patch was saved with, or `None` if it says nothing of any."""
+    line = text.partition("\n")[0]
+    return line.rpartition(", arrays ")[2].strip() if line.startswith(MARK) and ", arrays " in line else None
+
+
+def page_of(found, title):
+    """A page with a row for each array that differs: how much, and in which parts of it."""
+    rows = []
+    for each in found.differences:
+        cells = "".join(f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in each.parts())
+        rows.append(f"<tr><td>{html.escape(each.name)}<td>{each.count:,} of {each.new.size:,}{cells}")
+    return PAGE.format(title=html.escape(title), rows="\n".join(rows))
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><meta name="generator" content="kpatch diff"><title>{title}</title>
+<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }}
+.part {{ width: 16px; border: 1px solid #eee }}</style>
+<h1>{title}</h1>
+<p>Each row is an array, its first entries at the left: the redder, the more of a part's entries differ.</p>
+<table>
+{rows}
+</table>
+"""
