@@ -37,6 +37,7 @@ from kpatch.syntax import Patch, parse
 from kpatch.undo import AppliedPatch
 
 __version__ = "0.2.0"
+EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")  # they extend Keras's modules, and import it
 
 __all__ = [
     "AppliedPatch",
@@ -72,7 +73,7 @@ __all__ = [
 
 def __getattr__(name):
     """The modules that load Keras, when they are first asked for."""
-    if name in ("callbacks", "constraints", "initializers", "layers"):
+    if name in EXTENSIONS:
         try:
             return importlib.import_module(f"kpatch.{name}")
         except ModuleNotFoundError as error:

@@ -131,13 +131,13 @@ def edited(given, dtype, line):
 def run_commands(block, namespace):
     from click.testing import CliRunner
 
-    from kpatch import cli
+    from kpatch.tools.command_line import main
 
     for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
         command, _, output = part.partition("\n")
         words = shlex.split(command.rpartition("&& ")[2])
         if words[0] == "kpatch":
-            yield trimmed(CliRunner().invoke(cli.main, words[1:]).output), trimmed(output)
+            yield trimmed(CliRunner().invoke(main, words[1:]).output), trimmed(output)
 
 
 RUNNERS = {"python": run_python, "kpatch": run_patch, "console": run_commands}
