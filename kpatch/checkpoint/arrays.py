@@ -72,6 +72,8 @@ class Array:
                 if self.offset is None:
                     return self.reader(opened)
                 return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
+        except FileError:
+            raise
         except (OSError, ValueError) as error:
             raise FileError(f"cannot read '{self.file}': {error}") from error
 
