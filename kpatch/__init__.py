@@ -31,6 +31,7 @@ from kpatch.errors import (
 )
 from kpatch.holding import Hold, hold
 from kpatch.intervening import Intervention, intervene
+from kpatch.patches import load
 from kpatch.planner import Plan
 from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
@@ -65,6 +66,7 @@ __all__ = [
     "edit",
     "hold",
     "intervene",
+    "load",
     "parse",
     "plan",
     "rewrite",

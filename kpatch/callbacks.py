@@ -5,7 +5,7 @@ from keras import ops
 
 from kpatch import api
 from kpatch.holding import written
-from kpatch.syntax import parse
+from kpatch.patches import as_patch, bound
 
 MOMENTS = ("epoch_begin", "epoch_end", "batch_end")
 SLOTS = ("keep", "reset")
@@ -34,7 +34,7 @@ class PatchCallback(keras.callbacks.Callback):
             raise ValueError(f"Argument `on` must be one of {MOMENTS}. Received: on={on!r}")
         if slots not in SLOTS:
             raise ValueError(f"Argument `slots` must be one of {SLOTS}. Received: slots={slots!r}")
-        self.patches = {number: parse(patch) if isinstance(patch, str) else patch for number, patch in patches.items()}
+        self.patches = {number: as_patch(patch) for number, patch in patches.items()}
         self.on = on
         self.slots = slots
         self.bindings = bindings or {}
@@ -43,7 +43,7 @@ class PatchCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._step = 0
         for patch in self.patches.values():
-            api.check(self.model, patch, self._bindings(patch))
+            api.check(self.model, *bound(patch, self._bindings(patch)))
 
     def on_epoch_begin(self, epoch, logs=None):
         self._apply("epoch_begin", epoch, logs)

@@ -5,7 +5,7 @@ import numpy as np
 from kpatch import api, keywords, writers
 from kpatch.compiled.forgetting import forget_compiled, models_with
 from kpatch.errors import UnsupportedError
-from kpatch.syntax import as_patch
+from kpatch.patches import bound
 from kpatch.tensors import mask_of, to_numpy
 from kpatch.writers import refuse_traces
 
@@ -40,7 +40,8 @@ def hold(model, patch, /, **bindings):
         >>> held.release()
     """
     refuse_traces(writers.current(), "kpatch.hold")
-    checked = api.check(model, as_patch(patch), bindings)
+    patch, bindings = bound(patch, bindings)
+    checked = api.check(model, patch, bindings)
     for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"

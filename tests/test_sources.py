@@ -47,6 +47,7 @@ def only(code):
         "import kpatch; kpatch.parse(text='p')",
         "import kpatch; kpatch.apply(m, kpatch.parse('p'))",
         "import kpatch; patch = kpatch.parse('p'); kpatch.apply(m, patch)",
+        "import kpatch; kpatch.apply(m, kpatch.Patch('p'))",
         "import kpatch as kp; kp.apply(m, 'p')",
         "import kpatch.errors; kpatch.apply(m, 'p')",
         "import numpy, kpatch.errors as e, kpatch as k; k.apply(m, 'p')",
@@ -118,7 +119,7 @@ def test_the_functions_that_take_a_patch_are_those_with_such_a_parameter():
     parameters = {path: list(inspect.signature(thing).parameters) for path, thing in (functions | classes).items()}
     found = {path: names.index("patch") for path, names in parameters.items() if "patch" in names}
     assert len(found) > 10
-    assert {path: taken.position for path, taken in takers().items()} == {**found, "kpatch.parse": 0}
+    assert {path: taken.position for path, taken in takers().items()} == {**found, "kpatch.parse": 0, "kpatch.Patch": 0}
 
 
 @pytest.mark.parametrize("path", takers())

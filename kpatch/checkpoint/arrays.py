@@ -63,6 +63,9 @@ class Array:
     def nbytes(self):
         return self.size * self.numpy.itemsize
 
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.view(), dtype)
+
     def view(self, file=None):
         """The array, read as its entries are looked at; from another open file of the same layout if one is given."""
         if self.offset is not None and not self.size:

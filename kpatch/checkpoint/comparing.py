@@ -7,7 +7,7 @@ What a text cannot say to the bit (a NaN with a message) goes there as well. The
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from kpatch.checkpoint import safetensors
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.opened import KINDS, Checkpoint
 from kpatch.errors import FileError
+from kpatch.syntax import parse
 from kpatch.values.dtypes import DTYPES
 
 FEW = 64  # entries of an array that are written out at most
@@ -96,6 +97,10 @@ class Diff:
                 written.
         """
         return write(self, path)
+
+    def __kpatch__(self):
+        """The same as a `Patch`, with its bindings: every function that takes a patch takes a `Diff`."""
+        return replace(parse(self.text), bindings=self.bindings)
 
     def __str__(self):
         return self.text

@@ -12,7 +12,7 @@ from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
 from kpatch.disk import Source, failing
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
-from kpatch.syntax import as_patch
+from kpatch.patches import bound
 
 
 class Applied:
@@ -72,7 +72,7 @@ def plan(path, patch, /, *, expect=None, **bindings):
     Returns:
         A `Plan`; printed, it is a table.
     """
-    checked = _check(_opened(path), as_patch(patch), expect, bindings)
+    checked = _check(_opened(path), patch, expect, bindings)
     return checked.plan(execute.counts(checked, Stored(checked.names)))
 
 
@@ -114,7 +114,7 @@ def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=
     opened = _opened(path)
     if not in_place:
         check_output(out, opened.path, {}, overwrite)  # before the work is done
-    checked = _check(opened, as_patch(patch), expect, bindings)
+    checked = _check(opened, patch, expect, bindings)
     donors = checked.names.bindings.sources
     with _editor(opened, out, journal, overwrite, donors) as made:
         store = Stored(checked.names, made)
@@ -170,6 +170,7 @@ def _opened(path):
 
 
 def _check(opened, patch, expect, bindings):
+    patch, bindings = bound(patch, bindings)
     names = FileNames(opened, Given(bindings))
     checked = planner.make(patch, names)
     names.bindings.check_used()

@@ -7,33 +7,12 @@ The tree is at most `MAX_DEPTH` levels deep, which the parser sees to, so that `
 may recurse.
 """
 
-import re
 from dataclasses import dataclass, field
+from typing import Any
+
+from kpatch.syntax.words import ATOM, BINDING_POWER, KEYWORDS, is_name, quote
 
 MAX_DEPTH = 100  # levels of nested operators, brackets, lists and calls in an expression
-
-KEYWORDS = frozenset({"let", "assert", "and", "or", "not", "true", "false"})
-CONSTANTS = frozenset({"inf", "nan", "pi", "e"})
-COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
-ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "**=")
-
-# The one table of binding powers, loosest first; the parser reads it, and `str` places its parentheses by it.
-LEVELS = (
-    ("or",),
-    ("and",),
-    ("not x",),
-    COMPARISONS,
-    ("+", "-"),
-    ("*", "/", "//", "%", "@"),
-    ("-x",),
-    ("**",),  # to the right; its right operand may be a unary minus
-    ("[",),
-)
-BINDING_POWER = {operator: power for power, level in enumerate(LEVELS, 1) for operator in level}
-ATOM = BINDING_POWER["["]
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ESCAPES = {ord(char): "\\" + letter for char, letter in zip('\\"\a\b\f\n\r\t\v', '\\"abfnrtv', strict=True)}
 
 
 class Node:
@@ -171,23 +150,54 @@ class Let(Node):
         return f"let {self.name} = {self.value}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Patch(Node):
-    """A whole patch. The hash is computed once: plans are looked up by it."""
+    """A whole patch: `kpatch.parse` makes it of a text, `kpatch.load` of a file. `a + b` is one patch of both.
+
+    Attributes:
+        statements: the statements; `Patch(text)` parses.
+        source: the text.
+        bindings: values that come with the patch, for its `$names`; those that a function is given come before them.
+
+    Example:
+        >>> import kpatch
+        >>> kpatch.Patch("head.bias=0") + "head.kernel *= 2"
+        Patch('head.bias = 0\\nhead.kernel *= 2')
+    """
 
     statements: tuple
-    source: str = field(default="", compare=False, repr=False)
+    source: str = ""
     span: tuple = _span()
-    _hash: int = field(default=0, init=False, compare=False, repr=False)
+    bindings: dict = field(default_factory=dict)
+    _hash: int = field(default=0, init=False)  # computed once: plans are looked up by it
+
+    def __post_init__(self):
+        given: Any = self.statements
+        if isinstance(given, str):
+            from kpatch.syntax.parser import parse
+
+            patch = parse(given)
+            for name in ("statements", "source", "span"):
+                object.__setattr__(self, name, getattr(patch, name))
+        elif type(given) is not tuple:
+            raise TypeError(f"kpatch.Patch(text) takes a text. Received: {given!r}")
+
+    def __add__(self, other):
+        from kpatch.syntax.parser import join, parse
+
+        if not isinstance(other, (str, Patch)):
+            return NotImplemented
+        return join([self, parse(other) if isinstance(other, str) else other])
+
+    def __repr__(self):
+        return f"Patch({str(self)!r})"
 
     def __str__(self):
         return "\n".join(map(str, self.statements))
 
     def __hash__(self):
-        return self._hash or self._compute_hash()
-
-    def _compute_hash(self):
-        object.__setattr__(self, "_hash", hash(self.statements) or 1)
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash(self.statements) or 1)
         return self._hash
 
     def __eq__(self, other):
@@ -195,7 +205,10 @@ class Patch(Node):
             return True
         if type(other) is not Patch:
             return NotImplemented
-        return hash(self) == hash(other) and self.statements == other.statements
+        if hash(self) != hash(other) or self.statements != other.statements:
+            return False
+        mine, others = self.bindings, other.bindings  # the same objects: to compare arrays would cost too much
+        return mine.keys() == others.keys() and all(value is others[name] for name, value in mine.items())
 
 
 # Literals and names in an expression
@@ -420,16 +433,6 @@ class Ellipsis_(Node):
         return "..."
 
 
-def is_name(text):
-    """Whether the text is an identifier of the language: ASCII letters, digits and `_`."""
-    return _NAME.fullmatch(text) is not None
-
-
-def quote(text):
-    """The text as a string of the language."""
-    return f'"{text.translate(_ESCAPES)}"'
-
-
 def children(node):
     """The nodes directly below a node, in the order of the source.
 
@@ -465,16 +468,13 @@ def walk(node):
 
 def mapped(node, change):
     """The tree with each node, from the leaves up, replaced by what `change` makes of it."""
-    fields = {}
-    for name in node.__match_args__:
-        value = getattr(node, name)
+
+    def new(value):
         if isinstance(value, Node):
-            fields[name] = mapped(value, change)
-        elif type(value) is tuple and name != "span":
-            fields[name] = tuple(mapped(item, change) if isinstance(item, Node) else item for item in value)
-        else:
-            fields[name] = value
-    return change(type(node)(**fields))
+            return mapped(value, change)
+        return tuple(map(new, value)) if type(value) is tuple else value
+
+    return change(type(node)(*[new(getattr(node, name)) for name in node.__match_args__]))
 
 
 def _operand(node, power):

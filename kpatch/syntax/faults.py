@@ -3,8 +3,9 @@
 import re
 
 from kpatch.errors import LimitError, PatchSyntaxError
-from kpatch.syntax.ast import ASSIGNMENTS, CONSTANTS, KEYWORDS, MAX_DEPTH, quote
+from kpatch.syntax.ast import MAX_DEPTH
 from kpatch.syntax.lexer import misnamed, odd_name, shorten
+from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS, KEYWORDS, quote
 
 ENDS = ("end", "")  # the kinds of token that end a statement
 _RUN = re.compile(r"[\w.$]+|[-+*/=<>!]+|\S")

@@ -1,8 +1,9 @@
 """Operators and parentheses."""
 
 from kpatch.errors import PatchSyntaxError
-from kpatch.syntax.ast import BINDING_POWER, COMPARISONS, Binary, Compare, Integer, Node, Unary
+from kpatch.syntax.ast import Binary, Compare, Integer, Node, Unary
 from kpatch.syntax.pratt import NOT, Parser, infix, prefix
+from kpatch.syntax.words import BINDING_POWER, COMPARISONS
 
 MINUS = BINDING_POWER["-x"]
 COMPARE = BINDING_POWER["<"]

@@ -1,4 +1,4 @@
-"""Tokens to tree: a Pratt parser, by the table of binding powers in `kpatch.syntax.ast.LEVELS`.
+"""Tokens to tree: a Pratt parser, by the table of binding powers in `kpatch.syntax.words.LEVELS`.
 
     patch      = { statement ( NEWLINE | ";" ) }
     statement  = edit | assertion | local
@@ -24,9 +24,10 @@ the `let` statements before.
 
 import gc
 import re
+from dataclasses import replace
 from functools import lru_cache
 
-from kpatch.errors import LimitError, PatchSyntaxError, combine
+from kpatch.errors import BindingError, LimitError, PatchSyntaxError, combine
 from kpatch.syntax import faults, literals, operators  # noqa: F401 - these two register what they read
 from kpatch.syntax.ast import Patch
 from kpatch.syntax.faults import ENDS
@@ -72,13 +73,24 @@ def parse(text):
     return _parse_once(text) if len(text) <= MAX_CACHED else _parse_long(text)
 
 
-def as_patch(patch):
-    """A `Patch`, from one or from its text."""
-    if isinstance(patch, Patch):
-        return patch
-    if isinstance(patch, str):
-        return parse(patch)
-    raise TypeError(f"a patch is a str or a kpatch.Patch. Received: patch={patch!r} (of type {type(patch)})")
+def join(patches):
+    """One patch of several: their statements in a row, and their bindings together.
+
+    Raises:
+        PatchSyntaxError: together they are no patch: a local is bound twice.
+        BindingError: two of them bring different values for one `$name`.
+    """
+    bindings: dict = {}
+    for patch in patches:
+        for name, value in patch.bindings.items():
+            if bindings.setdefault(name, value) is not value:
+                raise BindingError(f"'${name}' has different values in two of the patches")
+    return replace(parse("\n".join(map(_text, patches))), bindings=bindings)
+
+
+def _text(patch):
+    """The source of a patch, for which errors are shown, or its own text if it is a part of another."""
+    return patch.source if parse(patch.source).statements == patch.statements else str(patch)
 
 
 def _parse(text):

@@ -10,9 +10,10 @@ from typing import Any
 
 from kpatch.errors import PatchSyntaxError
 from kpatch.syntax import faults
-from kpatch.syntax.ast import BINDING_POWER, MAX_DEPTH, Node
+from kpatch.syntax.ast import MAX_DEPTH, Node
 from kpatch.syntax.faults import ENDS
 from kpatch.syntax.lexer import shorten, tokens
+from kpatch.syntax.words import BINDING_POWER
 
 NOT = BINDING_POWER["not x"]
 PARTS = frozenset({"name", "string", "glob"})  # the kinds of token that are a part of a selector

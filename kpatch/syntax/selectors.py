@@ -3,7 +3,6 @@
 from kpatch.errors import PatchSyntaxError
 from kpatch.syntax import faults
 from kpatch.syntax.ast import (
-    CONSTANTS,
     Binding,
     Constant,
     Glob,
@@ -20,6 +19,7 @@ from kpatch.syntax.ast import (
 from kpatch.syntax.calls import read_call
 from kpatch.syntax.pratt import PARTS, Parser, prefix
 from kpatch.syntax.subscripts import read_index
+from kpatch.syntax.words import CONSTANTS
 
 
 def read_selector(p: Parser, part: Name | Glob, start: int) -> tuple[Selector, tuple | None]:

@@ -1,11 +1,12 @@
 """Statements: edits, `let` and `assert`."""
 
 from kpatch.syntax import faults
-from kpatch.syntax.ast import ASSIGNMENTS, CONSTANTS, Assert, Edit, Implied, Let, Selector, Target
+from kpatch.syntax.ast import Assert, Edit, Implied, Let, Selector, Target
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.pratt import PARTS, Parser
 from kpatch.syntax.selectors import read_implied, read_part, read_selector
 from kpatch.syntax.subscripts import read_index
+from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS
 
 
 def read_statement(p: Parser) -> Edit | Let | Assert:

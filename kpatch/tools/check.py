@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from kpatch.errors import FileError, PatchError, shorten
+from kpatch.patches import decode, read, unreadable
 from kpatch.syntax import Patch, ast, parse
 from kpatch.tools import python_sources
-from kpatch.tools.places import FoundPatch, Region, decode, patch_file, read, unreadable
+from kpatch.tools.places import FoundPatch, Region, patch_file
 from kpatch.tools.python_sources import Found
 
 PYTHON = (".py", ".pyi", ".pyw")

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kpatch import disk, files, outputs
+from kpatch import disk, files, outputs, patches
 from kpatch.errors import FileError, PatchError
 from kpatch.syntax import Patch, ast, parse
-from kpatch.tools import binding, places
+from kpatch.tools import binding
 from kpatch.tools.check import check_files, show_report
 
 EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
@@ -355,7 +355,7 @@ def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
 
 def _read(name: str) -> tuple[str, str]:
     """A patch's name as errors show it, and its text."""
-    return ("standard input" if name == "-" else name), places.decode(places.read(name), name)
+    return ("standard input" if name == "-" else name), patches.read_text(name)
 
 
 def _load(path: Path, *, with_training_state: bool = False) -> files.Loaded:

@@ -1,21 +1,15 @@
-"""Patch files: reading them, and where each character of a patch stands in the file that holds it."""
+"""The place of each character of a patch in the file that holds it."""
 
 import ast
 import io
 import re
-import sys
 import tokenize
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
-
-from kpatch.errors import FileError, reason
-
-MAX_PATCH = 64 * 2**20  # bytes in a patch file: `parse` reads no more
 
 _OPENING = re.compile(r"""(?P<raw>[rR])?[uU]?(?P<quote>'''|\"\"\"|'|\")""")
 _CHARACTER = re.compile(
@@ -25,51 +19,6 @@ _CHARACTER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _RAW_CHARACTER = re.compile(r"(?P<nothing>(?!))|.", re.DOTALL)
-
-
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def read(name: str, limit: int = MAX_PATCH) -> bytes:
-    """The content of a file; `-` is standard input.
-
-    Raises:
-        FileError: it cannot be read, or is longer than the limit.
-    """
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(limit + 1)
-        else:
-            with Path(name).open("rb") as file:
-                data = file.read(limit + 1)
-    except OSError as error:
-        raise unreadable(name, error) from error
-    if len(data) > limit:
-        raise FileError(f"'{name}' is too long: it has more than {limit:,} bytes")
-    return data
-
-
-def unreadable(name: str, error: OSError) -> FileError:
-    return FileError(f"cannot read '{name}': {reason(error)}")
-
-
-def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:
-    """The text that the bytes of a file mean.
-
-    Example:
-        >>> decode(b"a.b = 1", "a.kpatch")
-        'a.b = 1'
-    """
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise FileError(f"'{name}' is not {encoding.upper()} text: byte {error.start} is 0x{byte:02x}") from error
-    except (LookupError, ValueError) as error:  # codecs that are not for text, or decode by rules of their own
-        raise FileError(f"'{name}' is not {encoding.upper()} text: {error}") from error
-
-
-# Places --------------------------------------------------------------------------------------------------------------
 
 
 class Region(NamedTuple):

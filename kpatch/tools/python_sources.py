@@ -21,9 +21,11 @@ from typing import NamedTuple
 
 import kpatch
 from kpatch.errors import FileError
-from kpatch.tools.places import FoundPatch, Lines, decode
+from kpatch.patches import decode
+from kpatch.tools.places import FoundPatch, Lines
 
 MAX_PYTHON = 4 * 2**20  # bytes in a Python file; its tree takes a hundred times as much memory
+PARSERS = ("kpatch.parse", "kpatch.Patch")
 RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
 IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")
 WITH_ACTIVATIONS = ("kpatch.rewrite", "kpatch.intervene")  # names in their patches also mean activations
@@ -39,13 +41,13 @@ class Parameter(NamedTuple):
 
 @cache
 def takers() -> dict[str, Parameter]:
-    """The public functions and classes that take a patch: those with a parameter `patch`, and `kpatch.parse`.
+    """The public functions and classes that take a patch: those with a parameter `patch`, and those that parse.
 
     Example:
         >>> takers()["kpatch.layers.ScatterLayer"]
         Parameter(position=0, name='patch', of_model=False)
     """
-    found = {}
+    found = {"kpatch.Patch": Parameter(0, "statements", of_model=False)}
     for path, names in _signatures():
         for name in {"patch", "text"}.intersection(names):
             of_model = names[0] == "model" and path not in WITH_ACTIVATIONS
@@ -269,13 +271,13 @@ def _argument(call: ast.Call, parameter: Parameter, scope: _Scope) -> ast.expr |
     """The patch that a call is given: a string literal, or the expression that computes it.
 
     It is `None` if there is nothing to check: the patch is missing, is no string (a type checker says that), or is
-    the result of `kpatch.parse`, whose own argument is checked.
+    the result of one of the `PARSERS`, whose own argument is checked.
     """
     given = _given(call, parameter)
     node = None if given is None else scope.value(given)
     if isinstance(node, ast.Constant):
         return node if isinstance(node.value, str) else None
-    parsed = isinstance(node, ast.Call) and scope.path(node.func) == "kpatch.parse"
+    parsed = isinstance(node, ast.Call) and scope.path(node.func) in PARSERS
     return None if parsed else given
 
 
