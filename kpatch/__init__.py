@@ -8,6 +8,7 @@ between two.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from kpatch import checkpoint
 from kpatch.api import apply, edit, plan
@@ -73,7 +74,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+if TYPE_CHECKING:
+    from kpatch import callbacks as callbacks
+    from kpatch import constraints as constraints
+    from kpatch import initializers as initializers
+    from kpatch import layers as layers
+
+
+def __getattr__(name: str) -> Any:
     """The modules that load Keras, when they are first asked for."""
     if name in EXTENSIONS:
         try:
@@ -81,3 +89,7 @@ def __getattr__(name):
         except ModuleNotFoundError as error:
             raise of_backend(error) from None
     raise AttributeError(f"module 'kpatch' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXTENSIONS})

@@ -2,26 +2,31 @@
 
 import reprlib
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpatch import execute, keywords, live, planner, writers
 from kpatch.compiled import in_dynamo
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.patches import bound
+from kpatch.patches import PatchLike, bound
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.tensors import of_variable
 from kpatch.tensors.symbols import lengths
+from kpatch.undo import AppliedPatch
 from kpatch.values.numerics import from_numpy, is_traced
 from kpatch.writers import refuse_traces
+
+if TYPE_CHECKING:
+    import keras
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
 
 
 @keywords.checked("kpatch.plan")
-def plan(model, patch, /, *, expect=None, **bindings):
+def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any) -> planner.Plan:
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
@@ -48,7 +53,16 @@ def plan(model, patch, /, *, expect=None, **bindings):
 
 
 @keywords.checked("kpatch.apply")
-def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
+def apply(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    donate: bool = True,
+    undo: bool = True,
+    expect: int | None = None,
+    **bindings: Any,
+) -> AppliedPatch:
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
     Args:
@@ -84,7 +98,7 @@ def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
 
 
 @keywords.checked("kpatch.edit")
-def edit(x, patch, /, **bindings):
+def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries

@@ -47,9 +47,9 @@ def as_patch(patch: PatchLike) -> Patch:
 
 
 def bound(patch: PatchLike, bindings: Mapping[str, Any] | None) -> tuple[Patch, dict[str, Any]]:
-    """The `Patch`, and the values of its `$names`: those that it brings, and before them those that are given."""
-    patch = as_patch(patch)
-    return patch, {**patch.bindings, **(bindings or {})}
+    """The `Patch` without its bindings, and the values of its `$names`: those given before those that it brings."""
+    patch, given = as_patch(patch), dict(bindings or {})
+    return (replace(patch, bindings={}), {**patch.bindings, **given}) if patch.bindings else (patch, given)
 
 
 def load(path: "str | os.PathLike[str]") -> Patch:

@@ -251,6 +251,8 @@ def imported(name):
 
     def visit(node, lazy):
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue  # it never runs
             if isinstance(child, ast.Import):
                 yield from ((alias.name, lazy) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):

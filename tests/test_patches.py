@@ -1,7 +1,11 @@
 """Patches as objects: of a text, a file, a list, a diff; and that every function takes each of them."""
 
 import copy
+import functools
+import inspect
 import pickle
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +14,7 @@ from models import dense, filled, snapshot
 from safetensors.numpy import save_file
 
 import kpatch
+from kpatch.tools.python_sources import takers
 
 TEXT = "dense_1.bias = [1, 2, 3]\ndense_2.bias *= 2"
 
@@ -85,6 +90,12 @@ def test_layers_take_the_arrays_into_their_configuration(with_arrays):
     with_arrays.with_suffix(".safetensors").unlink()
     for each in (layer, again):
         assert keras.ops.convert_to_numpy(each(keras.ops.zeros((2, 3)))).tolist() == [[5, 6, 7]] * 2
+
+
+def test_the_arrays_beside_a_file_can_be_trained(with_arrays):
+    layer = kpatch.layers.ScatterLayer(with_arrays, trainable_values=True)
+    assert keras.ops.convert_to_numpy(layer(keras.ops.zeros((2, 3)))).tolist() == [[5, 6, 7]] * 2
+    assert [weight.name for weight in layer.trainable_weights] == ["v"]
 
 
 def test_layers_constraints_initializers_and_callbacks_take_files(file, with_arrays):
@@ -200,3 +211,26 @@ def test_patch_of_no_text():
 def test_repr_makes_the_same_patch():
     patch = kpatch.parse("a.b[0] = 'c/d' * 2 ; e.f=1")
     assert eval(repr(patch), {"Patch": kpatch.Patch}) == patch  # noqa: S307
+
+
+def test_the_modules_that_extend_keras_are_reached_by_their_names():
+    code = (
+        "import sys, kpatch\n"
+        "assert 'keras' not in sys.modules\n"
+        "assert {'layers', 'constraints', 'initializers', 'callbacks', 'apply'} <= set(dir(kpatch))\n"
+        "assert 'keras' not in sys.modules\n"
+        "found = (kpatch.layers.ScatterLayer, kpatch.constraints.PatchConstraint,\n"
+        "         kpatch.initializers.PatchedInitializer, kpatch.callbacks.PatchCallback)\n"
+        "assert all(each.__module__.startswith('kpatch.') for each in found)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'kpatch' has no attribute 'layer'"):
+        kpatch.layer  # noqa: B018
+
+
+@pytest.mark.parametrize("path", takers())
+def test_each_function_that_takes_a_patch_says_its_types(path):
+    function = functools.reduce(getattr, path.split(".")[1:], kpatch)
+    signature = inspect.signature(function)
+    assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
+    assert inspect.isclass(function) or signature.return_annotation is not signature.empty

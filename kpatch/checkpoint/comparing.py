@@ -7,8 +7,10 @@ What a text cannot say to the bit (a NaN with a message) goes there as well. The
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -212,7 +214,7 @@ def heat(difference):
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in parts(difference))
 
 
-def diff(a, b, /, *, tolerance=0.0, progress=None):
+def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int], object] | None = None) -> Diff:
     """The patch that makes one checkpoint, or model, of another.
 
     Args:

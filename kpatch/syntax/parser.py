@@ -24,6 +24,7 @@ the `let` statements before.
 
 import gc
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -44,7 +45,7 @@ _STOPS = ("\n", "\r\n", "\r", ";")
 _LANDMARK = re.compile(r"\#[^\r\n]*|\"(?:[^\"\\\r\n]|\\.){0,999}\"|'(?:[^'\\\r\n]|\\.){0,999}'|[\[\]();]|\r\n|[\r\n]")
 
 
-def parse(text):
+def parse(text: str) -> Patch:
     """The tree of a patch.
 
     Args:
@@ -73,7 +74,7 @@ def parse(text):
     return _parse_once(text) if len(text) <= MAX_CACHED else _parse_long(text)
 
 
-def join(patches):
+def join(patches: Iterable[Patch]) -> Patch:
     """One patch of several: their statements in a row, and their bindings together.
 
     Raises:
