@@ -47,7 +47,7 @@ def _rows(directory, size, rounds):
     _worker("make", old, size)
     _run("cp", old, other)
     commands = {
-        "start": [sys.executable, "-c", "import keras, kpatch.cli"],
+        "start": [sys.executable, "-c", "import keras, kpatch.tools.command_line"],
         "cp": ["cp", old, copy],
         "cp + sync": ["sh", "-c", f"cp {old} {copy} && sync {copy}"],
         "entry": [*KPATCH, "apply", old, "-e", ENTRY.format(1), "-o", new],
@@ -81,7 +81,7 @@ def _rows(directory, size, rounds):
     yield Row("diff of equal files, against cmp", best["diff"] - start, best["cmp"], "s", 2, note=note)
 
 
-KPATCH = [sys.executable, "-c", "from kpatch.cli import main; main()"]
+KPATCH = [sys.executable, "-c", "from kpatch.tools.command_line import main; main()"]
 
 
 def _run(*command):

@@ -8,6 +8,7 @@ between two.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from kpatch import checkpoint
 from kpatch.api import apply, edit, plan
@@ -31,12 +32,14 @@ from kpatch.errors import (
 )
 from kpatch.holding import Hold, hold
 from kpatch.intervening import Intervention, intervene
+from kpatch.patches import load
 from kpatch.planner import Plan
 from kpatch.rewriting import rewrite
 from kpatch.syntax import Patch, parse
 from kpatch.undo import AppliedPatch
 
 __version__ = "0.2.0"
+EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")  # they extend Keras's modules, and import it
 
 __all__ = [
     "AppliedPatch",
@@ -64,17 +67,29 @@ __all__ = [
     "edit",
     "hold",
     "intervene",
+    "load",
     "parse",
     "plan",
     "rewrite",
 ]
 
 
-def __getattr__(name):
+if TYPE_CHECKING:
+    from kpatch import callbacks as callbacks
+    from kpatch import constraints as constraints
+    from kpatch import initializers as initializers
+    from kpatch import layers as layers
+
+
+def __getattr__(name: str) -> Any:
     """The modules that load Keras, when they are first asked for."""
-    if name in ("callbacks", "constraints", "initializers", "layers"):
+    if name in EXTENSIONS:
         try:
             return importlib.import_module(f"kpatch.{name}")
         except ModuleNotFoundError as error:
             raise of_backend(error) from None
     raise AttributeError(f"module 'kpatch' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXTENSIONS})

@@ -2,31 +2,36 @@
 
 import reprlib
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpatch import execute, keywords, live, planner, writers
 from kpatch.compiled import in_dynamo
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.patches import PatchLike, bound
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
-from kpatch.syntax import as_patch
 from kpatch.tensors import of_variable
 from kpatch.tensors.symbols import lengths
+from kpatch.undo import AppliedPatch
 from kpatch.values.numerics import from_numpy, is_traced
 from kpatch.writers import refuse_traces
+
+if TYPE_CHECKING:
+    import keras
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
 
 
 @keywords.checked("kpatch.plan")
-def plan(model, patch, /, *, expect=None, **bindings):
+def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any) -> planner.Plan:
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
         model: a built Keras model or layer.
-        patch: a `Patch`, or its text.
+        patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
         expect: how many variables the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
 
@@ -44,16 +49,25 @@ def plan(model, patch, /, *, expect=None, **bindings):
     """
     writer = writers.current()
     refuse_traces(writer, "kpatch.plan")
-    return live.count(check(model, as_patch(patch), bindings, expect), writer, model)
+    return live.count(check(model, *bound(patch, bindings), expect), writer, model)
 
 
 @keywords.checked("kpatch.apply")
-def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
+def apply(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    donate: bool = True,
+    undo: bool = True,
+    expect: int | None = None,
+    **bindings: Any,
+) -> AppliedPatch:
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
     Args:
         model: a built Keras model or layer.
-        patch: a `Patch`, or its text.
+        patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
         donate: write into the variable's own memory where it alone holds it. With `False` each write makes a new
             array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by
             itself, for tensors that were read before).
@@ -80,11 +94,11 @@ def apply(model, patch, /, *, donate=True, undo=True, expect=None, **bindings):
     """
     writer = writers.current()
     refuse_traces(writer, "kpatch.apply")
-    return live.apply(check(model, as_patch(patch), bindings, expect), writer, model, donate, undo)
+    return live.apply(check(model, *bound(patch, bindings), expect), writer, model, donate, undo)
 
 
 @keywords.checked("kpatch.edit")
-def edit(x, patch, /, **bindings):
+def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries
@@ -95,7 +109,7 @@ def edit(x, patch, /, **bindings):
         x: a tensor, a NumPy array, or what `keras.ops.convert_to_tensor` takes, of a known shape. A tensor and an
             array keep their dtype; on jax without `JAX_ENABLE_X64` a 64-bit array becomes one of 32 bits, if its
             numbers fit.
-        patch: a `Patch`, or its text; every target is `_`.
+        patch: as for `apply`; every target is `_`.
         bindings: the values of the patch's `$names`, as for `apply`; they may be traced as well.
 
     Returns:
@@ -115,8 +129,10 @@ def edit(x, patch, /, **bindings):
     if in_dynamo():
         from kpatch.compiled import dynamo
 
+        if not isinstance(patch, str):
+            patch, bindings = bound(patch, bindings)
         return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
-    patch = as_patch(patch)
+    patch, bindings = bound(patch, bindings)
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
     x = _as_tensor(x)
@@ -125,9 +141,9 @@ def edit(x, patch, /, **bindings):
     implied = "_", lengths(x.shape), backend.standardize_dtype(x.dtype)
     traced = is_traced(x)
     if bindings:
-        bound = Bindings(bindings)
-        traced = traced or bound.traced
-        planned = _made(patch, TensorNames(Place(*implied), bound), traced)
+        given = Bindings(bindings)
+        traced = traced or given.traced
+        planned = _made(patch, TensorNames(Place(*implied), given), traced)
     else:
         planned = _edit_plan(patch, implied, traced)
     store = execute.Pure(x, planned.names)

@@ -1,11 +1,15 @@
 """A callback that applies patches while a model trains."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 from keras import ops
 
 from kpatch import api
 from kpatch.holding import written
-from kpatch.syntax import parse
+from kpatch.patches import PatchLike, as_patch, bound
+from kpatch.syntax import Patch
 
 MOMENTS = ("epoch_begin", "epoch_end", "batch_end")
 SLOTS = ("keep", "reset")
@@ -28,39 +32,45 @@ class PatchCallback(keras.callbacks.Callback):
         >>> callback = kpatch.callbacks.PatchCallback({0: "dense_1.bias = 0"}, slots="reset")
     """
 
-    def __init__(self, patches, on="epoch_end", slots="keep", bindings=None):
+    def __init__(
+        self,
+        patches: Mapping[int, PatchLike],
+        on: str = "epoch_end",
+        slots: str = "keep",
+        bindings: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if on not in MOMENTS:
             raise ValueError(f"Argument `on` must be one of {MOMENTS}. Received: on={on!r}")
         if slots not in SLOTS:
             raise ValueError(f"Argument `slots` must be one of {SLOTS}. Received: slots={slots!r}")
-        self.patches = {number: parse(patch) if isinstance(patch, str) else patch for number, patch in patches.items()}
+        self.patches = {number: as_patch(patch) for number, patch in patches.items()}
         self.on = on
         self.slots = slots
-        self.bindings = bindings or {}
+        self.bindings = dict(bindings or {})
         self._step = 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._step = 0
         for patch in self.patches.values():
-            api.check(self.model, patch, self._bindings(patch))
+            api.check(self.model, *bound(patch, self._bindings(patch)))
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._apply("epoch_begin", epoch, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._apply("epoch_end", epoch, logs)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._apply("batch_end", self._step, logs)
         self._step += 1
 
-    def _bindings(self, patch):
+    def _bindings(self, patch: Patch) -> dict[str, Any]:
         from kpatch.splitting import bindings_of
 
         return bindings_of(patch, self.bindings)
 
-    def _apply(self, moment, number, logs):
+    def _apply(self, moment: str, number: int, logs: dict[str, Any] | None) -> None:
         if moment != self.on:
             return
         entries = 0
@@ -75,13 +85,13 @@ class PatchCallback(keras.callbacks.Callback):
             logs["patched_entries"] = entries
 
 
-def _optimizers(optimizer):
+def _optimizers(optimizer: Any) -> list[Any]:
     """The optimizers that update variables: those inside of the ones that wrap others."""
     inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]
     return [optimizer] if inner == [None] else [each for one in inner for each in _optimizers(one)]
 
 
-def _reset(optimizer, masks):
+def _reset(optimizer: Any, masks: dict[int, Any]) -> None:
     """Sets the slots of masked entries to what those of a new optimizer are."""
     variables = optimizer._trainable_variables
     fresh = type(optimizer).from_config(optimizer.get_config())

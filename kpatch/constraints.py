@@ -1,10 +1,13 @@
 """A constraint that holds a patch, and keeps to it what an optimizer would bring back: the average that EMA makes."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
 from kpatch.compiled import TensorPatch
+from kpatch.patches import PatchLike
 from kpatch.syntax import parse
 from kpatch.tensors import of_variable, widths
 
@@ -19,7 +22,7 @@ class PatchConstraint(keras.constraints.Constraint):
     no longer run. So the average itself is edited too, at each step.
 
     Args:
-        patch: a `kpatch.Patch`, or its text; every target is `_`.
+        patch: a text, or what else `kpatch.apply` takes; every target is `_`.
         bindings: the values of the patch's `$names`.
         base: another constraint, which comes first, or its name.
 
@@ -31,7 +34,12 @@ class PatchConstraint(keras.constraints.Constraint):
         >>> layer = keras.layers.Dense(3, kernel_constraint=constraint)
     """
 
-    def __init__(self, patch, bindings=None, base=None):
+    def __init__(
+        self,
+        patch: PatchLike,
+        bindings: Mapping[str, Any] | None = None,
+        base: "str | keras.constraints.Constraint | None" = None,
+    ) -> None:
         self.patch = TensorPatch(patch, bindings, "a PatchConstraint")
         self.patch.refuse_free()
         self.base = keras.constraints.get(base)
@@ -54,7 +62,7 @@ class PatchConstraint(keras.constraints.Constraint):
             above = above.base
         return constraint
 
-    def __call__(self, w):
+    def __call__(self, w: Any) -> Any:
         optimizer = optimizer_at_work() if isinstance(w, keras.Variable) else None
         if optimizer is None:
             return self._edited(w)
@@ -79,7 +87,7 @@ class PatchConstraint(keras.constraints.Constraint):
         self._kept.write(variable)
         return variable.value
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         base = None if self.base is None else keras.constraints.serialize(self.base)
         return {**self.patch.get_config(), "base": base}
 

@@ -173,5 +173,7 @@ def failing(what: str) -> Iterator[None]:
     """Turns an `OSError` into a `FileError` that begins with what could not be done."""
     try:
         yield
+    except FileError:
+        raise  # it says already what failed
     except OSError as error:
         raise FileError(f"{what}: {reason(error)}") from error

@@ -1,8 +1,11 @@
 """The exceptions of kpatch, and how an error is shown.
 
-Every error is a `PatchError`. The parts below the top (indexing, functions, writers) raise without knowing the
-source text; `PatchError.locate` adds the span and the text on the way up, so that each error ends with its statement
-and a caret.
+Every error is a `PatchError`, and also the builtin exception that fits, so that `except IndexError` and the like work.
+Two bases are not used, since they change how an error is handled: Python prints a `SyntaxError` by its own fields, and
+Keras ignores a `NotImplementedError` while it builds a model.
+
+The parts below the top (indexing, functions, writers) raise without knowing the source text; `PatchError.locate` adds
+the span and the text on the way up, so that each error ends with its statement and a caret.
 """
 
 import unicodedata
@@ -154,43 +157,43 @@ def combine(errors):
     return first
 
 
-class PatchSyntaxError(PatchError):
+class PatchSyntaxError(PatchError, ValueError):
     """The text is not a patch: `dense.kernel[0 = 1`."""
 
     __module__ = "kpatch"
 
 
-class ResolutionError(PatchError):
+class ResolutionError(PatchError, LookupError):
     """A name means no variable of the model, or several: `dense_1.kernal = 0`."""
 
     __module__ = "kpatch"
 
 
-class BindingError(PatchError):
+class BindingError(PatchError, ValueError):
     """A value handed in from Python is missing, not used, or of the wrong kind: `bias = $vectr`."""
 
     __module__ = "kpatch"
 
 
-class SubscriptError(PatchError):
+class SubscriptError(PatchError, IndexError):
     """An index does not fit its tensor: `kernel[64] = 0` where the axis has 64 entries."""
 
     __module__ = "kpatch"
 
 
-class ShapeError(PatchError):
+class ShapeError(PatchError, ValueError):
     """A value does not fit where it goes: `bias = [1, 2, 3]` where the bias has 2 entries."""
 
     __module__ = "kpatch"
 
 
-class DTypeError(PatchError):
+class DTypeError(PatchError, TypeError):
     """Types that do not go together, or a conversion that would lose: `int8_scale = 300`."""
 
     __module__ = "kpatch"
 
 
-class FunctionError(PatchError):
+class FunctionError(PatchError, ValueError):
     """No such function, or wrong arguments for it: `kernel = sqr(_)`."""
 
     __module__ = "kpatch"
@@ -202,31 +205,31 @@ class PatchAssertionError(PatchError, AssertionError):
     __module__ = "kpatch"
 
 
-class UndoError(PatchError):
+class UndoError(PatchError, RuntimeError):
     """An edit cannot be undone: undone before, or overwritten by a later edit."""
 
     __module__ = "kpatch"
 
 
-class LimitError(PatchError):
+class LimitError(PatchError, ValueError):
     """More than a patch may ask for: `bias = sum(zeros([1000000000000]))`."""
 
     __module__ = "kpatch"
 
 
-class UnsupportedError(PatchError):
+class UnsupportedError(PatchError, RuntimeError):
     """Part of the language that this version, or this backend, cannot execute: `block1.output = 0`."""
 
     __module__ = "kpatch"
 
 
-class ExecutionError(PatchError):
+class ExecutionError(PatchError, RuntimeError):
     """The backend failed while a patch ran (out of memory, say); it says whether everything was put back as it was."""
 
     __module__ = "kpatch"
 
 
-class FileError(PatchError):
+class FileError(PatchError, OSError):
     """A file that cannot be read or written, or that is no Keras model."""
 
     __module__ = "kpatch"

@@ -75,6 +75,8 @@ def _saved_by(source: Source) -> str:
             if "config.json" not in names or not any(name in names for name in WEIGHTS):
                 raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its weights")
             metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read '{path}': {reason(error)}") from error
     except zipfile.BadZipFile as error:

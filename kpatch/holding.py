@@ -1,17 +1,22 @@
 """`hold`: entries of a model keep their values through training."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from kpatch import api, keywords, writers
 from kpatch.compiled.forgetting import forget_compiled, models_with
 from kpatch.errors import UnsupportedError
-from kpatch.syntax import as_patch
+from kpatch.patches import PatchLike, bound
 from kpatch.tensors import mask_of, to_numpy
 from kpatch.writers import refuse_traces
 
+if TYPE_CHECKING:
+    import keras
+
 
 @keywords.checked("kpatch.hold")
-def hold(model, patch, /, **bindings):
+def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
     """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
 
     With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
@@ -40,7 +45,8 @@ def hold(model, patch, /, **bindings):
         >>> held.release()
     """
     refuse_traces(writers.current(), "kpatch.hold")
-    checked = api.check(model, as_patch(patch), bindings)
+    patch, bindings = bound(patch, bindings)
+    checked = api.check(model, patch, bindings)
     for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"

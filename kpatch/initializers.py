@@ -1,8 +1,12 @@
 """Initializers that hold a patch."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 
 from kpatch.compiled import TensorPatch
+from kpatch.patches import PatchLike
 
 
 @keras.saving.register_keras_serializable(package="kpatch")
@@ -12,7 +16,7 @@ class PatchedInitializer(keras.initializers.Initializer):
     The patch is checked when it is made, and for the shape when a layer is built.
 
     Args:
-        patch: a `kpatch.Patch`, or its text; every target is `_`.
+        patch: a text, or what else `kpatch.apply` takes; every target is `_`.
         base: an initializer, or its name.
         bindings: the values of the patch's `$names`.
 
@@ -23,14 +27,19 @@ class PatchedInitializer(keras.initializers.Initializer):
         [[1.0, 2.0], [0.0, 0.0]]
     """
 
-    def __init__(self, patch, base="glorot_uniform", bindings=None):
+    def __init__(
+        self,
+        patch: PatchLike,
+        base: "str | keras.initializers.Initializer" = "glorot_uniform",
+        bindings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.patch = TensorPatch(patch, bindings, "a PatchedInitializer")
         self.patch.refuse_free()
         self.base = keras.initializers.get(base)
 
-    def __call__(self, shape, dtype=None, **kwargs):
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None, **kwargs: Any) -> Any:
         return self.patch((), self.base(shape, dtype=dtype, **kwargs))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         base = keras.initializers.serialize(self.base)
         return {**self.patch.get_config(), "base": base}

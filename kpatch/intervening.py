@@ -8,21 +8,25 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kpatch import api, keywords
 from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled import TensorPatch, in_dynamo
 from kpatch.compiled.forgetting import forget_compiled, layers_of, models_with
 from kpatch.errors import UnsupportedError
+from kpatch.patches import PatchLike
 from kpatch.splitting import Split
 from kpatch.values.numerics import is_traced
 
 SHOWN = 8  # of the activations and weights that an intervention edits
 
+if TYPE_CHECKING:
+    import keras
+
 
 @keywords.checked("kpatch.intervene")
-def intervene(model, patch, /, **bindings):
+def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Intervention":
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 
     The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from kpatch.errors import BindingError, of_backend
-from kpatch.syntax import as_patch, ast
+from kpatch.patches import as_patch
+from kpatch.syntax import ast
 
 P = ParamSpec("P")
 R = TypeVar("R")

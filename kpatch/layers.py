@@ -1,5 +1,8 @@
 """Layers that hold a patch: of the tensor that flows through, or of the weights of another layer."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -8,6 +11,7 @@ from kpatch.compiled import TensorPatch
 from kpatch.compiled.naming import named_by, unique
 from kpatch.compiled.patched import WeightsPatch
 from kpatch.errors import BindingError
+from kpatch.patches import PatchLike
 from kpatch.tensors import of_variable
 
 
@@ -24,7 +28,7 @@ class ScatterLayer(keras.layers.Layer):
     The right-hand side is computed in the layer's compute dtype: under mixed precision that is float16 or bfloat16.
 
     Args:
-        patch: a `kpatch.Patch`, or its text; every target is `_`.
+        patch: a text, or what else `kpatch.apply` takes; every target is `_`.
         bindings: the values of the patch's `$names`, `{name: value}`. Names without a value are further inputs, in
             the order of the text: `layer([x, v])`.
         trainable_values: the bindings are weights, named as they are, that start from the values given. Those in an
@@ -39,10 +43,17 @@ class ScatterLayer(keras.layers.Layer):
         [[1.0, 5.0, 1.0], [1.0, 5.0, 1.0]]
     """
 
-    def __init__(self, patch, bindings=None, trainable_values=False, name=None, **kwargs):
-        patch = TensorPatch(patch, bindings, f"a {type(self).__name__}")
-        super().__init__(name=name or unique(named_by(patch.text, "scatter_layer")), **kwargs)
-        self.patch = patch
+    def __init__(
+        self,
+        patch: PatchLike,
+        bindings: Mapping[str, Any] | None = None,
+        trainable_values: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        held = TensorPatch(patch, bindings, f"a {type(self).__name__}")
+        super().__init__(name=name or unique(named_by(held.text, "scatter_layer")), **kwargs)
+        self.patch = held
         self.trainable_values = trainable_values
         self.supports_masking = True
         self._trained = tuple(self._trainable_names()) if trainable_values else ()
@@ -54,10 +65,10 @@ class ScatterLayer(keras.layers.Layer):
             self._constant_config = self.patch.get_config()
             self.patch = TensorPatch(self.patch.patch, constants, self.patch.owner)
         self._further = tuple(name for name in self.patch.free if name not in self._trained)
-        self._weights_by_name = {}
-        self._dtypes = None
+        self._weights_by_name: dict[str, Any] = {}
+        self._dtypes: list[str] | None = None
 
-    def _trainable_names(self):
+    def _trainable_names(self) -> Iterator[str]:
         indices = self.patch.indices()
         for name, value in self.patch.bindings.items():
             kind = np.asarray(value).dtype
@@ -66,7 +77,7 @@ class ScatterLayer(keras.layers.Layer):
             ):
                 yield name
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self._weights_by_name = {
             name: self.add_weight(
                 shape=self._initial[name].shape,
@@ -84,28 +95,28 @@ class ScatterLayer(keras.layers.Layer):
         self._plan([(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)])
         self.built = True
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.built and self._dtypes is None:  # which `build` is not told: integers are not cast to floats
             given = inputs if isinstance(inputs, (list, tuple)) else [inputs]
             self._dtypes = [self._cast(x.dtype) if hasattr(x, "dtype") else self.compute_dtype for x in given]
         return super().__call__(inputs, *args, **kwargs)
 
-    def _cast(self, dtype):
+    def _cast(self, dtype: Any) -> str:
         dtype = keras.backend.standardize_dtype(dtype)
         return self.compute_dtype if self.autocast and keras.backend.is_float_dtype(dtype) else dtype
 
-    def _plan(self, specs):
+    def _plan(self, specs: list[tuple[tuple, str]]) -> Any:
         given = dict(zip(self._further, specs[1:], strict=True))
         given.update((name, (value.shape, self.compute_dtype)) for name, value in self._weights_by_name.items())
         return self.patch.plan(specs[0], {name: given[name] for name in self.patch.free})
 
-    def _check_count(self, count):
+    def _check_count(self, count: int) -> None:
         if count != 1 + len(self._further):
             names = ", ".join(f"'${name}'" for name in self._further)
             takes = f"the tensor and {names}, in a list" if names else "one tensor"
             raise BindingError(f"the layer takes {takes}. Received: {count} input{'s' * (count != 1)}")
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         if not self.patch.free:
             return self.patch.run((), inputs)
         x, *others = inputs if self._further else [inputs]
@@ -113,21 +124,21 @@ class ScatterLayer(keras.layers.Layer):
         given.update((name, of_variable(value)) for name, value in self._weights_by_name.items())
         return self.patch.run(tuple(given), x, *given.values())
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Any) -> Any:
         x, *others = inputs if self._further else [inputs]
         self._plan([(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in (x, *others)])
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape[0] if self._further else input_shape
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return previous_mask[0] if self._further and previous_mask is not None else previous_mask
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name}, patch={self.patch.text!r}>"
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = self._constant_config if self._trained else self.patch.get_config()
         return {**super().get_config(), **own, "trainable_values": self.trainable_values}
 
@@ -141,7 +152,7 @@ class PatchedLayer(keras.layers.Wrapper):
 
     Args:
         layer: the layer; its weights are shared, not copied.
-        patch: a `kpatch.Patch`, or its text.
+        patch: a text, or what else `kpatch.apply` takes.
         bindings: the values of the patch's `$names`, constants.
         name: by default it tells the layer and the patch, so that `model.summary()` shows them.
         **kwargs: of `keras.layers.Layer`.
@@ -156,23 +167,30 @@ class PatchedLayer(keras.layers.Wrapper):
         [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
 
-    def __init__(self, layer, patch, bindings=None, name=None, **kwargs):
-        patch = WeightsPatch(patch, bindings)
-        name = name or unique(named_by(patch.text, layer.name))
+    def __init__(
+        self,
+        layer: keras.Layer,
+        patch: PatchLike,
+        bindings: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        held = WeightsPatch(patch, bindings)
+        name = name or unique(named_by(held.text, layer.name))
         super().__init__(layer, name=name, autocast=False, **kwargs)  # so that the patch sees what is stored
-        self.patch = patch
+        self.patch = held
         self.supports_masking = layer.supports_masking
         if layer.built:
             self.patch.plan(layer)
 
-    def build(self, input_shape=None, **shapes):
+    def build(self, input_shape: Any = None, **shapes: Any) -> None:
         if not self.layer.built:
             self.layer.build(input_shape)
             self.layer.built = True
         self.patch.plan(self.layer)
         self.built = True
 
-    def call(self, inputs, *args, **kwargs):
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         written, read = self.patch.variables(self.layer)
         stored = [of_variable(variable) for variable in (*written, *read)]
         seen = self.patch.run((), *stored)
@@ -187,16 +205,16 @@ class PatchedLayer(keras.layers.Wrapper):
                 variable.assign(after)
         return outputs
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_spec(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name}, patch={self.patch.text!r}>"
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         return {**config, **self.patch.get_config()}

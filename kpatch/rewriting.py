@@ -1,14 +1,20 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+from typing import TYPE_CHECKING, Any
+
 from kpatch import keywords
 from kpatch.activations import Activations, check_one_tensor
 from kpatch.compiled.naming import named_by
 from kpatch.errors import PatchError, UnsupportedError
+from kpatch.patches import PatchLike
 from kpatch.splitting import Split
+
+if TYPE_CHECKING:
+    import keras
 
 
 @keywords.checked("kpatch.rewrite")
-def rewrite(model, patch, /, **bindings):
+def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "keras.Model":
     """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
 
     `conv1.output[..., 7] = 0` puts a `ScatterLayer` behind a layer, `head.input[:, 0] *= 2` before it, and of a

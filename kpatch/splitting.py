@@ -12,9 +12,10 @@ from typing import Any
 from kpatch import api, functions
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.functions.quoted import with_names
+from kpatch.patches import bound
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames
-from kpatch.syntax import as_patch, ast, parse
+from kpatch.syntax import ast, parse
 
 
 @dataclass(eq=False)
@@ -61,7 +62,8 @@ class Split:
     def __init__(self, model, patch, bindings):
         from kpatch.resolve import index
 
-        self.patch = with_names(as_patch(patch))
+        patch, bindings = bound(patch, bindings)
+        self.patch = with_names(patch)
         self.index = index(model)
         self.bindings = bindings
         self.weights = []

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from kpatch.arguments import read
 from kpatch.errors import PatchError
+from kpatch.tools.binding import read
 
 
 def one(text):

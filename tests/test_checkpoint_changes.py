@@ -15,9 +15,10 @@ from models import dense, filled
 from safetensors.numpy import load_file, save_file
 
 import kpatch
-from kpatch import checkpoint, cli
+from kpatch import checkpoint
 from kpatch.checkpoint import editor
 from kpatch.errors import FileError
+from kpatch.tools.command_line import main
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once")
 
@@ -304,7 +305,7 @@ def test_a_model_that_is_replaced_while_it_is_loaded_and_saved_again(tmp_path, m
         return apply(*args, **kwargs)
 
     monkeypatch.setattr(kpatch, "apply", replacing)
-    result = CliRunner().invoke(cli.main, ["apply", "a.keras", "-e", "dense_1.bias = 7", *place])
+    result = CliRunner().invoke(main, ["apply", "a.keras", "-e", "dense_1.bias = 7", *place])
     assert (result.exit_code, result.stderr) == (1, f"kpatch.FileError: {CHANGED.format('a.keras')}\n")
     assert path.read_bytes() == other
     assert os.listdir() == ["a.keras"]

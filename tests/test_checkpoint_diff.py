@@ -15,8 +15,9 @@ from models import dense, filled
 from safetensors.numpy import save_file
 
 import kpatch
-from kpatch import checkpoint, cli
+from kpatch import checkpoint
 from kpatch.errors import FileError
+from kpatch.tools.command_line import main
 
 DTYPES = ["float16", "float32", "float64", "bfloat16", "int8", "int32", "uint8", "int64", "bool"]
 
@@ -169,7 +170,7 @@ def test_the_command(tmp_path, monkeypatch):
     model.save("b.keras")
 
     def run(*args):
-        result = CliRunner().invoke(cli.main, args)
+        result = CliRunner().invoke(main, args)
         assert result.exit_code == 0, result.output
         return result
 

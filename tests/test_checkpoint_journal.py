@@ -15,9 +15,10 @@ from calls import before_call
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from kpatch import checkpoint, cli, disk
+from kpatch import checkpoint, disk
 from kpatch.checkpoint import editor, journal
 from kpatch.errors import FileError, PatchError, UndoError
+from kpatch.tools.command_line import main
 
 pytestmark = [
     pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once"),
@@ -237,7 +238,7 @@ def test_what_stands_where_a_journal_would(scene):
     for make in (os.mkdir, os.mkfifo):
         make(scene.journal)
         command = ["show", "a.safetensors"] if scene.name == BEGUN else ["undo", "a.safetensors"]
-        result = CliRunner().invoke(cli.main, command)
+        result = CliRunner().invoke(main, command)
         assert result.stderr == f"kpatch.FileError: {damaged(scene.name, 'it is no regular file')}\n"
         os.rmdir(scene.journal) if scene.journal.is_dir() else scene.journal.unlink()
 
@@ -253,7 +254,7 @@ def test_a_journal_that_is_discarded(here):
     data = Path("a.safetensors").read_bytes()
 
     def run(*args):
-        result = CliRunner().invoke(cli.main, [*args, "a.safetensors"])
+        result = CliRunner().invoke(main, [*args, "a.safetensors"])
         return result.exit_code, result.stderr or result.stdout
 
     for command in (["show"], ["undo"], ["apply", "-e", "z = 1", "--in-place"], ["diff", "a.safetensors"]):

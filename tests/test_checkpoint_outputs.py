@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from models import dense, filled
 from safetensors.numpy import load_file, save_file
 
-from kpatch import checkpoint, cli
+from kpatch import checkpoint
 from kpatch.errors import FileError
+from kpatch.tools.command_line import main
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once")
 
@@ -63,7 +64,7 @@ def state():
 
 
 def run(*args):
-    result = CliRunner().invoke(cli.main, [str(arg) for arg in args])
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
     return result.exit_code, result.stderr, result.stdout
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kpatch import cli, files, outputs
+from kpatch import files, outputs
 from kpatch.checkpoint import edits
 from kpatch.errors import FileError
+from kpatch.tools import command_line
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
 
@@ -47,7 +48,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def invoke(*args, stdin=None):
-        return CliRunner().invoke(cli.main, [str(arg) for arg in args], input=stdin)
+        return CliRunner().invoke(command_line.main, [str(arg) for arg in args], input=stdin)
 
     return invoke
 
@@ -330,7 +331,7 @@ def test_check_never_imports_keras(tmp_path):
     (tmp_path / "a.kpatch").write_text("a.b = cast(c.d, 'int8')", encoding="utf-8")
     (tmp_path / "a.py").write_text("import keras, kpatch; kpatch.apply(model, 'a.b = 1')", encoding="utf-8")
     code = (
-        "import sys; from kpatch.cli import main\n"
+        "import sys; from kpatch.tools.command_line import main\n"
         "try: main(['check', '.'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'keras', 'jax', 'torch', 'tensorflow'} & set(sys.modules)"
@@ -568,7 +569,7 @@ def _environment(**changes):
 def test_without_any_configuration(tmp_path):
     """The README's first command, twice: at its first import Keras writes a configuration that names TensorFlow."""
     shutil.copy(DIGITS, tmp_path / "digits.keras")
-    script = [sys.executable, "-c", "from kpatch.cli import main; main()"]
+    script = [sys.executable, "-c", "from kpatch.tools.command_line import main; main()"]
     command = [*script, "apply", "digits.keras", "-e", "conv1.kernel[..., 3] = 0", "-o", "patched.keras"]
     for arguments in (command, [*command, "--overwrite"]):
         ran = subprocess.run(
@@ -581,16 +582,16 @@ def test_without_any_configuration(tmp_path):
 
 
 def test_the_backend(tmp_path, monkeypatch):
-    monkeypatch.setitem(cli.PACKAGES, "torch", "no_such_package")
-    monkeypatch.setitem(cli.PACKAGES, "jax", "json")
-    monkeypatch.setitem(cli.PACKAGES, "tensorflow", "json")
+    monkeypatch.setitem(command_line.PACKAGES, "torch", "no_such_package")
+    monkeypatch.setitem(command_line.PACKAGES, "jax", "json")
+    monkeypatch.setitem(command_line.PACKAGES, "tensorflow", "json")
     monkeypatch.delitem(sys.modules, "keras")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
     def chosen(variable, configured):
         monkeypatch.setenv("KERAS_BACKEND", variable)
         (tmp_path / "keras.json").write_text(configured, encoding="utf-8")
-        cli._choose_backend()
+        command_line._choose_backend()
         return os.environ["KERAS_BACKEND"]
 
     assert chosen("", "") == "numpy"
@@ -598,9 +599,9 @@ def test_the_backend(tmp_path, monkeypatch):
     assert chosen("", '{"backend": "tensorflow"}') == "tensorflow"
     assert chosen("", '{"backend": "torch"}') == "numpy"
     assert chosen("jax", '{"backend": "tensorflow"}') == "jax"
-    with pytest.raises(cli.click.UsageError, match="no_such_package is not installed"):
+    with pytest.raises(command_line.click.UsageError, match="no_such_package is not installed"):
         chosen("torch", "")
-    with pytest.raises(cli.click.UsageError, match="is no backend of Keras"):
+    with pytest.raises(command_line.click.UsageError, match="is no backend of Keras"):
         chosen("theano", "")
 
 
@@ -609,3 +610,13 @@ def test_help_has_examples(run):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"  kpatch {command} " in result.stdout
+
+
+def test_python_m_kpatch_is_the_command_line(tmp_path):
+    script = [sys.executable, "-m", "kpatch", "check", "no_such_file.kpatch"]
+    options = {"cwd": tmp_path, "env": _environment(), "capture_output": True, "text": True}
+    ran = subprocess.run(script, **options)
+    expected = "no_such_file.kpatch: FileError: cannot read 'no_such_file.kpatch': no such file or directory\n"
+    assert (ran.returncode, ran.stdout) == (1, expected + "0 patches in 1 file, 1 error\n")
+    usage = subprocess.run([*script[:3], "--help"], **options).stdout
+    assert usage.startswith("Usage: kpatch [OPTIONS] COMMAND")

@@ -131,13 +131,13 @@ def edited(given, dtype, line):
 def run_commands(block, namespace):
     from click.testing import CliRunner
 
-    from kpatch import cli
+    from kpatch.tools.command_line import main
 
     for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
         command, _, output = part.partition("\n")
         words = shlex.split(command.rpartition("&& ")[2])
         if words[0] == "kpatch":
-            yield trimmed(CliRunner().invoke(cli.main, words[1:]).output), trimmed(output)
+            yield trimmed(CliRunner().invoke(main, words[1:]).output), trimmed(output)
 
 
 RUNNERS = {"python": run_python, "kpatch": run_patch, "console": run_commands}
@@ -251,6 +251,8 @@ def imported(name):
 
     def visit(node, lazy):
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue  # it never runs
             if isinstance(child, ast.Import):
                 yield from ((alias.name, lazy) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):

@@ -1,10 +1,12 @@
 """Errors are part of the interface: their whole texts; and any text at all ends in a result or in a `PatchError`."""
 
+import copy
 import os
 import pickle
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import keras
@@ -230,6 +232,74 @@ def test_hostile_text_ends_soon_in_a_patch_error_or_a_result(text):
 @pytest.fixture(scope="module")
 def shared_model():
     return models.dense()
+
+
+BUILTINS = {
+    "PatchSyntaxError": ValueError,
+    "ResolutionError": LookupError,
+    "BindingError": ValueError,
+    "SubscriptError": IndexError,
+    "ShapeError": ValueError,
+    "DTypeError": TypeError,
+    "FunctionError": ValueError,
+    "PatchAssertionError": AssertionError,
+    "UndoError": RuntimeError,
+    "LimitError": ValueError,
+    "UnsupportedError": RuntimeError,
+    "ExecutionError": RuntimeError,
+    "FileError": OSError,
+}
+
+
+def raising(name, model, tmp_path):
+    """Makes kpatch raise the error of this name."""
+    patches = {
+        "PatchSyntaxError": "dense_1.bias = ",
+        "ResolutionError": "nowhere = 0",
+        "BindingError": "dense_1.bias = $x",
+        "SubscriptError": "dense_1.bias[9] = 0",
+        "ShapeError": "dense_1.bias = [1, 2]",
+        "DTypeError": "dense_1.bias = _ + true",
+        "FunctionError": "dense_1.bias = sqr(_)",
+        "PatchAssertionError": "assert all(dense_1.bias == 5)",
+        "LimitError": "dense_1.bias = sum(zeros([1000000000000]))",
+        "UnsupportedError": "dense_1.output = 0",
+    }
+    if name in patches:
+        kpatch.apply(model, patches[name])
+    elif name == "UndoError":
+        applied = kpatch.apply(model, "dense_1.bias = 1")
+        applied.undo()
+        applied.undo()
+    elif name == "ExecutionError":
+        raise kpatch.ExecutionError("the backend failed", notes=["every variable was put back as it was"])
+    else:
+        kpatch.checkpoint.open(tmp_path / "missing.keras")
+
+
+@pytest.mark.parametrize("name", [name for name in kpatch.__all__ if name.endswith("Error") and name != "PatchError"])
+def test_each_error_is_the_builtin_that_fits_too(name, tmp_path):
+    cls = getattr(kpatch, name)
+    with pytest.raises(BUILTINS[name]) as caught:
+        raising(name, models.dense(), tmp_path)
+    error = caught.value
+    assert type(error) is cls
+    assert cls.__bases__ == (kpatch.PatchError, BUILTINS[name])
+    assert str(error).startswith(error.message)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (type(again), str(again), again.span, again.notes) == (cls, str(error), error.span, error.notes)
+    assert f"kpatch.{name}: {error}" in "".join(traceback.format_exception_only(error))
+
+
+def test_keras_does_not_swallow_the_error_of_a_layer():
+    """A `NotImplementedError` would leave the model unbuilt without a word."""
+    layer = kpatch.layers.PatchedLayer(keras.layers.Dense(2), "kernel[:, 5] = 0")
+    with pytest.raises(kpatch.SubscriptError, match="index 5 is out of range"):
+        keras.Sequential([keras.Input((3,)), layer])
+    with pytest.raises(kpatch.UnsupportedError):
+        keras.Sequential([keras.Input((3,)), kpatch.layers.ScatterLayer("_[_[0, 0] > 0] = 1; assert all(_ > 0)")])
+    with pytest.raises(kpatch.DTypeError, match="not defined on booleans"):
+        keras.Sequential([keras.Input((3,)), kpatch.layers.ScatterLayer("_ = _ + true")])
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))

@@ -3,6 +3,7 @@
 import ast
 import codecs
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpatch import linting, sources
+import kpatch
 from kpatch.errors import FileError
-from kpatch.sources import find
+from kpatch.tools import python_sources
+from kpatch.tools.check import check_files
+from kpatch.tools.python_sources import find, takers
 
 
 def texts(code):
@@ -44,6 +47,7 @@ def only(code):
         "import kpatch; kpatch.parse(text='p')",
         "import kpatch; kpatch.apply(m, kpatch.parse('p'))",
         "import kpatch; patch = kpatch.parse('p'); kpatch.apply(m, patch)",
+        "import kpatch; kpatch.apply(m, kpatch.Patch('p'))",
         "import kpatch as kp; kp.apply(m, 'p')",
         "import kpatch.errors; kpatch.apply(m, 'p')",
         "import numpy, kpatch.errors as e, kpatch as k; k.apply(m, 'p')",
@@ -100,6 +104,28 @@ def test_a_method_does_not_see_the_names_of_its_class():
 def test_whose_names_are_those_of_a_model():
     code = "import kpatch; kpatch.{}('a', 'b')"
     assert [only(code.format(name)).of_model for name in ("apply", "plan", "edit", "parse")] == [1, 1, 0, 0]
+
+
+def test_the_functions_that_take_a_patch_are_those_with_such_a_parameter():
+    packages = (kpatch, kpatch.checkpoint)
+    public = {f"{package.__name__}.{name}": getattr(package, name) for package in packages for name in package.__all__}
+    functions = {path: thing for path, thing in public.items() if inspect.isfunction(thing)}
+    classes = {
+        f"kpatch.{module}.{name}": thing
+        for module in kpatch.EXTENSIONS
+        for name, thing in inspect.getmembers(getattr(kpatch, module), inspect.isclass)
+        if thing.__module__ == f"kpatch.{module}"
+    }
+    parameters = {path: list(inspect.signature(thing).parameters) for path, thing in (functions | classes).items()}
+    found = {path: names.index("patch") for path, names in parameters.items() if "patch" in names}
+    assert len(found) > 10
+    assert {path: taken.position for path, taken in takers().items()} == {**found, "kpatch.parse": 0, "kpatch.Patch": 0}
+
+
+@pytest.mark.parametrize("path", takers())
+def test_each_of_them_is_found(path):
+    arguments = ", ".join(["x"] * takers()[path].position + ["'p'"])
+    assert texts(f"import {path.rpartition('.')[0]}\n{path}({arguments})") == ["p"]
 
 
 # Names
@@ -241,7 +267,7 @@ def test_the_place_of_a_fault(tmp_path, code, newline):
     line, column = code[: code.index("¡")].count("\n") + 1, code.index("¡") - code.rfind("\n", 0, code.index("¡"))
     path = tmp_path / "a.py"
     path.write_bytes(code.replace("¡", "").replace("\n", newline).encode())
-    (finding,) = linting.check((str(path),)).findings
+    (finding,) = check_files((str(path),)).findings
     assert finding.error.message == "expected ',' or ']', found '='"
     width = 4 if code[code.index("¡") + 1 :].startswith("\\x") else 3 if "¡\\75" in code else 1
     assert finding.region == (line, column, line, column + width)
@@ -327,7 +353,7 @@ def test_any_text_is_read_or_refused(text):
 def test_any_bytes_are_read_or_refused(tmp_path_factory, data, start):
     path = tmp_path_factory.getbasetemp() / "any.py"
     path.write_bytes(start.encode() + b"kpatch\n" + data)
-    report = linting.check((str(path),))
+    report = check_files((str(path),))
     assert report.patches == 0
     assert all(finding.code == "FileError" for finding in report.findings)
 
@@ -341,7 +367,7 @@ def checked(tmp_path, monkeypatch):
 
     def check(data, name="a.py"):
         (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
-        return linting.check((name,))
+        return check_files((name,))
 
     return check
 
@@ -375,7 +401,11 @@ def test_the_declared_encoding(checked, encoding, start):
         (b"import kpatch\nx = " + b"1+" * 200_000 + b"1", "nested too deeply", None),
         (b"import kpatch\nx = [0, f" + b"(1)" * 200_000 + b"]", "nested too deeply", None),
         (b"import kpatch\nx" + b".x" * 200_000, "nested too deeply", None),
-        (b"import kpatch\n" + b" " * sources.MAX_PYTHON, "'a.py' is too long: it has more than 4,194,304 bytes", None),
+        (
+            b"import kpatch\n" + b" " * python_sources.MAX_PYTHON,
+            "'a.py' is too long: it has more than 4,194,304 bytes",
+            None,
+        ),
     ],
 )
 def test_files_that_are_not_python(checked, data, message, place):
@@ -431,20 +461,20 @@ def test_directories(tmp_path, monkeypatch):
         os.symlink("..", "pkg/up")
         os.symlink("self.py", "self.py")
         os.mkfifo("pipe.py")
-    assert sorted(finding.path for finding in linting.check((".",)).findings) == sorted(searched)
-    assert linting.check(("pkg", "pkg/c.py", "./b.py", "b.py", "stub.pyi", ".hidden")).files == 5
+    assert sorted(finding.path for finding in check_files((".",)).findings) == sorted(searched)
+    assert check_files(("pkg", "pkg/c.py", "./b.py", "b.py", "stub.pyi", ".hidden")).files == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_a_directory_that_cannot_be_read(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
-    (finding,) = linting.check((str(tmp_path),)).findings
+    (finding,) = check_files((str(tmp_path),)).findings
     assert "permission denied" in finding.error.message
 
 
 def test_neither_keras_nor_click_is_needed_to_find_patches():
     code = (
-        "import sys, kpatch.sources as s; assert s.find('import kpatch; kpatch.parse(\"\")').patches\n"
+        "import sys, kpatch.tools.python_sources as s; assert s.find('import kpatch; kpatch.parse(\"\")').patches\n"
         "assert not {'keras', 'click', 'jax', 'torch', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -63,6 +63,9 @@ class Array:
     def nbytes(self):
         return self.size * self.numpy.itemsize
 
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.view(), dtype)
+
     def view(self, file=None):
         """The array, read as its entries are looked at; from another open file of the same layout if one is given."""
         if self.offset is not None and not self.size:
@@ -72,6 +75,8 @@ class Array:
                 if self.offset is None:
                     return self.reader(opened)
                 return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
+        except FileError:
+            raise
         except (OSError, ValueError) as error:
             raise FileError(f"cannot read '{self.file}': {error}") from error
 

@@ -6,8 +6,10 @@ What a text cannot say to the bit (a NaN with a message) goes there as well. The
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from kpatch.checkpoint import saving
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
+from kpatch.syntax import parse
 from kpatch.values.dtypes import DTYPES
 
 FEW = 64  # entries of an array that are written out at most
@@ -90,6 +93,10 @@ class Diff:
         """
         return saving.write(self, path)
 
+    def __kpatch__(self):
+        """The same as a `Patch`, with its bindings: every function that takes a patch takes a `Diff`."""
+        return replace(parse(self.text), bindings=self.bindings)
+
     def __str__(self):
         return self.text
 
@@ -116,7 +123,7 @@ def heat(difference):
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in difference.parts())
 
 
-def diff(a, b, /, *, tolerance=0.0, progress=None):
+def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int], object] | None = None) -> Diff:
     """The patch that makes one checkpoint, or model, of another.
 
     Args:

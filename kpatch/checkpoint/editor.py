@@ -233,6 +233,8 @@ def _take_back(path, sources, editor, cause):
     descriptors = {number: editor.descriptor(source) for number, source in enumerate(sources)}
     try:
         editor.log.take_back(descriptors)
+    except FileError:
+        raise
     except (OSError, ValueError) as error:
         said = reason(error) if isinstance(error, OSError) else error
         raise FileError(

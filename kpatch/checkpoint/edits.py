@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from kpatch import execute, keywords, outputs, planner
 from kpatch.api import check_expected
@@ -12,7 +13,7 @@ from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
 from kpatch.disk import Source, failing
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
-from kpatch.syntax import as_patch
+from kpatch.patches import PatchLike, bound
 
 
 class Applied:
@@ -60,7 +61,9 @@ class Applied:
 
 
 @keywords.checked("kpatch.checkpoint.plan")
-def plan(path, patch, /, *, expect=None, **bindings):
+def plan(
+    path: "str | os.PathLike[str] | Checkpoint", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any
+) -> planner.Plan:
     """What a patch would do to a file: checked, and nothing written.
 
     Args:
@@ -72,12 +75,23 @@ def plan(path, patch, /, *, expect=None, **bindings):
     Returns:
         A `Plan`; printed, it is a table.
     """
-    checked = _check(_opened(path), as_patch(patch), expect, bindings)
+    checked = _check(_opened(path), patch, expect, bindings)
     return checked.plan(execute.counts(checked, Stored(checked.names)))
 
 
 @keywords.checked("kpatch.checkpoint.apply")
-def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=False, expect=None, **bindings):
+def apply(
+    path: "str | os.PathLike[str] | Checkpoint",
+    patch: PatchLike,
+    /,
+    out: "str | os.PathLike[str] | None" = None,
+    *,
+    in_place: bool = False,
+    journal: bool = False,
+    overwrite: bool = False,
+    expect: int | None = None,
+    **bindings: Any,
+) -> Applied:
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 
     Args:
@@ -114,7 +128,7 @@ def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=
     opened = _opened(path)
     if not in_place:
         check_output(out, opened.path, {}, overwrite)  # before the work is done
-    checked = _check(opened, as_patch(patch), expect, bindings)
+    checked = _check(opened, patch, expect, bindings)
     donors = checked.names.bindings.sources
     with _editor(opened, out, journal, overwrite, donors) as made:
         store = Stored(checked.names, made)
@@ -129,7 +143,7 @@ def apply(path, patch, /, out=None, *, in_place=False, journal=False, overwrite=
     return Applied(checked, opened.path if out is None else Path(out), store.changes, opened.note)
 
 
-def undo(path, *, discard=False):
+def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
     """Takes back the latest edit of a file that was made with `journal=True`.
 
     Args:
@@ -170,6 +184,7 @@ def _opened(path):
 
 
 def _check(opened, patch, expect, bindings):
+    patch, bindings = bound(patch, bindings)
     names = FileNames(opened, Given(bindings))
     checked = planner.make(patch, names)
     names.bindings.check_used()

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from kpatch.checkpoint.arrays import in_blocks
 from kpatch.resolve import index
 from kpatch.tensors import to_numpy
@@ -19,6 +21,9 @@ class Held:
     @property
     def size(self):
         return math.prod(self.shape)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.view(), dtype)
 
     def view(self):
         return to_numpy(self._variable)

@@ -54,6 +54,8 @@ class Checkpoint(names.Donor):
             recovery.recover(self.real)
             with source.parsed() as file:
                 self.files, self.arrays = self._read(source, file)
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(f"cannot read '{path}': {reason(error)}") from error
         self.sources = [source, *(each for each in self.files if each is not source)]

@@ -13,9 +13,10 @@ import numpy as np
 
 from kpatch import execute, planner
 from kpatch.errors import BindingError, PatchError
+from kpatch.patches import bound
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import Place, TensorNames, unknown
-from kpatch.syntax import as_patch, ast, parse
+from kpatch.syntax import ast, parse
 from kpatch.tensors.symbols import lengths
 from kpatch.values.dtypes import NUMPY, dtype_name, tensor
 
@@ -71,10 +72,10 @@ class TensorPatch(Holder):
 
     def __init__(self, patch, bindings=None, owner="kpatch.edit"):
         super().__init__()
-        self.patch = as_patch(patch)
+        self.patch, bindings = bound(patch, bindings)
         self.text = text_of(self.patch)
         self.owner = owner
-        self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
+        self.bindings = {name: plain(name, value) for name, value in bindings.items()}
         named = list(dict.fromkeys(node.name for node in _nodes(self.patch) if type(node) is ast.Binding))
         self.free = tuple(name for name in named if name not in self.bindings)
         if unused := next((name for name in self.bindings if name not in named), None):
@@ -187,6 +188,8 @@ def plain(name, value):
         from kpatch.tensors import to_numpy
 
         return to_numpy(keras.ops.stop_gradient(value))
+    if hasattr(value, "__array__"):  # an array in a file
+        return np.asarray(value)
     raise BindingError(f"'${name}' is a {type(value).__name__}; a binding is a number, a list, an array or a tensor")
 
 

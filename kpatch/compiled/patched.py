@@ -5,9 +5,9 @@ from typing import Any
 
 from kpatch import execute, planner
 from kpatch.compiled import Holder, encoded, in_dynamo, plain, text_of
+from kpatch.patches import bound
 from kpatch.resolve.bindings import NONE, Bindings
 from kpatch.resolve.names import ModelNames
-from kpatch.syntax import as_patch
 
 
 class WeightsPatch(Holder):
@@ -20,9 +20,9 @@ class WeightsPatch(Holder):
 
     def __init__(self, patch, bindings=None):
         super().__init__()
-        self.patch = as_patch(patch)
+        self.patch, bindings = bound(patch, bindings)
         self.text = text_of(self.patch)
-        self.bindings = {name: plain(name, value) for name, value in (bindings or {}).items()}
+        self.bindings = {name: plain(name, value) for name, value in bindings.items()}
         self._planned: Any = None
 
     def plan(self, layer):

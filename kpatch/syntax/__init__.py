@@ -31,12 +31,11 @@ from kpatch.syntax.ast import (
     Target,
     Unary,
     children,
-    is_name,
-    quote,
     walk,
 )
-from kpatch.syntax.parser import MAX_ERRORS, MAX_SOURCE, as_patch, parse
+from kpatch.syntax.parser import MAX_ERRORS, MAX_SOURCE, join, parse
 from kpatch.syntax.spelling import nearest
+from kpatch.syntax.words import is_name, quote
 
 __all__ = [
     "MAX_DEPTH",
@@ -70,9 +69,9 @@ __all__ = [
     "Subscript",
     "Target",
     "Unary",
-    "as_patch",
     "children",
     "is_name",
+    "join",
     "nearest",
     "parse",
     "quote",

@@ -7,33 +7,12 @@ The tree is at most `MAX_DEPTH` levels deep, which the parser sees to, so that `
 may recurse.
 """
 
-import re
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import Any
+
+from kpatch.syntax.words import ATOM, BINDING_POWER, KEYWORDS, is_name, quote
 
 MAX_DEPTH = 100  # levels of nested operators, brackets, lists and calls in an expression
-
-KEYWORDS = frozenset({"let", "assert", "and", "or", "not", "true", "false"})
-CONSTANTS = frozenset({"inf", "nan", "pi", "e"})
-COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
-ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "**=")
-
-# The one table of binding powers, loosest first; the parser reads it, and `str` places its parentheses by it.
-LEVELS = (
-    ("or",),
-    ("and",),
-    ("not x",),
-    COMPARISONS,
-    ("+", "-"),
-    ("*", "/", "//", "%", "@"),
-    ("-x",),
-    ("**",),  # to the right; its right operand may be a unary minus
-    ("[",),
-)
-BINDING_POWER = {operator: power for power, level in enumerate(LEVELS, 1) for operator in level}
-ATOM = BINDING_POWER["["]
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ESCAPES = {ord(char): "\\" + letter for char, letter in zip('\\"\a\b\f\n\r\t\v', '\\"abfnrtv', strict=True)}
 
 
 class Node:
@@ -56,20 +35,9 @@ def _span():
     return field(default=(0, 0), compare=False, repr=False)
 
 
-def fast_init(cls):
-    """Gives a frozen dataclass an `__init__` that fills the slots directly: 40 % cheaper than the generated one."""
-    setters = {f"set_{each.name}": getattr(cls, each.name).__set__ for each in fields(cls)}
-    parameters = [each.name + ("" if each.default is MISSING else f"={each.default}") for each in fields(cls)]
-    body = [f"set_{each.name}(self, {each.name})" for each in fields(cls)]
-    exec(f"def __init__(self, {', '.join(parameters)}): {'; '.join(body)}", setters)
-    cls.__init__ = setters["__init__"]
-    return cls
-
-
 # Names
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Name(Node):
     """One part of a selector, `kernel` or `"conv-1"`. A quoted Keras path holds slashes."""
@@ -82,7 +50,6 @@ class Name(Node):
         return self.value if plain else quote(self.value)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Position(Node):
     """`layers[2]`, followed by a further part."""
@@ -94,7 +61,6 @@ class Position(Node):
         return f"layers[{self.index}]"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Glob(Node):
     """`conv*`, `block?`, or `**` alone."""
@@ -106,7 +72,6 @@ class Glob(Node):
         return self.pattern
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Selector(Node):
     """`encoder.layers[0].kernel`: which tensor, or with globs, which tensors."""
@@ -123,7 +88,6 @@ class Selector(Node):
         return any(type(part) is Glob for part in self.parts)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Implied(Node):
     """`_`: the implied tensor, or the present value of what is being assigned or indexed."""
@@ -134,7 +98,6 @@ class Implied(Node):
         return "_"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Target(Node):
     """What an edit writes to. `index` is `None` for a whole tensor."""
@@ -150,7 +113,6 @@ class Target(Node):
 # Statements
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Edit(Node):
     """`target op value`, where `op` is one of ASSIGNMENTS."""
@@ -164,7 +126,6 @@ class Edit(Node):
         return f"{self.target} {self.op} {self.value}"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Assert(Node):
     """`assert condition, "message"`; the message may be `None`."""
@@ -177,7 +138,6 @@ class Assert(Node):
         return f"assert {self.condition}" + (f", {quote(self.message)}" if self.message is not None else "")
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Let(Node):
     """`let name = value`."""
@@ -190,23 +150,54 @@ class Let(Node):
         return f"let {self.name} = {self.value}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Patch(Node):
-    """A whole patch. The hash is computed once: plans are looked up by it."""
+    """A whole patch: `kpatch.parse` makes it of a text, `kpatch.load` of a file. `a + b` is one patch of both.
+
+    Attributes:
+        statements: the statements; `Patch(text)` parses.
+        source: the text.
+        bindings: values that come with the patch, for its `$names`; those that a function is given come before them.
+
+    Example:
+        >>> import kpatch
+        >>> kpatch.Patch("head.bias=0") + "head.kernel *= 2"
+        Patch('head.bias = 0\\nhead.kernel *= 2')
+    """
 
     statements: tuple
-    source: str = field(default="", compare=False, repr=False)
+    source: str = ""
     span: tuple = _span()
-    _hash: int = field(default=0, init=False, compare=False, repr=False)
+    bindings: dict = field(default_factory=dict)
+    _hash: int = field(default=0, init=False)  # computed once: plans are looked up by it
+
+    def __post_init__(self):
+        given: Any = self.statements
+        if isinstance(given, str):
+            from kpatch.syntax.parser import parse
+
+            patch = parse(given)
+            for name in ("statements", "source", "span"):
+                object.__setattr__(self, name, getattr(patch, name))
+        elif type(given) is not tuple:
+            raise TypeError(f"kpatch.Patch(text) takes a text. Received: {given!r}")
+
+    def __add__(self, other):
+        from kpatch.syntax.parser import join, parse
+
+        if not isinstance(other, (str, Patch)):
+            return NotImplemented
+        return join([self, parse(other) if isinstance(other, str) else other])
+
+    def __repr__(self):
+        return f"Patch({str(self)!r})"
 
     def __str__(self):
         return "\n".join(map(str, self.statements))
 
     def __hash__(self):
-        return self._hash or self._compute_hash()
-
-    def _compute_hash(self):
-        object.__setattr__(self, "_hash", hash(self.statements) or 1)
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash(self.statements) or 1)
         return self._hash
 
     def __eq__(self, other):
@@ -214,13 +205,15 @@ class Patch(Node):
             return True
         if type(other) is not Patch:
             return NotImplemented
-        return hash(self) == hash(other) and self.statements == other.statements
+        if hash(self) != hash(other) or self.statements != other.statements:
+            return False
+        mine, others = self.bindings, other.bindings  # the same objects: to compare arrays would cost too much
+        return mine.keys() == others.keys() and all(value is others[name] for name, value in mine.items())
 
 
 # Literals and names in an expression
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Integer(Node):
     """`64`, `-1`: a directly preceding minus belongs to it."""
@@ -232,7 +225,6 @@ class Integer(Node):
         return str(self.value)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Float(Node):
     """`0.5`, `1e-3`; never negative, infinite or NaN."""
@@ -244,7 +236,6 @@ class Float(Node):
         return repr(self.value)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Boolean(Node):
     """`true`, `false`."""
@@ -256,7 +247,6 @@ class Boolean(Node):
         return "true" if self.value else "false"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Constant(Node):
     """`inf`, `nan`, `pi`, `e`."""
@@ -268,7 +258,6 @@ class Constant(Node):
         return self.name
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class List(Node):
     """`[[1, 2], [3, 4]]`: rectangular as far as it is written out."""
@@ -280,7 +269,6 @@ class List(Node):
         return f"[{', '.join(map(str, self.items))}]"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Local(Node):
     """A name that an earlier `let` has bound."""
@@ -292,7 +280,6 @@ class Local(Node):
         return self.name
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Reference(Node):
     """Another variable, by a selector without globs. One part alone is printed quoted, lest it read as a local."""
@@ -305,7 +292,6 @@ class Reference(Node):
         return str(self.selector) if len(parts) > 1 else quote(parts[0].value)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Binding(Node):
     """`$x`, `$donor.dense.kernel`, `$donor._`: a value handed in from Python, or a variable of a model handed in."""
@@ -321,7 +307,6 @@ class Binding(Node):
 # Operators
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Unary(Node):
     """`-x`, `not x`."""
@@ -338,7 +323,6 @@ class Unary(Node):
         return f"-{_operand(self.operand, BINDING_POWER['-x'])}"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Binary(Node):
     """`a + b`, `a and b`, and so on."""
@@ -354,7 +338,6 @@ class Binary(Node):
         return f"{_operand(self.left, left)} {self.op} {_operand(self.right, right)}"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Compare(Node):
     """`a < b`, and chained as in Python: `a < b <= c`."""
@@ -368,7 +351,6 @@ class Compare(Node):
         return " ".join([first, *(f"{op} {operand}" for op, operand in zip(self.ops, others, strict=True))])
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class String(Node):
     """A string as the argument of a call: `cast(x, "int8")`."""
@@ -385,7 +367,6 @@ class String(Node):
         return Reference(Selector((Name(self.value, self.span),), self.span), self.span)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Argument(Node):
     """One argument of a call; `name` is `None` for a positional one."""
@@ -401,7 +382,6 @@ class Argument(Node):
         return text if self.name is None else f"{self.name}={text}"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Call(Node):
     """`clip(x, 0, 1)`."""
@@ -417,7 +397,6 @@ class Call(Node):
 # Subscripts
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Subscript(Node):
     """`x[0, 1:]`: entries of a value."""
@@ -430,7 +409,6 @@ class Subscript(Node):
         return _operand(self.value, ATOM) + _brackets(self.index)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Slice(Node):
     """`start:stop:step` in an index; each may be `None`."""
@@ -445,7 +423,6 @@ class Slice(Node):
         return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Ellipsis_(Node):
     """`...` in an index."""
@@ -454,16 +431,6 @@ class Ellipsis_(Node):
 
     def __str__(self):
         return "..."
-
-
-def is_name(text):
-    """Whether the text is an identifier of the language: ASCII letters, digits and `_`."""
-    return _NAME.fullmatch(text) is not None
-
-
-def quote(text):
-    """The text as a string of the language."""
-    return f'"{text.translate(_ESCAPES)}"'
 
 
 def children(node):
@@ -501,16 +468,13 @@ def walk(node):
 
 def mapped(node, change):
     """The tree with each node, from the leaves up, replaced by what `change` makes of it."""
-    fields = {}
-    for name in node.__match_args__:
-        value = getattr(node, name)
+
+    def new(value):
         if isinstance(value, Node):
-            fields[name] = mapped(value, change)
-        elif type(value) is tuple and name != "span":
-            fields[name] = tuple(mapped(item, change) if isinstance(item, Node) else item for item in value)
-        else:
-            fields[name] = value
-    return change(type(node)(**fields))
+            return mapped(value, change)
+        return tuple(map(new, value)) if type(value) is tuple else value
+
+    return change(type(node)(*[new(getattr(node, name)) for name in node.__match_args__]))
 
 
 def _operand(node, power):

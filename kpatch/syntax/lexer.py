@@ -13,7 +13,7 @@ import re
 from itertools import repeat
 
 from kpatch.errors import PatchSyntaxError
-from kpatch.syntax.ast import KEYWORDS, quote
+from kpatch.syntax.words import KEYWORDS, quote
 
 CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff"  # and lone surrogates, which UTF-8 cannot hold
 MAX_TOKENS = 6_000_000  # in a patch; a tree costs some 200 bytes a token

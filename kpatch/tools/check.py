@@ -10,10 +10,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from kpatch import sources
 from kpatch.errors import FileError, PatchError, shorten
-from kpatch.sources import Found, FoundPatch, Region
+from kpatch.patches import decode, read, unreadable
 from kpatch.syntax import Patch, ast, parse
+from kpatch.tools import python_sources
+from kpatch.tools.places import FoundPatch, Region, patch_file
+from kpatch.tools.python_sources import Found
 
 PYTHON = (".py", ".pyi", ".pyw")
 SEARCHED = (".py", ".kpatch")  # what is looked for in a directory
@@ -44,7 +46,7 @@ class Report(NamedTuple):
 # Checking ------------------------------------------------------------------------------------------------------------
 
 
-def check(paths: tuple[str, ...], model: Any = None) -> Report:
+def check_files(paths: tuple[str, ...], model: Any = None) -> Report:
     """Checks the patches in files.
 
     Args:
@@ -56,7 +58,7 @@ def check(paths: tuple[str, ...], model: Any = None) -> Report:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with open(os.path.join(folder, "a.py"), "w") as file:
         ...         _ = file.write("import kpatch; kpatch.parse('bias = 1'); kpatch.parse('bias = 1 2')")
-        ...     report = check((folder,))
+        ...     report = check_files((folder,))
         >>> report.patches, [(finding.region.column, finding.error.message) for finding in report.findings]
         (2, [(65, "expected the end of the statement, found '2'")])
     """
@@ -92,7 +94,7 @@ def _search(directory: str, findings: list[Finding]) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            findings.append(Finding(_shown(folder), None, sources.unreadable(folder, error)))
+            findings.append(Finding(_shown(folder), None, unreadable(folder, error)))
             continue
         entries = [entry for entry in entries if not entry.name.startswith(".")]
         folders += [entry.path for entry in reversed(entries) if _is_searched(entry)]
@@ -112,18 +114,18 @@ def _shown(path: str) -> str:
 
 def _found(path: str) -> Found:
     if not path.endswith(PYTHON):
-        return Found([sources.patch_file(sources.decode(sources.read(path), path))])
-    data = sources.read(path, sources.MAX_PYTHON)
+        return Found([patch_file(decode(read(path), path))])
+    data = read(path, python_sources.MAX_PYTHON)
     if b"kpatch" not in data:
         return Found([])  # nothing in it is kpatch's, whatever Python it is
-    return sources.find(sources.decode_python(data, path))
+    return python_sources.find(python_sources.decode_python(data, path))
 
 
 def _region_in_file(error: FileError) -> Region | None:
     """Where the text of a file is not Python."""
     if error.source is None or error.span is None:
         return None
-    return sources.patch_file(error.source).region(error.span)
+    return patch_file(error.source).region(error.span)
 
 
 def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
@@ -169,7 +171,7 @@ def _selectors(patch: Patch) -> Iterator[ast.Selector]:
 # Showing -------------------------------------------------------------------------------------------------------------
 
 
-def show(report: Report, form: str) -> None:
+def show_report(report: Report, form: str) -> None:
     """Prints a report on standard output."""
     if form == "json":
         click.echo(json.dumps([_record(finding) for finding in report.findings], indent=2))

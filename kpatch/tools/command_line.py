@@ -1,4 +1,4 @@
-"""The command line: `kpatch apply`, `kpatch check`, `kpatch show`.
+"""The commands: `kpatch apply`, `check`, `show`, `diff` and `undo`.
 
 Keras is imported inside the commands that load a model, once a backend is chosen; `kpatch check` without one never
 imports it.
@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kpatch import disk, files, linting, outputs, sources
+from kpatch import disk, files, outputs, patches
 from kpatch.errors import FileError, PatchError
 from kpatch.syntax import Patch, ast, parse
+from kpatch.tools import binding
+from kpatch.tools.check import check_files, show_report
 
 EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
 PACKAGES = {"numpy": "numpy", "jax": "jax", "torch": "torch", "tensorflow": "tensorflow", "openvino": "openvino"}
@@ -111,10 +113,9 @@ def apply(
 
 def _check_output(output: Path, model: Path, patch: str | None, binds: tuple[str, ...], overwrite: bool) -> None:
     """Before any work is done: the output is none of the files that the command reads."""
-    from kpatch import arguments
     from kpatch.checkpoint import edits
 
-    read = [*([] if patch in (None, "-") else [patch]), *arguments.paths(binds)]
+    read = [*([] if patch in (None, "-") else [patch]), *binding.paths(binds)]
     edits.check_output(output, model, dict.fromkeys(read, outputs.READ), overwrite)
 
 
@@ -130,13 +131,13 @@ def _apply_to_file(
     source: str | None,
 ) -> bool:
     """Edits the file where it is possible without loading the model; says whether it is."""
-    from kpatch import arguments, checkpoint
+    from kpatch import checkpoint
     from kpatch.checkpoint import commands
 
     opened = commands.opened(path)
     if opened is None:
         return False
-    given = {**commands.sidecar(source, patch), **arguments.read(binds, _donor)}
+    given = {**commands.sidecar(source, patch), **binding.read(binds, _donor)}
     if dry_run:
         _print(checkpoint.plan(opened, patch, expect=expect, **given))
         _note(opened)
@@ -182,8 +183,6 @@ def _apply(
     journal: bool,
 ) -> None:
     """Loads the model, and saves it again."""
-    from kpatch import arguments
-
     if journal:
         raise FileError(f"the weights in '{path}' are compressed, so an edit of it has no journal; leave --journal out")
     loaded = _load(path, with_training_state=output is None and not dry_run)
@@ -195,7 +194,7 @@ def _apply(
         given.append(_load(Path(name)))
         return given[-1].model
 
-    bindings = arguments.read(binds, donor)
+    bindings = binding.read(binds, donor)
     if dry_run:
         _print(kpatch.plan(loaded.model, patch, expect=expect, **bindings))
         return
@@ -233,8 +232,8 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
       kpatch check src/ --model digits.keras
       kpatch check . --format github
     """
-    report = linting.check(paths, None if model is None else _load(model).model)
-    linting.show(report, form)
+    report = check_files(paths, None if model is None else _load(model).model)
+    show_report(report, form)
     if report.findings:
         sys.exit(1)
 
@@ -356,7 +355,7 @@ def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
 
 def _read(name: str) -> tuple[str, str]:
     """A patch's name as errors show it, and its text."""
-    return ("standard input" if name == "-" else name), sources.decode(sources.read(name), name)
+    return ("standard input" if name == "-" else name), patches.read_text(name)
 
 
 def _load(path: Path, *, with_training_state: bool = False) -> files.Loaded:

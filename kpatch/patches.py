@@ -1,0 +1,123 @@
+"""Patches as they are handed in: a `Patch`, a text, a file, a `Diff`, or several of them."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Union
+
+from kpatch.errors import FileError, reason
+from kpatch.syntax import Patch, join, parse
+
+MAX_PATCH = 64 * 2**20  # bytes in a patch file: `parse` reads no more
+
+
+class MakesPatch(Protocol):
+    """What a patch can be made of: a `kpatch.checkpoint.Diff`."""
+
+    def __kpatch__(self) -> Patch: ...
+
+
+PatchLike = Union[str, Patch, "os.PathLike[str]", MakesPatch, Sequence["PatchLike"]]
+
+
+def as_patch(patch: PatchLike) -> Patch:
+    """The `Patch` that is meant: by a text, a path, a `Diff`, or a list of any of these, which is one patch.
+
+    Example:
+        >>> print(as_patch(["head.bias = 0", "head.kernel *= 2"]))
+        head.bias = 0
+        head.kernel *= 2
+    """
+    if isinstance(patch, Patch):
+        return patch
+    if isinstance(patch, str):
+        return parse(patch)
+    if isinstance(patch, os.PathLike):
+        return load(patch)
+    if isinstance(patch, (list, tuple)):
+        return join([as_patch(each) for each in patch])
+    if hasattr(patch, "__kpatch__"):
+        return patch.__kpatch__()
+    raise TypeError(
+        "a patch is a str, a kpatch.Patch, a pathlib.Path, a kpatch.checkpoint.Diff, or a list of these. "
+        f"Received: patch={patch!r} (of type {type(patch)})"
+    )
+
+
+def bound(patch: PatchLike, bindings: Mapping[str, Any] | None) -> tuple[Patch, dict[str, Any]]:
+    """The `Patch` without its bindings, and the values of its `$names`: those given before those that it brings."""
+    patch, given = as_patch(patch), dict(bindings or {})
+    return (replace(patch, bindings={}), {**patch.bindings, **given}) if patch.bindings else (patch, given)
+
+
+def load(path: "str | os.PathLike[str]") -> Patch:
+    """Reads a patch file. The arrays in the `.safetensors` beside it are the values of its `$names`.
+
+    Args:
+        path: the file; `kpatch.diff(a, b).save(path)` writes one, and so does any editor.
+
+    Returns:
+        A `Patch`, with `bindings` if there is such a `.safetensors`. They are read when they are used.
+
+    Raises:
+        FileError: a file cannot be read, or is not UTF-8.
+        PatchSyntaxError: the text is not a patch.
+
+    Example:
+        >>> import kpatch, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "prune.kpatch")
+        >>> _ = path.write_text("head.bias = 0")
+        >>> kpatch.load(path)
+        Patch('head.bias = 0')
+    """
+    from kpatch.checkpoint.commands import sidecar
+
+    patch = parse(read_text(os.fspath(path)))
+    return replace(patch, bindings=sidecar(path, patch))
+
+
+def read_text(name: str) -> str:
+    """The text of a patch file; `-` is standard input."""
+    return decode(read(name), name).removeprefix("\ufeff")
+
+
+def read(name: str, limit: int = MAX_PATCH) -> bytes:
+    """The content of a file; `-` is standard input.
+
+    Raises:
+        FileError: it cannot be read, or is longer than the limit.
+    """
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        raise unreadable(name, error) from error
+    if len(data) > limit:
+        raise FileError(f"'{name}' is too long: it has more than {limit:,} bytes")
+    return data
+
+
+def unreadable(name: str, error: OSError) -> FileError:
+    return FileError(f"cannot read '{name}': {reason(error)}")
+
+
+def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:
+    """The text that the bytes of a file mean.
+
+    Example:
+        >>> decode(b"a.b = 1", "a.kpatch")
+        'a.b = 1'
+    """
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise FileError(f"'{name}' is not {encoding.upper()} text: byte {error.start} is 0x{byte:02x}") from error
+    except (LookupError, ValueError) as error:  # codecs that are not for text, or decode by rules of their own
+        raise FileError(f"'{name}' is not {encoding.upper()} text: {error}") from error

@@ -1,0 +1,155 @@
+"""The errors of the parser: each names the mistake at the current token, and the right form."""
+
+import re
+
+from kpatch.errors import LimitError, PatchSyntaxError
+from kpatch.syntax.ast import MAX_DEPTH
+from kpatch.syntax.lexer import misnamed, odd_name, shorten
+from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS, KEYWORDS, quote
+
+ENDS = ("end", "")  # the kinds of token that end a statement
+_RUN = re.compile(r"[\w.$]+|[-+*/=<>!]+|\S")
+
+
+def keyword(word, span):
+    return PatchSyntaxError(f"'{word}' is a keyword; as a name it is quoted: {quote(word)}", span=span)
+
+
+def too_deep(p):
+    span = (p.start, p.stop) if p.kind not in ENDS else (p.end, p.end)
+    return LimitError(f"the expression is more than {MAX_DEPTH} levels deep", span=span)
+
+
+def no_target(p):
+    kind = p.kind
+    if kind in KEYWORDS:
+        return keyword(kind, (p.start, p.stop))
+    if kind.endswith("=") and kind.startswith("*"):
+        return p.fail(f"the target before '{shorten(kind)}' is missing", "to edit all variables, put a space: '** = 2'")
+    if kind in ASSIGNMENTS:
+        return p.fail(f"the target before '{kind}' is missing")
+    if kind == "binding":
+        return p.fail("a binding is a value; it cannot be assigned to")
+    return p.fail(f"a statement begins with a target, 'let' or 'assert', found {p.found()}")
+
+
+def no_assignment(p):
+    kind = p.kind
+    if kind in ENDS:
+        return p.fail("the '=' is missing; an edit is 'target = value'")
+    if kind == "==":
+        return p.fail("'==' compares; write '=' to assign")
+    if kind == "(":
+        return p.fail("a call cannot be assigned to")
+    if kind == "glob" or kind.startswith("**"):
+        return p.fail(f"unexpected {p.found()}", "'k *= 2' multiplies, 'k* = 2' sets all whose name begins with k")
+    if kind.endswith("="):
+        op = shorten(kind[:-1])
+        return p.fail(f"there is no operator '{shorten(kind)}'; write 'x = _ {op} ...'")
+    span = odd_name(p.text, p.start)
+    if span:
+        return misnamed(p.text[slice(*span)], span)
+    if kind == ".":
+        return p.fail("a further part follows only 'layers[i]'")
+    return p.fail(f"expected an index or '=' after the target, found {p.found()}")
+
+
+def no_part(p):
+    kind = p.kind
+    if kind in KEYWORDS:
+        return keyword(kind, (p.start, p.stop))
+    if kind == "_":
+        return p.fail("'_' is reserved; as a name it is quoted: \"_\"")
+    if kind in ("*", "**"):
+        return p.fail("a glob stands only in a target; a reference means exactly one variable")
+    if kind == "number":
+        return p.fail(f"a name is missing after '.', found {p.found()}", "the i-th layer is layers[i]")
+    return p.fail(f"a name is missing after '.', found {p.found()}")
+
+
+def no_local(p, name):
+    kind = p.kind
+    if kind in (".", "[") or kind in ASSIGNMENTS:
+        return keyword("let", (p.end - 3, p.end))
+    if kind == "_":
+        return p.fail("'_' is reserved; 'let' needs another name")
+    if kind in KEYWORDS:
+        return p.fail(f"'{kind}' is a keyword; 'let' needs another name")
+    if kind == "name" and name in CONSTANTS:
+        return p.fail(f"'{name}' is a constant; 'let' needs another name")
+    if kind == "name":
+        return p.fail(f"the local '{shorten(name)}' is already bound; 'let' needs another name")
+    if kind == "string":
+        return p.fail("the name of a local is not quoted")
+    return p.fail(f"expected a name after 'let', found {p.found()}")
+
+
+def no_value(p):
+    kind = p.kind
+    if kind in ENDS:
+        return p.fail(f"a value is missing after {before(p)}")
+    if kind == "not":
+        return p.fail("'not' binds more loosely than the operator before it; write '(not x)'")
+    if kind in KEYWORDS:
+        return keyword(kind, (p.start, p.stop))
+    if kind in ("*", "**"):
+        return p.fail("a glob stands only in a target; a reference means exactly one variable")
+    if kind == "+":
+        return p.fail("there is no unary '+'")
+    if kind == "...":
+        return p.fail("'...' stands only in an index, alone")
+    if kind == ":":
+        return p.fail("a slice stands only in an index")
+    return p.fail(f"a value is missing after {before(p)}, found {p.found()}")
+
+
+def unexpected(p):
+    """The statement could end before the current token."""
+    kind = p.kind
+    if kind in (")", "]"):
+        return p.fail(f"no bracket is open for '{kind}'")
+    if kind == ",":
+        return p.fail("there are no tuples; a list is written '[1, 2]'")
+    return misplaced(p) or p.fail(
+        f"expected the end of the statement, found {p.found()}", "statements end at a newline or ';'"
+    )
+
+
+def unclosed(p, opened, expected):
+    opening = p.text[opened]
+    if p.kind == "":
+        return PatchSyntaxError(f"'{opening}' is never closed", span=(opened, opened + 1))
+    error = misplaced(p) if p.kind != "=" else None
+    error = error or p.fail(f"expected {expected}, found {p.found()}")
+    line = PatchSyntaxError("", span=(opened, opened + 1), source=p.text).line
+    if line != error.locate(source=p.text).line:
+        error.notes += (f"the '{opening}' of line {line} is still open",)
+    return error
+
+
+def misplaced(p):
+    """What is often written, and stands nowhere after a value."""
+    kind = p.kind
+    if kind == ".":
+        return p.fail("a value has no attributes; only functions are called on it, as in 'mean(x)'")
+    if kind == "(":
+        return p.fail("only a function's name can be called")
+    if kind == "=":
+        return p.fail("a second '=' in the statement; '==' compares")
+    if kind == ":":
+        return p.fail("a slice stands only in an index")
+    if kind == "name" and p.value == "if":
+        return p.fail("there is no 'if'; 'where(condition, a, b)' chooses element by element")
+    if kind == "name" and p.value == "for":
+        return p.fail("there are no loops; operators and functions work on whole tensors")
+    return None
+
+
+def ragged(item):
+    message = "the list is ragged; all rows of a list have the same shape"
+    return PatchSyntaxError(message, span=item.span)
+
+
+def before(p):
+    """The token before the current one, for a message."""
+    return f"'{shorten(_RUN.findall(p.text[max(0, p.end - 200) : p.end])[-1])}'"

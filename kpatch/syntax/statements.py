@@ -1,0 +1,72 @@
+"""Statements: edits, `let` and `assert`."""
+
+from kpatch.syntax import faults
+from kpatch.syntax.ast import Assert, Edit, Implied, Let, Selector, Target
+from kpatch.syntax.lexer import shorten
+from kpatch.syntax.pratt import PARTS, Parser
+from kpatch.syntax.selectors import read_implied, read_part, read_selector
+from kpatch.syntax.subscripts import read_index
+from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS
+
+
+def read_statement(p: Parser) -> Edit | Let | Assert:
+    kind = p.kind
+    start = p.start
+    if kind == "let":
+        return read_let(p, start)
+    if kind == "assert":
+        return read_assertion(p, start)
+    target = read_target(p)
+    op = p.kind
+    if op not in ASSIGNMENTS:
+        raise faults.no_assignment(p)
+    p.advance()
+    return Edit(target, op, p.expression(), (start, p.end))
+
+
+def read_let(p: Parser, start: int) -> Let:
+    p.advance()
+    name = p.value
+    if p.kind != "name" or name in CONSTANTS or name in p.locals:
+        raise faults.no_local(p, name)
+    p.advance()
+    if p.kind != "=":
+        raise p.fail(f"expected '=' after 'let {shorten(name)}', found {p.found()}")
+    p.advance()
+    value = p.expression()
+    p.locals.add(name)
+    return Let(name, value, (start, p.end))
+
+
+def read_assertion(p: Parser, start: int) -> Assert:
+    p.advance()
+    if p.kind == "." or p.kind in ASSIGNMENTS:
+        raise faults.keyword("assert", (start, p.end))
+    condition = p.expression()
+    message = None
+    if p.kind == ",":
+        p.advance()
+        if p.kind != "string":
+            raise p.fail(f"an assertion's message is a string, found {p.found()}")
+        message = p.value
+        p.advance()
+    return Assert(condition, message, (start, p.end))
+
+
+def read_target(p: Parser) -> Target:
+    start = p.start
+    index: tuple | None = None
+    selector: Selector | Implied
+    if p.kind == "_":
+        p.advance()
+        selector = read_implied(p, (start, p.end))
+    elif p.kind in PARTS:
+        selector, index = read_selector(p, read_part(p), start)
+    else:
+        raise faults.no_target(p)
+    if p.kind == "[":
+        if index is None:
+            index = read_index(p)
+        if p.kind == "[":
+            raise p.fail("a target has one index; write x[0, 1] for x[0][1]")
+    return Target(selector, index, (start, p.end))

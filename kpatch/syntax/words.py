@@ -1,0 +1,36 @@
+"""The words and operators of the language, and how names and strings are spelled."""
+
+import re
+
+KEYWORDS = frozenset({"let", "assert", "and", "or", "not", "true", "false"})
+CONSTANTS = frozenset({"inf", "nan", "pi", "e"})
+COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "**=")
+
+# The one table of binding powers, loosest first; the parser reads it, and `str` places its parentheses by it.
+LEVELS = (
+    ("or",),
+    ("and",),
+    ("not x",),
+    COMPARISONS,
+    ("+", "-"),
+    ("*", "/", "//", "%", "@"),
+    ("-x",),
+    ("**",),  # to the right; its right operand may be a unary minus
+    ("[",),
+)
+BINDING_POWER = {operator: power for power, level in enumerate(LEVELS, 1) for operator in level}
+ATOM = BINDING_POWER["["]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ESCAPES = {ord(char): "\\" + letter for char, letter in zip('\\"\a\b\f\n\r\t\v', '\\"abfnrtv', strict=True)}
+
+
+def is_name(text):
+    """Whether the text is an identifier of the language: ASCII letters, digits and `_`."""
+    return _NAME.fullmatch(text) is not None
+
+
+def quote(text):
+    """The text as a string of the language."""
+    return f'"{text.translate(_ESCAPES)}"'

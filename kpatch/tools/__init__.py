@@ -1,0 +1,1 @@
+"""The command line: the commands, the reading of `--bind`, and `kpatch check`."""

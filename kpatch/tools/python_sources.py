@@ -1,0 +1,350 @@
+"""The patch strings in Python code.
+
+Code is read by Python's own `ast`, and never run. The names in it are looked up as Python does: in the imports and
+assignments of the nearest scope that binds them. The functions that take a patch are found by their signatures.
+"""
+
+import ast
+import codecs
+import contextlib
+import inspect
+import io
+import re
+import sys
+import tokenize
+import warnings
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import kpatch
+from kpatch.errors import FileError
+from kpatch.patches import decode
+from kpatch.tools.places import FoundPatch, Lines
+
+MAX_PYTHON = 4 * 2**20  # bytes in a Python file; its tree takes a hundred times as much memory
+PARSERS = ("kpatch.parse", "kpatch.Patch")
+RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
+IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")
+WITH_ACTIVATIONS = ("kpatch.rewrite", "kpatch.intervene")  # names in their patches also mean activations
+
+
+class Parameter(NamedTuple):
+    """Which argument of a call is a patch, and whether the names in it are those of a model's variables."""
+
+    position: int
+    name: str
+    of_model: bool
+
+
+@cache
+def takers() -> dict[str, Parameter]:
+    """The public functions and classes that take a patch: those with a parameter `patch`, and those that parse.
+
+    Example:
+        >>> takers()["kpatch.layers.ScatterLayer"]
+        Parameter(position=0, name='patch', of_model=False)
+    """
+    found = {"kpatch.Patch": Parameter(0, "statements", of_model=False)}
+    for path, names in _signatures():
+        for name in {"patch", "text"}.intersection(names):
+            of_model = names[0] == "model" and path not in WITH_ACTIVATIONS
+            found[path] = Parameter(names.index(name), name, of_model)
+    return found
+
+
+def _signatures() -> Iterator[tuple[str, list[str]]]:
+    """The public functions and classes, and the names of their parameters."""
+    for package in (kpatch, kpatch.checkpoint):
+        for name in package.__all__:
+            thing = getattr(package, name)
+            if inspect.isfunction(thing):
+                yield f"{package.__name__}.{name}", list(inspect.signature(thing).parameters)
+    for module in kpatch.EXTENSIONS:  # to import them would import Keras
+        tree = ast.parse(Path(kpatch.__path__[0], f"{module}.py").read_bytes())
+        for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                    yield f"kpatch.{module}.{node.name}", [each.arg for each in method.args.args[1:]]
+
+
+# Scopes --------------------------------------------------------------------------------------------------------------
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SCOPES = (*_FUNCTIONS, *_COMPREHENSIONS, ast.ClassDef)
+_OUTSIDE = ("decorator_list", "bases", "keywords", "returns")  # parts of a definition that are not in its scope
+
+
+class _Scope:
+    """A module, class, function or comprehension, and the values that each of its names is bound to.
+
+    A value is an expression, the dotted name of an import, or `None` for anything else, such as a loop's variable.
+    """
+
+    def __init__(self, node: ast.AST, parent: "_Scope | None" = None) -> None:
+        self.node = node
+        self.parent = parent
+        self.bound: dict[str, list[ast.expr | str | None]] = {}
+        self.imports: dict[str, set[str]] = {}
+        self.elsewhere: dict[str, list[_Scope]] = {}  # the scopes of its `global` and `nonlocal` names
+
+    def outward(self) -> "Iterator[_Scope]":
+        scope: _Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    def bind(self, name: str, value: ast.expr | str | None = None) -> None:
+        for scope in self.elsewhere.get(name, [self]):
+            scope.bound.setdefault(name, []).append(value)
+            if isinstance(value, str):
+                scope.imports.setdefault(name, set()).add(value)
+
+    def holder(self, name: str) -> "_Scope":
+        """The nearest scope that binds the name; methods do not see the names of their class."""
+        scopes = (scope for scope in self.outward() if scope is self or not isinstance(scope.node, ast.ClassDef))
+        return next((scope for scope in scopes if name in scope.bound), self)
+
+    def path(self, node: ast.AST) -> str:
+        """The dotted name of an expression, such as `kpatch.apply`, or the empty string if it was not imported."""
+        attributes = []
+        while isinstance(node, ast.Attribute):
+            attributes.append(node.attr)
+            node = node.value
+        # Its other values do not count: `except ImportError: kpatch = None`.
+        origins = self.holder(node.id).imports.get(node.id, ()) if isinstance(node, ast.Name) else ()
+        return ".".join([*origins, *reversed(attributes)]) if len(origins) == 1 else ""
+
+    def value(self, node: ast.expr) -> ast.expr:
+        """The expression that a name stands for if it is bound exactly once, else the node itself."""
+        values = self.holder(node.id).bound.get(node.id, ()) if isinstance(node, ast.Name) else ()
+        return values[0] if len(values) == 1 and isinstance(values[0], ast.expr) else node
+
+
+class _Walk:
+    """One pass over a module, without recursion: the values of all names, the calls and the `with` statements.
+
+    The meaning of a call is looked up afterwards: a function may use names that the module binds further down.
+    """
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.calls: list[tuple[ast.Call, _Scope]] = []
+        self.withs: list[tuple[ast.With | ast.AsyncWith, _Scope]] = []
+        self._values: dict[ast.AST, ast.expr | None] = {}  # of the names that are assigned to alone
+        stack: list[tuple[ast.AST, _Scope]] = [(tree, _Scope(tree))]
+        while stack:
+            node, scope = stack.pop()
+            self._visit(node, scope)
+            stack.extend(reversed(list(_children(node, scope))))
+
+    def _visit(self, node: ast.AST, scope: _Scope) -> None:
+        match node:
+            case ast.Call():
+                self.calls.append((node, scope))
+            case ast.With() | ast.AsyncWith():
+                self.withs.append((node, scope))
+            case ast.Assign():
+                self._values.update(dict.fromkeys(node.targets, node.value))
+            case ast.AnnAssign() | ast.NamedExpr():
+                self._values[node.target] = node.value
+            case ast.Import() | ast.ImportFrom():
+                _import(node, scope)
+            case ast.Global() | ast.Nonlocal():
+                # Which of the functions around it holds a `nonlocal` name stays open: it counts as bound in all.
+                *functions, module = scope.outward()
+                scopes = [module] if isinstance(node, ast.Global) else functions[1:]
+                scope.elsewhere.update(dict.fromkeys(node.names, scopes))
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                self._assign(node, name, scope)
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+                | ast.arg(arg=name)
+                | ast.ExceptHandler(name=str(name))
+                | ast.MatchAs(name=str(name))
+                | ast.MatchStar(name=str(name))
+                | ast.MatchMapping(rest=str(name))
+            ):
+                scope.bind(name)
+
+    def _assign(self, node: ast.Name, name: str, scope: _Scope) -> None:
+        value = self._values.get(node)
+        if value is not None:  # `:=` binds outside of comprehensions
+            scope = next(each for each in scope.outward() if not isinstance(each.node, _COMPREHENSIONS))
+        if value is not None or node not in self._values:  # `name: int` alone binds nothing
+            scope.bind(name, value)
+
+
+def _import(node: ast.Import | ast.ImportFrom, scope: _Scope) -> None:
+    for alias in node.names:
+        if isinstance(node, ast.Import):
+            top = alias.name.partition(".")[0]
+            scope.bind(alias.asname or top, alias.name if alias.asname else top)
+            continue
+        module = "." * node.level + (node.module or "")
+        public = [path.removeprefix(f"{module}.") for path in takers()] if alias.name == "*" else [alias.name]
+        for name in public:
+            if "." not in name:
+                scope.bind(alias.asname or name, f"{module}.{name}")
+
+
+def _children(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
+    """The nodes below a node, and the scope that each stands in."""
+    inner = _Scope(node, scope) if isinstance(node, _SCOPES) else scope
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield child, scope if name in _OUTSIDE else inner
+
+
+# Patch strings -------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """The patches in a file, in its order, and the number of those that are computed."""
+
+    patches: list[FoundPatch]
+    computed: int = 0
+
+
+def find(text: str) -> Found:
+    """The patch strings in Python code: the literals that are given to one of the `takers`.
+
+    A name counts as its literal if it is bound to that and to nothing else. Left out are patches that are meant to
+    fail, in the body of a `with pytest.raises(kpatch.PatchError)`, and those on a line that says `# kpatch: ignore`.
+
+    Args:
+        text: the code, a module.
+
+    Returns:
+        A `Found`. A literal that is used twice is one patch.
+
+    Raises:
+        FileError: the text is not Python.
+
+    Example:
+        >>> found = find("import kpatch\\nkpatch.apply(model, 'dense.bias = 1')")
+        >>> found.patches[0].text, found.patches[0].region((0, 10))
+        ('dense.bias = 1', Region(line=2, column=22, end_line=2, end_column=32))
+    """
+    lines = Lines(text)
+    walk = _Walk(_parse(lines))
+    ignored = _ignored(lines.text)
+    failing = {id(node) for each, scope in walk.withs if _meant_to_fail(each, scope) for node in _body(each)}
+    literals: dict[ast.Constant, bool] = {}
+    computed = 0
+    for call, scope in walk.calls:
+        parameter = takers().get(scope.path(call.func))
+        node = None if parameter is None or id(call) in failing else _argument(call, parameter, scope)
+        if parameter is None or node is None or _is_ignored(ignored, call.lineno, call.lineno):
+            continue
+        if not _is_ignored(ignored, node.lineno, node.end_lineno or node.lineno):
+            if isinstance(node, ast.Constant):
+                literals[node] = literals.get(node, False) or parameter.of_model
+            else:
+                computed += 1
+    ordered = sorted(literals.items(), key=lambda item: (item[0].lineno, item[0].col_offset))
+    return Found([FoundPatch(str(node.value), of_model, lines, node) for node, of_model in ordered], computed)
+
+
+def _meant_to_fail(node: ast.With | ast.AsyncWith, scope: _Scope) -> bool:
+    """Whether it is a `with pytest.raises(...)`, or unittest's, of an error of kpatch's."""
+    for item in node.items:
+        match item.context_expr:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[expected, *_]) if name in RAISES:
+                classes = expected.elts if isinstance(expected, ast.Tuple) else [expected]
+                if any(re.fullmatch(r"kpatch\..*Error", scope.path(each)) for each in classes):
+                    return True
+    return False
+
+
+def _body(node: ast.With | ast.AsyncWith) -> Iterator[ast.AST]:
+    for statement in node.body:
+        yield from ast.walk(statement)
+
+
+def _argument(call: ast.Call, parameter: Parameter, scope: _Scope) -> ast.expr | None:
+    """The patch that a call is given: a string literal, or the expression that computes it.
+
+    It is `None` if there is nothing to check: the patch is missing, is no string (a type checker says that), or is
+    the result of one of the `PARSERS`, whose own argument is checked.
+    """
+    given = _given(call, parameter)
+    node = None if given is None else scope.value(given)
+    if isinstance(node, ast.Constant):
+        return node if isinstance(node.value, str) else None
+    parsed = isinstance(node, ast.Call) and scope.path(node.func) in PARSERS
+    return None if parsed else given
+
+
+def _given(call: ast.Call, parameter: Parameter) -> ast.expr | None:
+    by_name = [keyword.value for keyword in call.keywords if keyword.arg == parameter.name]
+    by_place = call.args[: parameter.position + 1]
+    starred: list[ast.expr] = [argument for argument in by_place if isinstance(argument, ast.Starred)]
+    starred_names = [keyword.value for keyword in call.keywords if keyword.arg is None]
+    last = [] if starred else by_place[parameter.position :]
+    return next(iter([*by_name, *last, *starred, *starred_names]), None)
+
+
+def _ignored(text: str) -> list[int]:
+    """The lines that end in `# kpatch: ignore`."""
+    lines: list[int] = []
+    if IGNORE.search(text) is not None:
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        comments = (each for each in tokens if each.type == tokenize.COMMENT)
+        with contextlib.suppress(tokenize.TokenError, SyntaxError):  # it takes some ends of a file for faults
+            lines.extend(each.start[0] for each in comments if IGNORE.match(each.string))
+    return lines
+
+
+def _is_ignored(ignored: list[int], first: int, last: int) -> bool:
+    return bisect_left(ignored, first) < bisect_right(ignored, last)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def decode_python(data: bytes, name: str) -> str:
+    """The text of a Python file, in the encoding that it declares (PEP 263).
+
+    Example:
+        >>> decode_python("# coding: latin-1\\nx = 'é'".encode("latin-1"), "a.py")
+        "# coding: latin-1\\nx = 'é'"
+    """
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    except SyntaxError as error:
+        raise FileError(f"'{name}' cannot be read as Python: {error.msg}") from error
+    with _without_warnings():
+        return decode(data.removeprefix(codecs.BOM_UTF8), name, encoding.removesuffix("-sig"))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Unknown escapes and the like are for other tools to report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _parse(lines: Lines) -> ast.Module:
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    try:
+        with _without_warnings():
+            if sys.version_info < (3, 11):  # its `ast.parse` crashes on a tree that `compile` finds too deep
+                compile(lines.text, "the code", "exec", dont_inherit=True)
+            return ast.parse(lines.text)
+    except SyntaxError as error:
+        fault = FileError(f"cannot be read as {python}: {error.msg}")
+        if error.lineno is None:
+            raise fault from error
+        start = lines.offset(error.lineno, error.offset or 1)
+        raise fault.locate((start, start + 1), lines.text) from error
+    except (RecursionError, MemoryError) as error:
+        raise FileError(f"cannot be read as {python}: it is nested too deeply") from error
+    except ValueError as error:  # null bytes, lone surrogates
+        raise FileError(f"cannot be read as {python}: {error}") from error
