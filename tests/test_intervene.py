@@ -415,7 +415,8 @@ def test_an_error_of_the_end_names_the_one_of_the_block(dense, monkeypatch):
         raise kpatch.ExecutionError("the backend failed")
 
     monkeypatch.setattr(kpatch.AppliedPatch, "_withdraw", fail)
-    with pytest.raises(kpatch.ExecutionError) as caught, kpatch.intervene(dense, "dense_1.output = 0; dense_1.bias *= 1"):
+    block = kpatch.intervene(dense, "dense_1.output = 0; dense_1.bias *= 1")
+    with pytest.raises(kpatch.ExecutionError) as caught, block:
         raise ZeroDivisionError
     assert isinstance(caught.value.__context__, ZeroDivisionError)
     assert unpatched(dense)
