@@ -46,8 +46,8 @@ class Record:
 class Live(Named):
     """The places are variables, written in place, with a journal of what was there.
 
-    With `keep=False` old values are kept until no step is left that may fail on the values that it meets, and then as
-    long as they are few. What is let go has a record without `before`.
+    With `keep=False` old values are kept until no step is left that may fail on the values that it meets, and from then
+    on until more than `KEPT` bytes are written. What is let go has a record without `before`.
 
     Attributes:
         records: a `Record` for each write, in order.
@@ -68,7 +68,7 @@ class Live(Named):
         self.counts = {}
         self._doubtful = checked.doubtful if self.lets_go else None
         self._keeps_all = True
-        self._held = 0  # bytes of old values
+        self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
 
     # Reading
@@ -89,7 +89,7 @@ class Live(Named):
     def begin(self, number):
         """A step begins; asked for with `keep=False` alone."""
         self._keeps_all = number <= self._doubtful
-        if not self._keeps_all and self._held > KEPT:
+        if not self._keeps_all and self._size > KEPT:
             self._let_go()
 
     def open(self, step, selection, target, last):
@@ -110,8 +110,6 @@ class Live(Named):
 
     def replace(self, step, values):
         """The place takes over a new tensor as it is, where it can."""
-        if not self._keeps_all:
-            self._has_room(step, step.selection)
         record = self._enter(step, step.selection, self.value(step.place))
         record.begun = True
         if self.writer.exchange(step.place.variable, values) is not None:
@@ -162,9 +160,8 @@ class Live(Named):
 
     def _enter(self, step, selection, before):
         if self.lets_go:
-            if before is not None:
-                self._held += _bytes(step, selection)
-            elif selection.size and latest_link(step.place.variable) is None:
+            self._size += _bytes(step, selection)
+            if before is None and selection.size and latest_link(step.place.variable) is None:
                 selection = None
         if type(selection) is indexing.Mask and isinstance(selection.mask, np.ndarray):
             selection = indexing.PackedMask(selection.mask, selection.count)
@@ -173,10 +170,8 @@ class Live(Named):
         return record
 
     def _has_room(self, step, target):
-        """Whether old values may be kept where values can no longer be at fault: while they are few in all."""
-        if not self._spent and self._held + _bytes(step, target) > KEPT:
-            self._let_go()
-        return not self._spent
+        """Whether old values are kept where values can no longer be at fault: while they are few in all."""
+        return not self._spent and self._size + _bytes(step, target) <= KEPT
 
     def _let_go(self):
         """Drops old values, which then nothing can bring back."""
@@ -190,7 +185,7 @@ class Live(Named):
                 and _has_entries(record)
             ):
                 record.selection = None
-        self._held = 0
+        self._size = 0
 
     def settle(self):
         """Waits until what was written is there, if the backend computes while Python goes on."""
