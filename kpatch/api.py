@@ -13,8 +13,8 @@ from kpatch.patches import PatchLike, bound
 from kpatch.resolve.bindings import Bindings
 from kpatch.resolve.names import ModelNames, Place, TensorNames
 from kpatch.tensors import of_variable
-from kpatch.tensors.symbols import lengths
 from kpatch.undo import AppliedPatch
+from kpatch.values.dtypes import tensor
 from kpatch.values.numerics import from_numpy, is_traced
 from kpatch.writers import refuse_traces
 
@@ -124,7 +124,7 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
         array([[2., 2., 2.],
                [1., 1., 1.]], dtype=float32)
     """
-    from keras import KerasTensor, backend, ops
+    from keras import KerasTensor, ops
 
     if in_dynamo():
         from kpatch.compiled import dynamo
@@ -136,9 +136,10 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
     if isinstance(x, KerasTensor):
         raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
     x = _as_tensor(x)
+    value = tensor(x)
     if any(length is None for length in x.shape):
         raise UnsupportedError(f"kpatch.edit needs a known shape. Received: x.shape={tuple(x.shape)}")
-    implied = "_", lengths(x.shape), backend.standardize_dtype(x.dtype)
+    implied = "_", value.shape, value.dtype
     traced = is_traced(x)
     if bindings:
         given = Bindings(bindings)

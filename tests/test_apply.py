@@ -1,7 +1,9 @@
 """Edits of live models: exact, atomic, reversible, in place, on the backend of this process."""
 
+import dataclasses
 import gc
 import pickle
+from unittest import mock
 
 import keras
 import models
@@ -411,9 +413,69 @@ def test_a_plan_warns_of_statements_that_edit_nothing_or_everything(model, patch
     assert all(f"warning: {warning}" in str(plan) for warning in warnings)
 
 
+MANY = "dense_1.kernel[_ > 0] = 0; dense_1.bias[0] = 1; dense_2.kernel[_ == 7] = 7"
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_plan_is_a_snapshot(model, looked):
+    """It counts when it is made, whether anybody looks or not; the next one counts anew."""
+    kernel = layer(model, "dense_1").kernel
+    kernel.assign(np.ones((4, 3)))
+    plan = kpatch.plan(model, MANY)
+    if looked:
+        assert len(plan.warnings) == 2
+    kernel.assign(np.eye(4, 3))
+    later = kpatch.plan(model, MANY)
+    assert later is not plan
+    assert [row.entries for row in plan.rows] == [12, 1, 0]
+    assert [row.entries for row in later.rows] == [3, 1, 0]
+    assert plan.warnings == (
+        "'dense_1.kernel[_ > 0] = 0' edits everything: its index selects every entry",
+        "'dense_2.kernel[_ == 7] = 7' edits nothing: its index selects no entry",
+    )
+    assert later.warnings == plan.warnings[1:]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.counts = ()
+
+
+@pytest.mark.parametrize("undo", [True, False])
+def test_the_plan_of_an_edit_is_what_was_written(model, undo):
+    """Also where earlier statements decide how much; and it stays so, whatever becomes of the model."""
+    layer(model, "dense_1").kernel.assign(np.eye(4, 3))
+    text = f"{MANY}; dense_1.kernel[_ == 0] = 2; dense_1.bias[[0, 0]] = 3; dense_1.kernel[dense_1.kernel > 1, ...] += 1"
+    assert [row.entries for row in kpatch.plan(model, text).rows] == [3, 1, 0, None, 2, None]
+    applied = kpatch.apply(model, text, undo=undo)
+    plan, written = applied.plan, [3, 1, 0, 12, 2, 12]
+    layer(model, "dense_1").kernel.assign(np.zeros((4, 3)))
+    assert [row.entries for row in plan.rows] == [row.entries for row in applied.plan.rows] == written
+    again = kpatch.apply(model, text)
+    assert [row.entries for row in again.plan.rows] == [0, 1, 0, 12, 2, 12]
+    assert [row.entries for row in applied.plan.rows] == written
+    again.undo()
+    assert [row.entries for row in again.plan.rows] == [0, 1, 0, 12, 2, 12]
+
+
+def test_a_plan_looks_at_no_values_that_it_does_not_need(model):
+    """Neither those of `let`s, unless an index depends on them."""
+    with (
+        mock.patch.object(writers.current(), "whole", side_effect=AssertionError),
+        mock.patch.object(writers.current(), "read", side_effect=AssertionError),
+    ):
+        kpatch.plan(model, "let m = max(dense_1.kernel); dense_1.kernel[0] = m; dense_1.bias = sum(dense_1.kernel)")
+        with pytest.raises(AssertionError):
+            kpatch.plan(model, "let m = max(dense_1.kernel); dense_1.kernel[_ > m] = 0")
+
+
+def test_what_cannot_be_counted_says_where(model):
+    layer(model, "dense_1").bias.assign(np.zeros(3))
+    with pytest.raises(kpatch.DTypeError) as caught:
+        kpatch.plan(model, "let m = 3 // cast(dense_1.bias, 'int32'); dense_1.bias[[0, m[0]]] = 0")
+    assert str(caught.value).startswith("'//' of integers by zero is an error\n  line 1, column 14\n")
+
+
 def test_a_plan_that_cannot_count_says_where(model):
     with pytest.raises(kpatch.SubscriptError) as caught:
-        kpatch.plan(model, 'dense_1.bias[cast(sum(_) * 0 + 7, "int32")] = 0').rows  # noqa: B018
+        kpatch.plan(model, 'dense_1.bias[cast(sum(_) * 0 + 7, "int32")] = 0')
     assert str(caught.value).startswith("index 7 is out of range for axis 0 with 3 entries\n  line 1, column 14\n")
 
 

@@ -213,6 +213,25 @@ def test_a_file_is_listed_and_read(saved):
     assert checkpoint.plan(opened, "dense_1.kernel[_ > 0] = 0").rows[0].entries == (opened["dense_1.kernel"] > 0).sum()
 
 
+def test_a_plan_of_a_file_is_a_snapshot(saved):
+    """And the plan of an edit is what was written."""
+    opened, text = (
+        checkpoint.open(saved),
+        "dense_1.kernel[_ > 0] = 0; dense_1.bias[:2] = 1; dense_1.kernel[_ == 0] = -1",
+    )
+    positive = int((opened["dense_1.kernel"] > 0).sum())
+    zeros = positive + int((opened["dense_1.kernel"] == 0).sum())
+    plan, unseen = checkpoint.plan(opened, text), checkpoint.plan(opened, text)
+    assert [row.entries for row in plan.rows] == [positive, 2, None]
+    applied = checkpoint.apply(opened, text, in_place=True)
+    assert [row.entries for row in applied.plan.rows] == [positive, 2, zeros]
+    later = checkpoint.plan(opened, text)
+    checkpoint.apply(opened, "dense_1.kernel = 1", in_place=True)
+    assert [row.entries for row in later.rows] == [0, 2, None]
+    assert [row.entries for row in plan.rows] == [row.entries for row in unseen.rows] == [positive, 2, None]
+    assert [row.entries for row in applied.plan.rows] == [positive, 2, zeros]
+
+
 def test_an_open_file_is_edited_again_and_again(saved):
     opened = checkpoint.open(saved)
     for number in range(3):

@@ -135,3 +135,111 @@ def test_no_variables_here():
 def test_symbolic_tensor():
     with pytest.raises(kpatch.UnsupportedError):
         kpatch.edit(keras.Input((3,)), "_ = 0")
+
+
+# 64 bits --------------------------------------------------------------------------------------------------------------
+
+BIG = 2**40 + 1
+
+
+def put(index, value):
+    """What an assignment by NumPy makes of an array."""
+
+    def made(x):
+        y = x.copy()
+        y[index] = value(x) if callable(value) else value
+        return y
+
+    return made
+
+
+WIDE = {  # a text, its bindings, and the same by NumPy
+    "_[0, 0] = 7": ({}, put((0, 0), 7)),
+    "_[1] = $v": ({"v": [BIG, 2, 3]}, put(1, [BIG, 2, 3])),
+    "_[:, ::-1] = _[1]": ({}, put(np.s_[:, ::-1], lambda x: x[1][::-1])),
+    "_[[0, 1], [2, 2]] = 5": ({}, put(([0, 1], [2, 2]), 5)),
+    "_[_ > 1099511627779] = 2": ({}, lambda x: np.where(x > 1099511627779, 2, x)),
+    "_[_ > 1099511627779] = _ + 1": ({}, lambda x: np.where(x > 1099511627779, x + 1, x)),
+    "_ += 1": ({}, lambda x: x + 1),
+    "_ = _ - $t": ({"t": "variable"}, lambda x: x - x),
+    "_ = $d.kernel": ({"d": "donor"}, lambda x: x),
+    "_[...] = $a": ({"a": "array"}, lambda x: x),
+    "let a = _[0]; _[1] = a": ({}, put(1, lambda x: x[0])),
+    "_ = where(_ > 1099511627780, _, 1)": ({}, lambda x: np.where(x > 1099511627780, x, 1)),
+}
+
+
+@pytest.fixture
+def wide():
+    """64-bit dtypes that the backend has; jax, where it is told to."""
+    if BACKEND == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        yield ("int64", "uint64", "float64")
+        jax.config.update("jax_enable_x64", False)
+    else:
+        yield ("int64", "float64") if BACKEND == "torch" else ("int64", "uint64", "float64")
+
+
+def given(text, x):
+    """The bindings of a text, all of them as large as `x`."""
+    layer = keras.layers.Layer()
+    layer.kernel = keras.Variable(x, dtype=x.dtype.name, name="kernel", trainable=False)
+    layer.built = True
+    kinds = {"variable": keras.Variable(x, dtype=x.dtype.name, trainable=False), "donor": layer, "array": x}
+    return {name: kinds.get(value, value) if isinstance(value, str) else value for name, value in WIDE[text][0].items()}
+
+
+@pytest.mark.parametrize("text", WIDE)
+def test_64_bits_stay(text, wide):
+    for dtype in wide:
+        x = (np.arange(6).reshape(2, 3) + BIG).astype(dtype)
+        for value in (x, keras.ops.convert_to_tensor(x, dtype=dtype), keras.Variable(x, dtype=dtype, trainable=False)):
+            result = to_numpy(kpatch.edit(value, text, **given(text, x)))
+            assert result.dtype == dtype
+            np.testing.assert_array_equal(result, WIDE[text][1](x))
+
+
+@pytest.mark.parametrize("text", ["_[0, 0] = 7", "_[_ > 4] = $v", "_[[0, 1], [2, 2]] = 5", "_[:, 1] = $v"])
+def test_64_bits_stay_in_layers_and_constraints(text, wide):
+    from kpatch.constraints import PatchConstraint
+    from kpatch.layers import ScatterLayer
+
+    for dtype in wide:
+        x = keras.ops.convert_to_tensor((np.arange(6).reshape(2, 3) + BIG).astype(dtype), dtype=dtype)
+        bindings = {"v": BIG} if "$v" in text else {}
+        expected = to_numpy(kpatch.edit(x, text, **bindings))
+        layer = ScatterLayer(text, bindings=bindings, dtype="float64" if dtype == "float64" else None)
+        for made in (layer(x), PatchConstraint(text, bindings)(x)):
+            assert to_numpy(made).dtype == dtype
+            np.testing.assert_array_equal(to_numpy(made), expected)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the others have 64 bits")
+def test_64_bits_where_jax_has_32():
+    x = kpatch.edit(np.array([1, 2], "int64"), "_[0] = 7")
+    assert (to_numpy(x).tolist(), str(x.dtype)) == ([7, 2], "int32")
+    for array, message in (
+        (np.array([1, BIG]), f"{BIG} at [1] does not fit int32 (-2147483648 to 2147483647)"),
+        (np.array([1e300]), "1e+300 at [0] does not fit float32 (at most 3.40282e+38)"),
+    ):
+        with pytest.raises(kpatch.DTypeError) as caught:
+            kpatch.edit(array, "_[0] = 7")
+        assert str(caught.value) == f"{message}\n  jax has no {array.dtype} unless JAX_ENABLE_X64 is set"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch has no uint64")
+def test_64_bits_that_torch_lacks():
+    with pytest.raises(kpatch.UnsupportedError) as caught:
+        kpatch.edit(np.array([1, BIG], "uint64"), "_[0] = 7")
+    assert str(caught.value) == "the torch backend has no uint64"
+
+
+def test_what_is_no_tensor():
+    for value in (object(), "text", [[1, 2], [3]], np.array(["a"])):
+        with pytest.raises(kpatch.PatchError):
+            kpatch.edit(value, "_[0] = 7")
+    with pytest.raises(kpatch.PatchError) as caught:
+        kpatch.edit({1: 2}, "_[0] = 7")
+    assert str(caught.value) == "kpatch.edit takes a tensor; Received: {1: 2} (of type <class 'dict'>)"
