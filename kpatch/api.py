@@ -36,7 +36,8 @@ def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None
         bindings: the values of the patch's `$names`, as for `apply`.
 
     Returns:
-        A `Plan`; printed, it is a table of statements, variables and entries, with warnings below.
+        A `Plan`; printed, it is a table of statements, variables and entries, with warnings below. It is a snapshot:
+        entries are counted now, and it stays as it is when the model changes.
 
     Raises:
         PatchError: for every error that can be known before the first write, all of them together.
@@ -71,8 +72,8 @@ def apply(
         donate: write into the variable's own memory where it alone holds it. With `False` each write makes a new
             array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by
             itself, for tensors that were read before).
-        undo: keep the old values of the edited entries. With `False` they are kept only as long as a later statement
-            could still fail on the values that it meets, and `undo()` is an error.
+        undo: keep the old values of the edited entries. With `False`, `undo()` is an error, and old values are kept
+            only while a later statement can still fail on the values that it meets, and then until 4 MiB are written.
         expect: how many variables the patch must match; another number is an error, with nothing written.
         bindings: the values of the patch's `$names`: numbers, lists, arrays, tensors, Keras variables, and models,
             whose variables are reached by a path. Numbers, lists, and NumPy arrays of its default dtypes (float64,
@@ -82,7 +83,10 @@ def apply(
         An `AppliedPatch`, with `.writes` and `.undo()`. As a context manager it undoes the edit on leaving.
 
     Raises:
-        PatchError: with every variable bitwise as it was.
+        PatchError: every variable is bitwise as it was. If the backend fails after old values were dropped
+            (`undo=False`), or while they are written back, the error lists what stays written, also as `written`.
+            An interrupt (Ctrl-C) is raised as it is, with the same text and attribute if something stays written.
+        UnsupportedError: inside a function that is being traced.
 
     Example:
         >>> import keras, kpatch
