@@ -107,7 +107,8 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries
     left alone and to the values. Compiled, values cannot be looked at, so a conversion that could lose must be
-    written as `cast`, and an index tensor must be certain to be in range, as `argmax`, `% n` and `clip` are.
+    written as `cast`. An index that is not certain to be in range is checked by the graph when it runs, if its backend
+    can; in a graph of XLA an entry that does not exist changes nothing.
 
     Args:
         x: a tensor, a NumPy array, or what `keras.ops.convert_to_tensor` takes, of a known shape. A tensor and an

@@ -13,6 +13,7 @@ from kpatch.errors import PatchError
 from kpatch.planner import AssertStep, EditStep, LetStep
 from kpatch.resolve.names import Place
 from kpatch.syntax import ast
+from kpatch.tensors import widths
 from kpatch.values import numerics
 from kpatch.values.dtypes import Value, tensor
 
@@ -111,7 +112,7 @@ def _where_existing(exists, values, implied):
     from keras import ops
 
     surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, which the values had as well
-    return ops.where(ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data)
+    return widths.where(ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data)
 
 
 def _fitting(step, values, old):

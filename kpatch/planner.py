@@ -348,18 +348,17 @@ def _selected(statement, place, scope):
     if nodes is None:
         return indexing.select(place.shape, (Ellipsis,)), whole, False
     items = ev.index_items(nodes, scope.with_implied(whole))
-    entries = Value(place.dtype, ev.infer(place.shape, items, nodes))
+    selection = ev.select(place.shape, items, nodes) if ev.known(items) else None
+    shape = ev.infer(place.shape, items, nodes) if selection is None else selection.shape
+    entries = Value(place.dtype, shape)
     if scope.traced:
         entries = ranges.entries(entries, whole, items)
-    if ev.known(items):
-        selection = ev.select(place.shape, items, nodes)
-        if selection is None:
-            arithmetic.doubt()
+    if selection is not None:
         return selection, entries, False
     masked = is_mask(items, place.shape) or (scope.traced and is_mask_of_rows(items, place.shape))
     if not masked:
         arithmetic.doubt()
-    if scope.traced and not masked:
+    if scope.traced and not masked and not ev.known(items):
         ev.prove(whole, items, nodes, scope)
     return None, entries, masked
 

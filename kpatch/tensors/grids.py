@@ -208,7 +208,7 @@ def take(tensor, grid):
     from keras import ops
 
     taken, exists = _taken(tensor, grid), existing(grid)
-    return taken if exists is None else ops.where(exists, taken, ops.zeros((), taken.dtype))
+    return taken if exists is None else widths.where(exists, taken, ops.zeros((), taken.dtype))
 
 
 def _taken(tensor, grid):
@@ -300,9 +300,7 @@ def _where_existing(values, grid, tensor):
     exists = existing(grid)
     if exists is None:
         return values
-    from keras import ops
-
-    return ops.where(exists, values, _on_axes(_taken(tensor, grid), grid, tensor, []))
+    return widths.where(exists, values, _on_axes(_taken(tensor, grid), grid, tensor, []))
 
 
 def _on_axes(values, grid, tensor, held):
