@@ -101,6 +101,14 @@ class ScatterLayer(keras.layers.Layer):
             self._dtypes = [self._cast(x.dtype) if hasattr(x, "dtype") else self.compute_dtype for x in given]
         return super().__call__(inputs, *args, **kwargs)
 
+    def get_build_config(self) -> dict[str, Any] | None:
+        config = super().get_build_config()
+        return config and {**config, "dtypes": self._dtypes}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        self._dtypes = config.get("dtypes")  # without them an index that is an input would be taken for floats
+        super().build_from_config(config)
+
     def _cast(self, dtype: Any) -> str:
         dtype = keras.backend.standardize_dtype(dtype)
         return self.compute_dtype if self.autocast and keras.backend.is_float_dtype(dtype) else dtype

@@ -150,12 +150,15 @@ def test_the_entries_overwritten_do_not_train():
 
 
 @pytest.mark.parametrize("index", ["$n", "clip($n, 0, 3)"])
-def test_the_last_real_token(index):
+def test_the_last_real_token(index, tmp_path):
     inputs = [keras.Input((None, 5)), keras.Input((), dtype="int32")]
     model = keras.Model(inputs, ScatterLayer(f"_[arange(shape(_)[0]), {index}] = 0")(inputs))
     n = np.array([1, 3, 0], "int32")
     expected = X.copy()
     expected[np.arange(3), n] = 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict([X, n], verbose=0), expected)
     for function, _ in compiled(lambda x, n: model([x, n]), (None, None, 5), (None,), dtypes=("float32", "int32")):
         np.testing.assert_array_equal(to_numpy(function(ops.convert_to_tensor(X), ops.convert_to_tensor(n))), expected)
 
