@@ -22,7 +22,7 @@ import numpy as np
 from measure import Row, added_peak, figures, once, race
 
 import kpatch
-from kpatch import indexing, writers
+from kpatch import backends, indexing
 from kpatch.resolve import ModelIndex, index
 
 STATEMENT = "dense_1.kernel[0,0] = 1.0"
@@ -64,7 +64,7 @@ def rewriter(layer):
 def point(budget):
     """One entry of a 4096×4096 kernel, against get_weights/set_weights, and over the backend's own read and write."""
     backend, model, patch = keras.backend.backend(), dense(4096), kpatch.parse(STATEMENT)
-    variable, writer = kernel(model), writers.current()
+    variable, writer = kernel(model), backends.current()
     finish = lambda: native.wait(variable)()  # noqa: E731 (the value is another one after each edit)
     apply = editor(model, patch)
     seconds = race({"kpatch": apply, "keras": rewriter(model.layers[0])}, budget, finish)

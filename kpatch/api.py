@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpatch import execute, keywords, live, planner, writers
+from kpatch import backends, execute, keywords, live, planner
 from kpatch.compiled import in_dynamo
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.patches import PatchLike, bound
@@ -16,7 +16,6 @@ from kpatch.tensors import of_variable
 from kpatch.undo import AppliedPatch
 from kpatch.values.dtypes import tensor
 from kpatch.values.numerics import from_numpy, is_traced
-from kpatch.writers import refuse_traces
 
 if TYPE_CHECKING:
     import keras
@@ -48,9 +47,9 @@ def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
     """
-    writer = writers.current()
-    refuse_traces(writer, "kpatch.plan")
-    return live.count(check(model, *bound(patch, bindings), expect), writer, model)
+    backend = backends.current()
+    backend.refuse_traces("kpatch.plan")
+    return live.count(check(model, *bound(patch, bindings), expect), backend, model)
 
 
 @keywords.checked("kpatch.apply")
@@ -96,9 +95,9 @@ def apply(
         [1.0, 2.0, 3.0]
         >>> applied.undo()
     """
-    writer = writers.current()
-    refuse_traces(writer, "kpatch.apply")
-    return live.apply(check(model, *bound(patch, bindings), expect), writer, model, donate, undo)
+    backend = backends.current()
+    backend.refuse_traces("kpatch.apply")
+    return live.apply(check(model, *bound(patch, bindings), expect), backend, model, donate, undo)
 
 
 @keywords.checked("kpatch.edit")
@@ -202,7 +201,7 @@ def _as_tensor(x):
         return from_numpy(x)
     if isinstance(x, keras.Variable):
         return of_variable(x)
-    if keras.ops.is_tensor(x) and keras.backend.backend() == "numpy":
+    if keras.ops.is_tensor(x) and backends.current().arrays_are_tensors:
         return x
     try:
         return keras.ops.convert_to_tensor(x)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from kpatch import backends
 from kpatch.compiled import TensorPatch
 from kpatch.patches import PatchLike
 from kpatch.syntax import parse
@@ -94,11 +95,9 @@ class PatchConstraint(keras.constraints.Constraint):
 
 def kept_by(patch):
     """The entries that a `TensorPatch` holds, if it is what `hold` makes and they can be written in place."""
-    if keras.backend.backend() != "torch" or patch.patch != parse(HELD):
+    if patch.patch != parse(HELD):
         return None
-    from kpatch.compiled.keeping import kept
-
-    return kept(patch.bindings["mask"], patch.bindings["held"])
+    return backends.current().kept(patch.bindings["mask"], patch.bindings["held"])
 
 
 def optimizer_at_work():

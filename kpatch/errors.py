@@ -4,7 +4,7 @@ Every error is a `PatchError`, and also the builtin exception that fits, so that
 Two bases are not used, since they change how an error is handled: Python prints a `SyntaxError` by its own fields, and
 Keras ignores a `NotImplementedError` while it builds a model.
 
-The parts below the top (indexing, functions, writers) raise without knowing the source text; `PatchError.locate` adds
+The parts below the top (indexing, functions, backends) raise without knowing the source text; `PatchError.locate` adds
 the span and the text on the way up, so that each error ends with its statement and a caret.
 """
 
@@ -235,6 +235,9 @@ class FileError(PatchError, OSError):
     __module__ = "kpatch"
 
 
+BACKENDS = frozenset(("jax", "openvino", "tensorflow", "torch"))  # the packages of Keras's backends beside NumPy
+
+
 def of_backend(error: ModuleNotFoundError) -> ModuleNotFoundError:
     """An error of importing Keras, whose text says what to set if it is Keras's backend that is missing.
 
@@ -243,7 +246,7 @@ def of_backend(error: ModuleNotFoundError) -> ModuleNotFoundError:
         'set the environment variable KERAS_BACKEND to one that is installed, such as numpy, and start Python anew'
     """
     package = (error.name or "").partition(".")[0]
-    if package in ("jax", "openvino", "tensorflow", "torch") and "KERAS_BACKEND" not in error.msg:
+    if package in BACKENDS and "KERAS_BACKEND" not in error.msg:
         error.msg += (
             ", which Keras's backend needs; set the environment variable KERAS_BACKEND to one that is installed, "
             "such as numpy, and start Python anew"

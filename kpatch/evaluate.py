@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import functions, indexing, tensors
+from kpatch import backends, functions, indexing, tensors
 from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, SubscriptError, UnsupportedError
 from kpatch.functions import ranges
 from kpatch.syntax import ast
@@ -328,7 +328,7 @@ def traced_selection(data, items, nodes, scope):
     for position, exists in checks.items():
         at = SubscriptError("").locate(nodes[position].span, scope.source)
         message = f"index {nodes[position]} (line {at.line}, column {at.column}) names an entry that does not exist"
-        numerics.require(exists, message)
+        backends.current().require(exists, message)
     return selection
 
 

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from kpatch import backends, indexing, planner, tensors
 from kpatch import evaluate as ev
-from kpatch import indexing, planner, tensors
 from kpatch.batch import BatchStep
 from kpatch.errors import PatchError
 from kpatch.planner import AssertStep, EditStep, LetStep
 from kpatch.resolve.names import Place
 from kpatch.syntax import ast
-from kpatch.tensors import widths
-from kpatch.values import numerics
 from kpatch.values.dtypes import Value, tensor
 
 
@@ -112,7 +110,9 @@ def _where_existing(exists, values, implied):
     from keras import ops
 
     surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, which the values had as well
-    return widths.where(ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data)
+    return backends.current().where(
+        ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data
+    )
 
 
 def _fitting(step, values, old):
@@ -124,7 +124,7 @@ def _fitting(step, values, old):
     lengths, own = ops.shape(old), ops.shape(values)
     for back in range(1, len(own) + 1):
         fits = ops.logical_or(ops.equal(own[-back], 1), ops.equal(own[-back], lengths[-back]))
-        numerics.require(fits, "the value does not fit the selection")
+        backends.current().require(fits, "the value does not fit the selection")
     return ops.broadcast_to(values, lengths)
 
 
@@ -258,10 +258,8 @@ class Pure:
 
     def look_up(self, node, target):
         """What was handed in: there are no other variables of a model, planning saw to it that none is named."""
-        from kpatch.writers import generic
-
         meaning = self.names.meaning(node, target)
-        return tensor(generic.whole(meaning.variable)) if isinstance(meaning, Place) else meaning
+        return tensor(tensors.detached(meaning.variable)) if isinstance(meaning, Place) else meaning
 
     @property
     def implied(self):

@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpatch import api, keywords, live, writers
+from kpatch import api, backends, keywords, live
 from kpatch.compiled.forgetting import forget_compiled, models_with
 from kpatch.errors import UnsupportedError
 from kpatch.patches import PatchLike, bound
 from kpatch.tensors import mask_of, to_numpy
-from kpatch.writers import refuse_traces
 
 if TYPE_CHECKING:
     import keras
@@ -44,15 +43,15 @@ def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
         <Hold of 3 entries of dense_1.kernel>
         >>> held.release()
     """
-    writer = writers.current()
-    refuse_traces(writer, "kpatch.hold")
+    backend = backends.current()
+    backend.refuse_traces("kpatch.hold")
     patch, bindings = bound(patch, bindings)
     checked = api.check(model, patch, bindings)
     for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
-    applied = live.apply(checked, writer, model)
+    applied = live.apply(checked, backend, model)
     try:
         return Hold(model, written(applied))
     except BaseException:

@@ -12,7 +12,6 @@ from kpatch.execute import Named, picked
 from kpatch.undo import AppliedPatch, enter, latest_link, prepare_models
 from kpatch.values.dtypes import NUMPY
 from kpatch.values.numerics import is_traced
-from kpatch.writers import refuse_traces
 
 KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
 MAX_LISTED = 20  # writes that an error lists
@@ -112,7 +111,7 @@ class Live(Named):
         """The place takes over a new tensor as it is, where it can."""
         record = self._enter(step, step.selection, self.value(step.place))
         record.begun = True
-        if self.writer.exchange(step.place.variable, values) is not None:
+        if self.writer.take_over(step.place.variable, values) is not None:
             record.after = None if self.lets_go else values
             record.done = True
             return
@@ -242,7 +241,7 @@ class Live(Named):
                 self.writer.settle(variable)
         except Exception:
             whole = isinstance(selection, indexing.Region) and selection.full
-            if not whole or self.writer.exchange(variable, before) is None:  # which takes no memory
+            if not whole or self.writer.take_over(variable, before) is None:  # which takes no memory
                 raise
 
     def link(self, stays):
@@ -263,7 +262,7 @@ class Live(Named):
 
     def undo(self, model, patch):
         """Restores every old value; gives an interrupt that came meanwhile, or `None`."""
-        refuse_traces(self.writer, "undo()")
+        self.writer.refuse_traces("undo()")
         prepare_models(self.writer, model)
         stays, failures = self.put_back()
         if stays:

@@ -43,7 +43,7 @@ class EditStep:
         fresh: the values are a new tensor of the whole place, which it can take over.
         mask: for an index that is a mask, the `elementwise.Program` that makes it, or `None`.
         value: for fresh values, the `elementwise.Program` that computes them, or `None`.
-        prepared: the constant as a writer takes it fastest, filled at the first run.
+        prepared: the constant as a backend takes it fastest, filled at the first run.
         open_ended: whether the value fits is known only when the lengths are.
         may_fail: it can still be an error, on the values that it meets.
     """

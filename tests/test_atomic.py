@@ -1,4 +1,4 @@
-"""All or nothing, whatever fails and whenever: every call of a writer, every line, and what an error then says."""
+"""All or nothing, whatever fails and whenever: every call of a backend, every line, and what an error then says."""
 
 import contextlib
 import functools
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch import live, planner, writers
+from kpatch import backends, live, planner
 from kpatch.resolve import index
 from kpatch.values import arithmetic
 
 BACKEND = keras.backend.backend()
-CALLS = ("read", "write", "update", "prepare", "exchange", "whole", "view", "settle")
+CALLS = ("read", "write", "update", "prepare", "take_over", "whole", "view", "settle")
 FAILURES = {"interrupt": KeyboardInterrupt, "memory": MemoryError, "backend": RuntimeError}
 
 # Statements that write every way there is, and of which none depends on what another writes.
@@ -58,7 +58,7 @@ def model():
 
 
 class Failing:
-    """A double around the writer, which fails at its n-th call: before it is made, or when it is done.
+    """A double around the backend, which fails at its n-th call: before it is made, or when it is done.
 
     Args:
         failure: the class of the exception.
@@ -73,7 +73,7 @@ class Failing:
         self.failed = False
 
     def __enter__(self):
-        writer = writers.current()
+        writer = backends.current()
         self._stack = contextlib.ExitStack()
         for name in CALLS:
             self._stack.enter_context(mock.patch.object(writer, name, self._failing(getattr(writer, name))))
@@ -263,7 +263,7 @@ def test_an_undo_that_fails_can_be_tried_again(kind):
 
 def test_the_texts(model, monkeypatch):
     monkeypatch.setattr(live, "KEPT", 0)
-    writer, write = writers.current(), writers.current().write
+    writer, write = backends.current(), backends.current().write
     text = "dense_1.bias = 0\ndense_1.kernel[0] = 7\ndense_2.bias = 1"
 
     def failing(variable, *args):
@@ -318,7 +318,7 @@ def test_what_stays_written_is_an_edit_as_any_other(model, monkeypatch):
     monkeypatch.setattr(live, "KEPT", 0)
     first = kpatch.apply(model, "dense_1.bias[0] = 1")
     apart = kpatch.apply(model, "dense_2.kernel[0] = 1")
-    writer, write = writers.current(), writers.current().write
+    writer, write = backends.current(), backends.current().write
 
     def failing(variable, *args):
         if variable is model.layers[1].bias:
@@ -341,7 +341,7 @@ def test_what_was_put_back_is_no_later_edit(model):
 
 
 def test_an_exit_is_raised_as_it_is(model):
-    with mock.patch.object(writers.current(), "write", side_effect=SystemExit(3)), pytest.raises(SystemExit) as caught:
+    with mock.patch.object(backends.current(), "write", side_effect=SystemExit(3)), pytest.raises(SystemExit) as caught:
         kpatch.apply(model, "dense_1.bias = 0")
     assert caught.value.code == 3
     assert unchanged(model)
@@ -350,7 +350,7 @@ def test_an_exit_is_raised_as_it_is(model):
 # Between any two lines ------------------------------------------------------------------------------------------------
 
 FILES = {str(Path(module.__file__)) for module in (live, sys.modules["kpatch.undo"], sys.modules["kpatch.execute"])}
-FILES |= {str(Path(writers.current().__file__))}
+FILES |= {str(path) for path in Path(backends.__file__).parent.glob(f"{BACKEND}*.py")}
 
 
 def _is_beginning(frame):

@@ -41,7 +41,7 @@ LANGUAGE, ARCHITECTURE, ERRORS, FUNCTIONS = (
 )
 PACKAGE = ROOT / "kpatch"
 EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")
-KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("compiled.dynamo", "compiled.keeping", *EXTENSIONS)}
+KERAS_AT_THE_TOP = {f"kpatch.{name}" for name in ("compiled.dynamo", *EXTENSIONS)}
 
 
 class Block(NamedTuple):
@@ -313,8 +313,44 @@ def test_what_knows_nothing_of_keras():
 def test_no_module_loads_a_backend_before_it_is_needed():
     for name in MODULES:
         eager = {other.partition(".")[0] for other, lazy in imported(name) if not lazy}
-        if not name.startswith("kpatch.writers.") and name not in KERAS_AT_THE_TOP:
+        if not name.startswith("kpatch.backends.") and name not in KERAS_AT_THE_TOP:
             assert not eager & {"keras", "jax", "torch", "tensorflow"}, name
+
+
+def asks_for_the_backend(node):
+    """Whether a node calls Keras's `backend()`, or compares something with a backend's name."""
+    if isinstance(node, ast.Call):
+        return getattr(node.func, "attr", getattr(node.func, "id", None)) == "backend"
+    names = {"numpy", "jax", "torch", "tensorflow", "openvino"}
+    return isinstance(node, ast.Compare | ast.MatchValue) and any(
+        isinstance(part, ast.Constant) and part.value in names for part in ast.walk(node)
+    )
+
+
+def test_only_backends_ask_which_one_is_present():
+    """The rest asks `backends.current()` for a fact or a function, so that a new backend is one new file."""
+    asked = [
+        f"{name}:{node.lineno}"
+        for name, path in MODULES.items()
+        if not name.startswith("kpatch.backends")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if asks_for_the_backend(node)
+    ]
+    assert not asked
+
+
+def test_what_imports_a_backend_beside_their_own_files():
+    """Torch alone: for what dynamo calls, and for bfloat16 tensors of torch handed in on another backend."""
+    found = {
+        name
+        for name in MODULES
+        for other, _ in imported(name)
+        if other.partition(".")[0] in {"jax", "torch", "tensorflow"}
+    }
+    assert {name for name in found if not name.startswith("kpatch.backends.")} == {
+        "kpatch.compiled.dynamo",
+        "kpatch.resolve.bindings",
+    }
 
 
 if __name__ == "__main__":

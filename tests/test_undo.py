@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch import live, writers
+from kpatch import backends, live
 from kpatch.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
@@ -168,7 +168,7 @@ def test_a_failure_in_a_later_statement_restores_every_bit(text, failing, undo):
 @pytest.mark.parametrize("at", range(3))
 def test_a_failure_of_the_backend_where_values_decide(model, at, monkeypatch):
     """With `undo=False` and statements that could still fail, old values are kept that long."""
-    before, writer, calls = models.snapshot(model), writers.current(), []
+    before, writer, calls = models.snapshot(model), backends.current(), []
     write = writer.write
 
     def failing(*args, **kwargs):
@@ -235,7 +235,7 @@ def test_memory_of_a_large_variable_is_not_kept():
     model = keras.Sequential([keras.Input((side,)), keras.layers.Dense(side, name="d", kernel_initializer="zeros")])
     for text in ("d.kernel = _ * 2 + 1", "d.kernel[abs(_) < 5] = 3", "d.kernel = 0", "d.kernel *= 2"):
         assert begun(f"{text}; d.bias[0] = 0", model, live.KEPT)[-1] == [False]
-    with mock.patch.object(writers.current(), "read", side_effect=AssertionError("it is read")):
+    with mock.patch.object(backends.current(), "read", side_effect=AssertionError("it is read")):
         kpatch.apply(model, "d.kernel = 0; d.kernel[:, 1:] = 2", undo=False)
 
 

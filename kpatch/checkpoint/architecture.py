@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import FileError, of_backend
 from kpatch.files import failure
 
@@ -62,7 +63,7 @@ def _shapes_alone():
     class Shapes(keras.StatelessScope):
         def get_current_value(self, variable):
             known = super().get_current_value(variable)
-            if known is not None or keras.backend.backend() != "numpy" or variable.dtype not in _PLAIN:
+            if known is not None or not backends.current().arrays_are_tensors or variable.dtype not in _PLAIN:
                 return known
             return np.broadcast_to(np.zeros((), variable.dtype), variable.shape)
 

@@ -8,7 +8,8 @@ import mmap
 
 import numpy as np
 
-from kpatch import execute, indexing, tensors
+from kpatch import backends, execute, indexing, tensors
+from kpatch.backends.numpy import OPERATORS, take
 from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.elementwise import IN_BLOCKS
@@ -16,7 +17,6 @@ from kpatch.planner import EditStep
 from kpatch.resolve.names import Place
 from kpatch.syntax import ast
 from kpatch.values.dtypes import check_available, tensor
-from kpatch.writers.numpy import OPERATORS, take
 
 LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)
 MAX_KEPT = 2**12  # changed entries of which old and new values are kept as they are
@@ -100,9 +100,7 @@ class Stored(execute.Named):
         """The values of a place as an array of NumPy; of a file, read as they are looked at."""
         array = place.variable
         if not isinstance(array, Array):
-            from kpatch.writers import generic
-
-            return tensors.to_numpy(generic.whole(array))
+            return tensors.to_numpy(tensors.detached(array))
         if self.editor is None:
             return array.view()
         if id(array) not in self._own:
@@ -271,9 +269,9 @@ def _own(values):
 
 def _as_tensor(array):
     """The array as a tensor of the backend; on numpy it is one."""
-    import keras
-
-    if keras.backend.backend() == "numpy":
+    if backends.current().arrays_are_tensors:
         return array
+    from keras import ops
+
     check_available(array.dtype.name)
-    return keras.ops.convert_to_tensor(np.array(array), dtype=array.dtype.name)
+    return ops.convert_to_tensor(np.array(array), dtype=array.dtype.name)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kpatch import execute, planner
+from kpatch import backends, execute, planner
 from kpatch.errors import BindingError, PatchError
 from kpatch.patches import bound
 from kpatch.resolve.bindings import Bindings
@@ -28,13 +28,7 @@ _live: "weakref.WeakValueDictionary[str, Holder]" = weakref.WeakValueDictionary(
 
 def in_dynamo():
     """Whether dynamo is tracing this, for `torch.compile` or `torch.export`."""
-    from keras import backend
-
-    if backend.backend() != "torch":
-        return False
-    import torch
-
-    return torch.compiler.is_dynamo_compiling()
+    return backends.current().in_dynamo()
 
 
 class Holder:

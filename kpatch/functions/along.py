@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axis
 from kpatch.functions.operands import as_floats, float_of, need_lengths
@@ -39,14 +40,11 @@ def sort(x: Tensor, axis: Axis = -1):
 
 def _sorted(x, dtype):
     """Along the middle of three axes."""
-    import keras
     from keras import ops
 
-    backend = keras.backend.backend()
-    if backend == "numpy" and dtype != "bfloat16":  # of which ml_dtypes sorts NaN anywhere
-        return np.sort(x, axis=1, kind="stable")
-    if backend == "jax" and dtype != "bool":
-        return ops.sort(x, axis=1)
+    result = backends.current().sort(x, dtype)
+    if result is not None:
+        return result
     return carried(lambda part: ops.take_along_axis(part, _order(x, dtype), axis=1), dtype, x)
 
 
@@ -65,19 +63,16 @@ def order(x, axis, dtype):
 
 def _order(x, dtype):
     """Along the middle of three axes."""
-    import keras
     from keras import ops
 
     if dtype == "bool":
         x = ops.cast(x, "int8")
     elif dtype in ("float16", "bfloat16"):
         x, dtype = ops.cast(x, "float32"), "float32"
-    backend = keras.backend.backend()
-    if backend == "numpy":
-        return np.argsort(x, axis=1, kind="stable").astype("int32")  # Keras asks for no stable one
-    if backend not in ("jax", "torch") and is_floating(dtype):
-        x = sortable(x, dtype)  # TensorFlow sorts NaN anywhere
-    return ops.cast(ops.argsort(x, axis=1), "int32")
+    backend = backends.current()
+    if is_floating(dtype) and not backend.sorts_nan_last:
+        x = sortable(x, dtype)
+    return backend.order(x)
 
 
 def sortable(x, dtype):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import FunctionError, UnsupportedError
 from kpatch.functions.along import sortable
 from kpatch.functions.axes import normal_axes, reduced
@@ -98,25 +99,20 @@ def _between(low, high, top, part, choose, made=lambda share: share):
 
 def _view(x):
     """The tensor as an array of NumPy, where its memory is within reach."""
-    from kpatch import writers
-
-    return None if is_traced(x) else writers.current().view(x)
+    return None if is_traced(x) else backends.current().view(x)
 
 
 def _placed(x, places, dtype):
-    """The entries at some places along the last axis, were it sorted, NaN last.
-
-    The order of −0 and 0 is left open, which allows for faster algorithms than `sort` has.
-    """
-    import keras
+    """The entries at some places along the last axis, were it sorted, NaN last; the order of −0 and 0 is left open."""
     from keras import ops
 
-    backend = keras.backend.backend()
-    if backend == "numpy":
-        return np.partition(x, places, axis=-1)[..., places]
-    x = ops.sort(x if backend in ("jax", "torch") else sortable(x, dtype), axis=-1)
+    backend = backends.current()
+    found = backend.smallest_at(x, places)
+    if found is not None:
+        return found
+    x = ops.sort(x if backend.sorts_nan_last else sortable(x, dtype), axis=-1)
     x = ops.take(x, places.astype("int32"), axis=-1)
-    return x if backend in ("jax", "torch") else _from_sortable(x, dtype)
+    return x if backend.sorts_nan_last else _from_sortable(x, dtype)
 
 
 def _from_sortable(bits, dtype):

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import FunctionError, ShapeError, UnsupportedError
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axes, reduced, size
@@ -114,11 +115,8 @@ def sum_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
 
 def total(x, axes, dtype):
     """The sum. Long float sums are taken in blocks where the backend would add one term after the other."""
-    import keras
-
-    linear = is_floating(dtype) and keras.backend.backend() not in ("jax", "torch")
-    x = recast(x, dtype)
-    return reduce_along(_sum_in_blocks, x, axes) if linear else by_name("sum", x, axes)
+    x, in_blocks = recast(x, dtype), is_floating(dtype) and backends.current().sums_one_by_one
+    return reduce_along(_sum_in_blocks, x, axes) if in_blocks else by_name("sum", x, axes)
 
 
 def _sum_in_blocks(x):
@@ -255,18 +253,15 @@ def _first_best(how, x, axes, dtype):
 
     The backends disagree on NaN, on ties, and (by design of Keras) on the order of −0 and 0.
     """
-    import keras
     from keras import ops
 
-    backend = keras.backend.backend()
     if not x.shape:
         x, axes = ops.reshape(x, (1,)), (0,)
 
     def of_three_axes(part):
-        if backend == "numpy":
-            return np.asarray(getattr(np, "arg" + how)(part, axis=1)).astype("int32")
-        if backend == "torch":
-            return getattr(ops, "arg" + how)(part, axis=1)
+        places = backends.current().first_best(how, part)
+        if places is not None:
+            return places
         best = getattr(ops, how)(part, axis=1, keepdims=True)
         found = part == best
         if is_floating(dtype):

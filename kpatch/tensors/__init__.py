@@ -6,6 +6,8 @@ They hide where the backends' own indexing differs: torch has no negative steps,
 
 import numpy as np
 
+from kpatch import backends
+from kpatch.errors import UnsupportedError
 from kpatch.indexing import Grid, Mask, Point, Positions, Region
 from kpatch.tensors import grids, widths
 
@@ -27,7 +29,12 @@ def take(tensor, selection):
 
 
 def replace(tensor, selection, values):
-    """A new tensor with the selected entries replaced; `values` broadcasts to `selection.shape`."""
+    """A new tensor with the selected entries replaced; `values` broadcasts to `selection.shape`.
+
+    Raises:
+        UnsupportedError: if the backend would change the other entries.
+    """
+    _check_moved(tensor)
     if isinstance(selection, Grid):
         return grids.replace(tensor, selection, values)
     from keras import ops
@@ -38,7 +45,7 @@ def replace(tensor, selection, values):
         return grids.replace(tensor, Grid(items, selection.shape), values)
     values = widths.as_tensor(values)
     if isinstance(selection, Mask):
-        return widths.where(selection.mask, values, tensor)
+        return backends.current().where(selection.mask, values, tensor)
     if selection.size == 0:
         return tensor
     if isinstance(selection, Region):
@@ -47,6 +54,17 @@ def replace(tensor, selection, values):
     values = ops.reshape(ops.broadcast_to(values, selection.shape), (-1,))
     whole = ops.copy(ops.reshape(tensor, (-1,)))  # numpy's scatter writes into its argument
     return ops.reshape(ops.scatter_update(whole, flat[:, None], values), tensor.shape)
+
+
+def _check_moved(tensor):
+    backend = backends.current()
+    if backend.computes_in is None:
+        return
+    from keras.backend import standardize_dtype
+
+    refusal = backend.refusal(standardize_dtype(tensor.dtype))
+    if refusal:
+        raise UnsupportedError(refusal)
 
 
 def positions(selection, shape):
@@ -95,15 +113,18 @@ def _take_region(tensor, region):
 
 
 def of_variable(variable):
-    """The tensor that a variable holds; on tensorflow `convert_to_tensor` would give back the variable itself."""
-    from keras import backend
+    """The tensor that a variable holds."""
+    return backends.current().tensor_of(variable)
 
-    value = variable.value
-    if backend.backend() == "tensorflow":
-        import tensorflow as tf
 
-        value = tf.convert_to_tensor(value)
-    return value
+def detached(variable):
+    """The tensor that a variable holds, as a constant for gradients."""
+    value = of_variable(variable)
+    if isinstance(value, np.ndarray):  # which Keras would narrow from 64 bits to 32
+        return value
+    from keras import ops
+
+    return ops.stop_gradient(value)
 
 
 def to_numpy(tensor):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import indexing
+from kpatch import backends, indexing
 from kpatch.errors import SubscriptError
 from kpatch.indexing import Entry, Unknown, last_wins
 from kpatch.tensors import slices, symbols, widths
@@ -148,7 +148,7 @@ def _in_graph(length):
 
 def _integer(index, length, axis, position):
     """An integer of an axis, and whether it exists, or `None` if that is certain."""
-    inside = symbols.holds(lambda: -length <= index < length)
+    inside = backends.current().holds(lambda: -length <= index < length)
     if inside is None:
         return _array(index, length, False)
     if not inside:
@@ -208,7 +208,7 @@ def take(tensor, grid):
     from keras import ops
 
     taken, exists = _taken(tensor, grid), existing(grid)
-    return taken if exists is None else widths.where(exists, taken, ops.zeros((), taken.dtype))
+    return taken if exists is None else backends.current().where(exists, taken, ops.zeros((), taken.dtype))
 
 
 def _taken(tensor, grid):
@@ -259,7 +259,9 @@ def _take_block(tensor, grid):
     rows = ops.reshape(ops.transpose(tensor, (*axes, *others)), (math.prod(lengths[axis] for axis in axes), *rest))
     taken = ops.take(rows, flat, axis=0)
     made = range(len(grid.block))
-    return ops.moveaxis(taken, tuple(made), tuple(grid.place + i for i in made)) if grid.block else taken
+    if not grid.block:
+        return taken
+    return backends.current().move_axes(taken, tuple(made), tuple(grid.place + i for i in made))
 
 
 def replace(tensor, grid, values):
@@ -286,7 +288,7 @@ def replace(tensor, grid, values):
             values = _spread(values, axis, span, places)
     if not held:
         return ops.copy(ops.broadcast_to(values, ops.shape(tensor)))
-    return widths.where(_all(held), values, tensor)
+    return backends.current().where(_all(held), values, tensor)
 
 
 def _spans(tensor, grid):
@@ -300,7 +302,7 @@ def _where_existing(values, grid, tensor):
     exists = existing(grid)
     if exists is None:
         return values
-    return widths.where(exists, values, _on_axes(_taken(tensor, grid), grid, tensor, []))
+    return backends.current().where(exists, values, _on_axes(_taken(tensor, grid), grid, tensor, []))
 
 
 def _on_axes(values, grid, tensor, held):
@@ -327,7 +329,7 @@ def _last_of_each(grid, size):
         places, last = np.full(size, -1, "int32"), last_wins(flat)
         places[flat[last]] = last
         return places
-    from keras import backend, ops
+    from keras import ops
 
     if grid.exists is not None:
         flat = ops.where(grid.exists, flat, _in_graph(size))  # one more entry, for those that do not exist
@@ -335,10 +337,7 @@ def _last_of_each(grid, size):
         return ops.where(ops.arange(size, dtype="int32") == flat, 0, -1)
     places = ops.arange(ops.shape(flat)[0], dtype="int32")
     more = size if grid.exists is None else size + 1
-    if backend.backend() == "torch":  # where Keras takes the maximum in float32
-        empty = flat.new_full((more,), -1, dtype=places.dtype)
-        return empty.scatter_reduce(0, flat.long(), places, "amax")[:size]
-    return ops.segment_max(places, flat, num_segments=more)[:size]
+    return backends.current().largest_in_segments(places, flat, more)[:size]
 
 
 def _over_block(values, grid, sizes, last):
@@ -356,7 +355,8 @@ def _over_block(values, grid, sizes, last):
         return ops.reshape(values, (*rest, *[1] * len(sizes)))
     values = ops.broadcast_to(values, (*lengths[: grid.place], *grid.block, *lengths[after:]))
     made = range(len(grid.block))
-    values = ops.moveaxis(values, tuple(grid.place + i for i in made), tuple(i - len(made) for i in made))
+    places = tuple(grid.place + i for i in made)
+    values = backends.current().move_axes(values, places, tuple(i - len(made) for i in made))
     values = ops.reshape(values, (*rest, math.prod(grid.block)))
     sources = last.clip(0) if isinstance(last, np.ndarray) else ops.maximum(last, 0)
     return ops.reshape(ops.take(values, sources, axis=-1), (*rest, *sizes))

@@ -12,6 +12,7 @@ import operator
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
 from kpatch.values import dtypes, numerics
@@ -215,10 +216,8 @@ def is_planning():
 
 def stays_unknown():
     """Whether a length that is unknown while planning still is when the patch runs: in tensorflow's graphs."""
-    from keras import backend
-
     found = _planning.get()
-    return found is not None and found.traced and backend.backend() == "tensorflow"
+    return found is not None and found.traced and backends.current().lengths_stay_unknown
 
 
 def compute(dtype, shape, function, *operands, to=None):
@@ -228,6 +227,9 @@ def compute(dtype, shape, function, *operands, to=None):
         to: the dtype that the operands are brought to; `None` leaves each as it is.
     """
     dtypes.check_available(dtype)
+    for value in operands:
+        if not value.weak:
+            dtypes.check_readable(value.dtype)
     unknown = is_planning() or any(value.data is None for value in operands)
     fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
     if unknown:

@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.tensors.symbols import lengths
 
@@ -167,19 +168,17 @@ def dtype_name(dtype):
 
 def check_available(dtype):
     """`UnsupportedError` where the backend has no such dtype: Keras would narrow or widen it in silence."""
-    if dtype in ("bool", "float32", "int32", "float16", "bfloat16", "int8", "int16", "uint8"):
+    if dtype in ("bool", "float32", "int32", "float16"):
         return
-    from keras import backend
+    refusal = backends.current().refusal(dtype)
+    if refusal:
+        raise UnsupportedError(refusal)
 
-    name = backend.backend()
-    if name == "torch" and dtype in ("uint16", "uint32", "uint64"):
-        raise UnsupportedError(f'the torch backend has no arithmetic on {dtype}; write cast(..., "int64")')
-    if name == "jax" and NUMPY[dtype].itemsize == 8:
-        import jax
 
-        if not jax.config.jax_enable_x64:
-            narrow = dtype.replace("64", "32")
-            raise UnsupportedError(f'jax has no {dtype} unless JAX_ENABLE_X64 is set; write cast(..., "{narrow}")')
+def check_readable(dtype):
+    """`UnsupportedError` if the backend would change a tensor of that dtype by computing with it."""
+    if backends.current().computes_in is not None:
+        check_available(dtype)
 
 
 def promote(a, b):

@@ -6,14 +6,13 @@ Denormal numbers are flushed to zero where XLA and TensorFlow do so.
 """
 
 import functools
-import importlib
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from kpatch import backends
+from kpatch.backends.numpy import formula as formula
 from kpatch.errors import DTypeError, ExecutionError, PatchError, UnsupportedError
 from kpatch.values import dtypes
 from kpatch.values.dtypes import DIGITS, INTEGERS, LARGEST, NUMPY, RANGES, is_floating, is_integer, is_signed
@@ -42,98 +41,21 @@ def any_true(flags):
     return bool(flags.any()) if isinstance(flags, np.ndarray | np.generic) else bool(ops.any(flags))
 
 
-def require(holds, message):
-    """Makes a graph that runs end with the message unless all of a tensor's booleans are true, if the backend can.
-
-    TensorFlow's graphs can, but XLA drops their assertions; `torch.compile` can. jax cannot.
-    """
-    from keras import backend
-
-    if backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.debugging.Assert(tf.reduce_all(holds), [message])
-    elif backend.backend() == "torch" and not _is_transformed_by_torch(holds):
-        import torch
-
-        torch._assert_async(holds.all(), message)
-
-
 def is_traced(data):
     """Whether the tensor stands for values that are not known yet: a tracer, a graph's tensor, a fake one."""
     if isinstance(data, np.ndarray | np.generic):
         return False
     import keras
 
-    if isinstance(data, keras.KerasTensor):
-        return True
-    name = keras.backend.backend()
-    if name == "jax":
-        import jax
-
-        return isinstance(data, jax.core.Tracer)
-    if name == "tensorflow":
-        import tensorflow as tf
-
-        return tf.is_symbolic_tensor(data)
-    if name == "torch":
-        return _is_traced_by_torch(data)
-    return False
-
-
-def _is_traced_by_torch(data):
-    """Fake tensors while compiling, and those of `torch.func`'s transforms, whose tests are not public."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or _is_transformed_by_torch(data)
-
-
-def _is_transformed_by_torch(data):
-    import torch
-
-    wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
-    return bool(wrapped and wrapped(data))
+    return isinstance(data, keras.KerasTensor) or backends.current().is_traced(data)
 
 
 def engine(name, dtype):
     """The function of that name in `keras.ops`, or for 64-bit dtypes the backend's own: Keras narrows those to 32."""
     import keras
 
-    if NUMPY[dtype].itemsize == 8:
-        backend = keras.backend.backend()
-        if backend == "numpy":
-            return formula(name) or getattr(keras.ops, name)
-        module = {"jax": "jax.numpy", "torch": "torch"}.get(backend)
-        if backend == "tensorflow" and dtype == "uint64":
-            module = "tensorflow"
-        function = module and getattr(importlib.import_module(module), name, None)
-        if function:
-            return function
-    return getattr(keras.ops, name)
-
-
-def formula(name):
-    """The function on NumPy arrays: for literals, and for float64 on the numpy backend."""
-    return _FORMULAS.get(name) or getattr(np, name, None)
-
-
-def _sigmoid(x):
-    return np.exp(-np.logaddexp(0, -x))
-
-
-def _erf(x):
-    return np.vectorize(math.erf, otypes=["float64"])(x)
-
-
-_FORMULAS: dict[str, Callable[..., Any]] = {
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "erf": _erf,
-    "sigmoid": _sigmoid,
-    "silu": lambda x: x * _sigmoid(x),
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "softsign": lambda x: x / (1 + np.abs(x)),
-}
+    own = backends.current().wide(name, dtype) if NUMPY[dtype].itemsize == 8 else None
+    return own or getattr(keras.ops, name)
 
 
 def scalar(number, dtype):
@@ -145,7 +67,7 @@ def as_tensor(array, dtype):
     """A NumPy array of that dtype as the backend's tensor."""
     from keras import ops
 
-    if array.ndim == 0 and _keeps_scalars():
+    if array.ndim == 0 and backends.current().keeps_scalars():
         return _kept_scalar(array.tobytes(), dtype)
     return ops.convert_to_tensor(array, dtype=dtype)
 
@@ -161,54 +83,32 @@ def from_numpy(array):
     if name not in NUMPY:
         raise PatchError(f"an array of {array.dtype} is not part of the language")
     array = np.array(array, NUMPY[name])  # a copy, in the machine's order of bytes
-    import keras
-
-    backend = keras.backend.backend()
-    if backend == "numpy":
+    backend = backends.current()
+    if backend.arrays_are_tensors:
         return array
-    if backend == "torch" and name == "uint64":
-        raise UnsupportedError("the torch backend has no uint64")
-    if backend == "jax" and array.itemsize == 8:
+    if name in backend.lacks:
+        raise UnsupportedError(f"the {backend.name} backend has no {name}")
+    if backend.narrows(name):
         array = _narrowed(array, name)
-    return keras.ops.convert_to_tensor(array, dtype=array.dtype.name)
+    from keras import ops
+
+    return ops.convert_to_tensor(array, dtype=array.dtype.name)
 
 
 def _narrowed(array, name):
-    """The array in a dtype that jax has."""
+    """The array in a dtype of 32 bits."""
     try:
-        dtypes.check_available(name)
-    except UnsupportedError:
-        try:
-            return dtypes.fit(dtypes.constant(array), name.replace("64", "32"))
-        except DTypeError as error:
-            raise DTypeError(error.message, notes=[f"jax has no {name} unless JAX_ENABLE_X64 is set"]) from None
-    return array
-
-
-def _keeps_scalars():
-    """Whether numbers are made once and kept: on two backends each costs 20 µs and more."""
-    import keras
-
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.executing_eagerly()  # what is made while a graph is traced belongs to that graph
-    return backend == "jax"
+        return dtypes.fit(dtypes.constant(array), name.replace("64", "32"))
+    except DTypeError as error:
+        raise DTypeError(error.message, notes=[f"jax has no {name} unless JAX_ENABLE_X64 is set"]) from None
 
 
 @functools.lru_cache(maxsize=4096)
 def _kept_scalar(data, dtype):
-    import keras
     from keras import ops
 
-    array = np.frombuffer(data, NUMPY[dtype]).reshape(())
-    if keras.backend.backend() == "tensorflow":
-        return ops.convert_to_tensor(array, dtype=dtype)
-    import jax
-
-    with jax.ensure_compile_time_eval():  # a value, also where it is first asked for inside jit
-        return ops.convert_to_tensor(array, dtype=dtype)
+    with backends.current().untraced():  # it is kept, also if it is first asked for inside jit
+        return ops.convert_to_tensor(np.frombuffer(data, NUMPY[dtype]).reshape(()), dtype=dtype)
 
 
 def where(condition, x, y, dtype):
@@ -368,7 +268,7 @@ def compare_literal(op, x, dtype, value):
     below, above, exact, decided, answer = _bounds(op, value, dtype)
     if op in ("==", "!="):
         result = COMPARISONS[op](x, as_tensor(below, dtype))
-        return result if exact.all() else ops.where(as_tensor(exact, "bool"), result, op == "!=")
+        return result if exact.all() else ops.where(as_tensor(exact, "bool"), result, scalar(op == "!=", "bool"))
     result = COMPARISONS[op](x, as_tensor(above if op in ("<", ">=") else below, dtype))
     return ops.where(as_tensor(decided, "bool"), as_tensor(answer, "bool"), result) if decided.any() else result
 
@@ -444,7 +344,7 @@ def _compare_integers(op, x, y, a, b):
         return _compare_integers(MIRRORED.get(op, op), y, x, b, a)
     if INTEGERS[b] > INTEGERS[a]:
         return COMPARISONS[op](ops.cast(x, b), y)
-    return ops.where(y < scalar(0, b), op in (">", ">=", "!="), COMPARISONS[op](x, ops.cast(y, a)))
+    return ops.where(y < scalar(0, b), scalar(op in (">", ">=", "!="), "bool"), COMPARISONS[op](x, ops.cast(y, a)))
 
 
 def _compare_mixed(op, x, y, integer, floating):
@@ -462,7 +362,7 @@ def _compare_mixed(op, x, y, integer, floating):
     outside = ops.logical_or(ops.logical_or(large, small), y != y)
     result = COMPARISONS[op](x, ops.cast(where(outside, zero, whole, floating), integer))
     if op in ("==", "!="):
-        return ops.where(ops.logical_or(outside, whole != y), op == "!=", result)
+        return ops.where(ops.logical_or(outside, whole != y), scalar(op == "!=", "bool"), result)
     return ops.where(outside, large if op in ("<", "<=") else small, result)
 
 
@@ -622,6 +522,8 @@ def move(name, x, options, dtype):
 
     if name in ("squeeze", "expand_dims", "flip") and not options[0]:
         return x  # TensorFlow takes no axes for all axes
+    if name == "moveaxis":
+        return carried(lambda part: backends.current().move_axes(part, *options), dtype, x)
     if name == "repeat" and isinstance(options[0], tuple):
         return carried(lambda part: _repeat_each(part, *options), dtype, x)
     return carried(lambda part: getattr(ops, name)(part, *options), dtype, x)

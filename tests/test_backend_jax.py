@@ -17,11 +17,14 @@ if keras.backend.backend() != "jax":
 import jax
 from jax import numpy as jnp
 
-from kpatch import indexing
+import kpatch
+from kpatch import backends, indexing
+from kpatch.backends import jax_donation as donation
+from kpatch.backends import jax_entries as entries
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions
-from kpatch.writers import jax as writer
 
+writer = backends.current()
 LARGE = (300, 257)  # more than what is copied unseen
 
 
@@ -112,7 +115,7 @@ def test_points_and_positions(dtype, shape):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_offsets_beyond_what_an_index_holds(monkeypatch, dtype):
     """Then positions are coordinates. A limit of 200 stands for 2**31 - 1."""
-    monkeypatch.setattr(writer, "LARGEST", 200)
+    monkeypatch.setattr(entries, "LARGEST", 200)
     jax.clear_caches()  # the limit is looked at in what is compiled
     before = bits((20, 31), dtype)
     variable = variable_of(before)
@@ -299,8 +302,8 @@ def test_older_arrays_are_not_looked_through(monkeypatch):
     others = [jnp.zeros(LARGE) for _ in range(3)]
     variable = private()
     looked = []
-    buffers = writer._buffers
-    monkeypatch.setattr(writer, "_buffers", lambda arrays: looked.append(len(arrays)) or buffers(arrays))
+    buffers = donation._buffers
+    monkeypatch.setattr(donation, "_buffers", lambda arrays: looked.append(len(arrays)) or buffers(arrays))
     writer.write(variable, Point((1, 2)), 5.0)
     assert not looked
     others.append(jnp.ones(LARGE))
@@ -315,24 +318,24 @@ def test_all_indices_share_one_compilation():
     variable = private((23, 29))
     writer.read(variable, Point((0, 0)))
     writer.write(variable, Point((0, 0)), writer.prepare(variable, Point((0, 0)), np.array(0)))
-    sizes = writer._take_point._cache_size(), writer._put_point._cache_size()
+    sizes = entries.take_point._cache_size(), entries.put_point._cache_size()
     for i in range(20):
         writer.read(variable, Point((i, i)))
         writer.write(variable, Point((i, i)), writer.prepare(variable, Point((i, i)), np.array(i)))
     writer.write(variable, Point((22, 22)), 7.0)
-    assert (writer._take_point._cache_size(), writer._put_point._cache_size()) == sizes
+    assert (entries.take_point._cache_size(), entries.put_point._cache_size()) == sizes
     assert (np.diag(variable.numpy())[:20] == np.arange(20)).all()
 
 
 def test_places_of_a_region_and_counts_of_positions_share_compilations():
     variable = private((24, 30))
-    put = writer._region_putter((3, 2), (1, 2), (), (), None)
+    put = entries.region_putter((3, 2), (1, 2), (), (), None)
     for i in range(12):
         writer.write(variable, region((24, 30), np.s_[i : i + 3, i : i + 4 : 2]), np.full((3, 2), i, "float32"))
         writer.write(variable, Positions(np.arange(17 + i), (17 + i,)), 3.0)
         if not i:
-            sizes = put._cache_size(), writer._put_positions._cache_size()
-    assert (put._cache_size(), writer._put_positions._cache_size()) == sizes
+            sizes = put._cache_size(), entries.put_positions._cache_size()
+    assert (put._cache_size(), entries.put_positions._cache_size()) == sizes
 
 
 # Values and placement.
@@ -492,8 +495,10 @@ def test_without_the_models_values_it_says_what_to_do(run):
 def test_sync_leaves_anything_else_alone():
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
+    held = [variable.value for variable in layer.variables]
     writer.sync(layer)
     writer.sync(object())
+    assert all(variable.value is value for variable, value in zip(layer.variables, held, strict=True))
 
 
 # Processes of their own.
@@ -505,11 +510,13 @@ def run(code, **environment):
         "import sys, numpy as np, jax, keras, ml_dtypes\n"
         "from jax import numpy as jnp\n"
         "from kpatch.indexing import *\n"
-        "from kpatch.writers import jax as writer\n"
+        "from kpatch import backends\n"
+        "from kpatch.backends import jax_entries as entries\n"
+        "writer = backends.current()\n"
         "def region(shape, items):\n"
         "    return select(shape, items if isinstance(items, tuple) else (items,))\n"
     )
-    path = os.pathsep.join([str(Path(writer.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(kpatch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "jax", **environment}
     command = [sys.executable, "-c", names + textwrap.dedent(code)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -570,10 +577,10 @@ def guarded(function):
     return call
 
 calls = []
-for name in ("_copy", "_take_point", "_put_point", "_put_mask", "_take_positions", "_put_positions"):
-    setattr(writer, name, guarded(getattr(writer, name)))
-for name in ("_region_taker", "_region_putter"):
-    setattr(writer, name, (lambda make: lambda *key: guarded(make(*key)))(getattr(writer, name)))
+for name in ("copy", "take_point", "put_point", "put_mask", "take_positions", "put_positions"):
+    setattr(entries, name, guarded(getattr(entries, name)))
+for name in ("region_taker", "region_putter"):
+    setattr(entries, name, (lambda make: lambda *key: guarded(make(*key)))(getattr(entries, name)))
 """
 
 

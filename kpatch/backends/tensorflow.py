@@ -6,77 +6,127 @@ finds a tensor sharing the variable's buffer first copies the buffer, under the 
 before keeps its values, also in another thread, and `donate=False` asks for nothing more. (One holder the runtime does
 not know: foreign memory that reached the variable by DLPack.)
 
-What TensorFlow has no kernel for (most of float8, more than seven axes) goes the long way, by `generic`.
+What TensorFlow has no kernel for (most of float8, more than seven axes) goes the long way, by `Generic`.
 """
 
 import functools
+import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from kpatch import indexing
+from kpatch.backends.base import Backend
+from kpatch.backends.generic import Generic
 from kpatch.indexing import Mask, Point, Positions, Region
-from kpatch.writers import generic
 
 raw = tf.raw_ops
+SLOW = Generic("tensorflow")
 OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
 BLOCK = 2**18  # entries that are written at a time under a mask
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 
-def read(variable, selection):
-    """The selected entries in memory of their own; for a `Mask` the whole tensor."""
-    try:
-        return _take(_components(variable)[0], selection)
-    except NO_KERNEL:
-        return generic.read(variable, selection)
+class TensorFlow(Backend):
+    """Keras's tensorflow backend: eager, and while a graph is made."""
+
+    name = "tensorflow"
+    takes_tensors_as_bounds = True
+
+    def read(self, variable, selection):
+        try:
+            return _take(_components(variable)[0], selection)
+        except NO_KERNEL:
+            return SLOW.read(variable, selection)
+
+    def write(self, variable, selection, values, donate=True):
+        if not selection.size:
+            return
+        try:
+            values = _constant(values, variable._value.dtype)
+            for component in _components(variable):
+                _put(component, selection, values)
+        except NO_KERNEL:
+            SLOW.write(variable, selection, values)
+
+    def prepare(self, variable, selection, array):
+        return _constant(array, variable._value.dtype)
+
+    def update(self, variable, region, op, old, operand):
+        dtype = variable._value.dtype
+        self.write(variable, region, OPERATORS[op](x=_constant(old, dtype), y=_constant(operand, dtype)))
+
+    def whole(self, variable):
+        component = _components(variable)[0]
+        return raw.ReadVariableOp(resource=component.handle, dtype=component.dtype)
+
+    def take_over(self, variable, values):
+        components = _components(variable)
+        if len(components) > 1:
+            return None
+        (component,) = components
+        old = self.whole(variable)  # shares the buffer that is let go
+        raw.AssignVariableOp(resource=component.handle, value=_constant(values, component.dtype))
+        return old
+
+    def view(self, tensor):
+        if not tensor.device.endswith("CPU:0") or tensor.dtype not in (tf.float32, tf.float64):
+            return None
+        return np.asarray(memoryview(tensor))
+
+    def tensor_of(self, variable):
+        """By TensorFlow's function: Keras's `convert_to_tensor` gives back the variable itself."""
+        return tf.convert_to_tensor(variable.value)
+
+    def is_traced(self, data):
+        return tf.is_symbolic_tensor(data)
+
+    def is_tracing(self):
+        return not tf.executing_eagerly()
+
+    def require(self, holds, message):
+        """TensorFlow's graphs can, but XLA drops their assertions."""
+        tf.debugging.Assert(tf.reduce_all(holds), [message])
+
+    def wide(self, name, dtype):
+        """Only for uint64: of the other dtypes Keras has TensorFlow's own."""
+        return getattr(tf, name, None) if dtype == "uint64" else None
+
+    def where(self, mask, x, y):
+        """Not of uint64 by Keras, which narrows it."""
+        return (tf.where if y.dtype == "uint64" else keras.ops.where)(mask, x, y)
+
+    def keeps_scalars(self):
+        """Each costs 20 µs and more; but one that is made while a graph is traced belongs to that graph."""
+        return tf.executing_eagerly()
+
+    def replaces_slices(self):
+        return not _for_litert()
+
+    def replace_slices(self, tensor, starts, counts, values):
+        """`keras.ops.slice_update` has no gradient."""
+        return raw.TensorStridedSliceUpdate(
+            input=tensor,
+            begin=_packed(starts),
+            end=_packed([start + count for start, count in zip(starts, counts, strict=True)]),
+            strides=[1] * len(starts),
+            value=tf.broadcast_to(values, _packed(counts)),
+        )
 
 
-def write(variable, selection, values, donate=True):
-    """Writes values of the variable's dtype, in place where no tensor shares the variable's buffer."""
-    if not selection.size:
-        return
-    try:
-        values = _constant(values, variable._value.dtype)
-        for component in _components(variable):
-            _put(component, selection, values)
-    except NO_KERNEL:
-        generic.write(variable, selection, values)
+def _for_litert():
+    """Whether Keras exports to LiteRT, whose interpreter has no `TensorStridedSliceUpdate`: only the stack tells."""
+    frame = None if tf.executing_eagerly() else sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "keras.src.export.litert":
+        frame = frame.f_back
+    return frame is not None
 
 
-def prepare(variable, selection, array):
-    """The array as `write` takes it fastest: a tensor."""
-    return _constant(array, variable._value.dtype)
-
-
-def update(variable, region, op, old, operand):
-    """The region becomes `old <op> operand`."""
-    dtype = variable._value.dtype
-    write(variable, region, OPERATORS[op](x=_constant(old, dtype), y=_constant(operand, dtype)))
-
-
-def whole(variable):
-    """The whole value as an alias, to be let go before anything is written."""
-    component = _components(variable)[0]
-    return raw.ReadVariableOp(resource=component.handle, dtype=component.dtype)
-
-
-def exchange(variable, values):
-    """The variable takes over a tensor that nobody else holds, in place of its own, which is returned."""
-    components = _components(variable)
-    if len(components) > 1:
-        return None
-    (component,) = components
-    old = whole(variable)  # shares the buffer that is let go
-    raw.AssignVariableOp(resource=component.handle, value=_constant(values, component.dtype))
-    return old
-
-
-def view(tensor):
-    """The tensor's memory as an array that is only read, or `None` where it cannot be reached."""
-    if not tensor.device.endswith("CPU:0") or tensor.dtype not in (tf.float32, tf.float64):
-        return None
-    return np.asarray(memoryview(tensor))
+def _packed(numbers):
+    """Numbers, some of which may be tensors, as one tensor of int32."""
+    known = all(isinstance(number, int) for number in numbers)
+    return tf.constant(numbers, "int32") if known else tf.stack([tf.cast(number, "int32") for number in numbers])
 
 
 def settle(variable):

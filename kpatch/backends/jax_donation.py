@@ -1,0 +1,119 @@
+"""Who else sees the buffer of an array of jax: it is donated only if nobody does.
+
+Donating a buffer deletes every other array over it. Views by NumPy or DLPack need no care: jax itself copies a donated
+buffer that they hold. kpatch cannot detect a thread that is reading the variable: hence `donate=False`.
+"""
+
+import functools
+import sys
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kpatch.backends.jax_entries import concrete, on_one_device
+
+SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
+
+_made: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by id: arrays that had their buffer to themselves
+
+
+def private(variable):
+    """Whether the variable alone sees its buffer, so that donating it takes nothing from anybody."""
+    if _references(variable) != ALONE:
+        return False
+    array = variable._value
+    ours = _made.get(id(array)) is array
+    if on_one_device(array):
+        if not ours and array.nbytes <= SMALL:
+            return False
+        aliases = _aliases(array, [array], ours)
+        return not aliases or (
+            aliases == {id(array.addressable_data(0))} and _handle_references(array) == _handle_alone()
+        )
+    if not ours or _shard_references(array) != _shards_alone(frozenset(array.sharding.device_set)):
+        return False
+    return not _aliases(array, [shard.data for shard in array.addressable_shards], ours)
+
+
+def remember(array):
+    """Notes that an array has its buffer to itself, as one that a write has just made."""
+    _made[id(array)] = array
+
+
+def _aliases(array, parts, ours):
+    """The ids of other arrays over the buffer of one of the parts, such as `device_put` and `addressable_data` make.
+
+    One of our own had its buffer to itself when it was new, so there only younger arrays are looked at.
+    """
+    found = set()
+    shape = parts[0].shape
+    own = {id(part) for part in parts}
+    for other in _live(parts[0]):
+        if ours and other is array and _youngest_first():
+            break
+        if id(other) in own or other.is_deleted() or (other.shape != shape and on_one_device(other)):
+            continue
+        if other is not array and _buffers([other]) & _buffers(parts):
+            found.add(id(other))
+    return found
+
+
+def _live(array):
+    """All arrays of the array's platform."""
+    return next(iter(array.devices())).client.live_arrays()
+
+
+@functools.cache
+def _youngest_first():
+    """Whether this jax lists younger arrays before older ones."""
+    older, younger = concrete(np.zeros(1)), concrete(np.zeros(1))
+    listed = [id(array) for array in _live(older)]
+    return listed.index(id(younger)) < listed.index(id(older))
+
+
+def _buffers(arrays):
+    return {shard.data.unsafe_buffer_pointer() for array in arrays for shard in array.addressable_shards}
+
+
+def _references(variable):
+    """The references to the variable's value; the second one that Keras's variables for NNX keep is not counted."""
+    count = sys.getrefcount(variable._value)
+    metadata = getattr(variable, "_var_metadata", None)
+    return count - 1 if metadata and metadata.get("_value") is variable._value else count
+
+
+def _handle_references(array):
+    """The references to the second array that jax may keep within one, over the same buffer, for its only shard."""
+    return sys.getrefcount(array.addressable_data(0))
+
+
+@functools.cache
+def _handle_alone():
+    return _handle_references(concrete(np.zeros(1)))
+
+
+def _shard_references(array):
+    """The most references to the list of the shards, to one of them, and to the array of one."""
+    shards = array.addressable_shards
+    if len(shards) == 1:  # the array itself, already counted
+        return ()
+    return (
+        sys.getrefcount(shards),
+        max(sys.getrefcount(shard) for shard in shards),
+        max(sys.getrefcount(shard.data) for shard in shards),
+    )
+
+
+@functools.cache
+def _shards_alone(devices):
+    """What `_shard_references` counts for an array over these devices whose shards nobody holds."""
+    sharding = NamedSharding(Mesh(np.array(list(devices)), "device"), PartitionSpec("device"))
+    return _shard_references(concrete(np.zeros(len(devices), "int8"), sharding))
+
+
+# What `_references` counts in this Python for a value that the variable alone holds.
+ALONE = _references(SimpleNamespace(_value=object()))
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    ALONE = -1  # without the lock a count tells nothing: always copy

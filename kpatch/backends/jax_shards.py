@@ -1,0 +1,132 @@
+"""Entries of a sharded array of jax: each shard is an array of its own, so nothing is ever gathered.
+
+The part of a selection that lies in a shard is an ordinary selection of the shard's array; the values meet on the host.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from kpatch import indexing
+from kpatch.backends import jax_entries as entries
+from kpatch.errors import UnsupportedError
+from kpatch.indexing import Mask, Point, Positions, Region
+
+
+def take(array, selection):
+    parts = parts_of(array)
+    kind = type(selection)
+    if kind is Point:
+        number, index = _owners(selection.index, array.sharding, array.shape)[0]
+        return jnp.asarray(np.asarray(entries.take_point(parts[number], index)))
+    if kind is Mask or (kind is Region and selection.full):
+        return rebuilt(array, [entries.copy(part) for part in parts])
+    taken = np.empty(_lengths(selection), array.dtype)
+    for number, local, places in _split(selection, array.sharding, array.shape, replicas=False):
+        taken[places] = np.asarray(entries.take(parts[number], local))
+    return jnp.asarray(taken.reshape(selection.shape))
+
+
+def put(parts, array, selection, values):
+    """Puts values into the shards, `parts`, of which each is replaced in the list as soon as it is donated."""
+    kind = type(selection)
+
+    def put(number, *call):
+        entries.call_into(parts.__setitem__, number, call)
+
+    if kind is Point:
+        values = np.asarray(values, array.dtype)
+        for number, index in _owners(selection.index, array.sharding, array.shape):
+            put(number, entries.put_point, parts[number], index, values)
+    elif kind is Mask:
+        pieces = zip(parts, _pieces(selection.mask, array), _pieces(values, array), strict=True)
+        for number, (part, mask, piece) in enumerate(pieces):
+            put(number, *entries.put_call(part, Mask(mask, mask.shape), piece))
+    elif kind is Region and selection.full:
+        for number, (part, piece) in enumerate(zip(parts, _pieces(values, array), strict=True)):
+            put(number, *entries.put_call(part, indexing.whole(part.shape), piece))
+    else:
+        values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
+        for number, local, places in _split(selection, array.sharding, array.shape):
+            put(number, *entries.put_call(parts[number], local, values[places]))
+
+
+def parts_of(array):
+    if not array.is_fully_addressable:
+        raise UnsupportedError("a variable whose shards are spread over several processes cannot be edited")
+    return [shard.data for shard in array.addressable_shards]
+
+
+def rebuilt(array, parts):
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+
+def _pieces(values, array):
+    """For each shard its own of the values, which broadcast to the array."""
+    if np.ndim(values) == 0:
+        return [np.asarray(values)] * len(array.addressable_shards)
+    if values.shape != array.shape:
+        values = np.broadcast_to(np.asarray(values), array.shape)
+    return parts_of(jax.device_put(values, array.sharding))
+
+
+def _lengths(selection):
+    """The shape in which the values of a selection are divided among the shards."""
+    return (selection.size,) if type(selection) is Positions else selection.shape
+
+
+@functools.lru_cache(maxsize=64)
+def _owners(index, sharding, shape):
+    """The shards that hold an entry: their numbers, and its index in each."""
+    return [
+        (number, np.array([i - low for i, (low, _) in zip(index, bounds, strict=True)], np.int32))
+        for number, bounds in enumerate(_bounds(sharding, shape))
+        if all(low <= i < high for i, (low, high) in zip(index, bounds, strict=True))
+    ]
+
+
+def _split(selection, sharding, shape, replicas=True):
+    """For each shard that a selection meets: its number, what is selected of it, and the index of the values for it."""
+    coordinates = selection.coordinates(shape) if type(selection) is Positions else None
+    every = _bounds(sharding, shape)
+    for number, bounds in enumerate(every):
+        if replicas or every.index(bounds) == number:
+            within = (
+                _region_within(selection, bounds) if coordinates is None else _positions_within(coordinates, bounds)
+            )
+            if within:
+                yield number, *within
+
+
+@functools.lru_cache(maxsize=256)
+def _bounds(sharding, shape):
+    """Where each shard begins and ends on each axis."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return [tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True)) for index in indices]
+
+
+def _region_within(region, bounds):
+    starts, counts, places = [], [], []
+    for axis, (low, high) in enumerate(bounds):
+        start, count, step = region.starts[axis], region.counts[axis], region.steps[axis]
+        first, last = (low, high - 1) if step > 0 else (high - 1, low)
+        begin, end = max(0, -((start - first) // step)), min(count, (last - start) // step + 1)
+        if begin >= end:
+            return None
+        starts.append(start + begin * step - low)
+        counts.append(end - begin)
+        if axis not in region.dropped:
+            places.append(slice(begin, end))
+    return Region(tuple(starts), tuple(counts), region.steps, region.dropped), tuple(places)
+
+
+def _positions_within(coordinates, bounds):
+    within = [(low <= axis) & (axis < high) for axis, (low, high) in zip(coordinates, bounds, strict=True)]
+    places = np.flatnonzero(np.logical_and.reduce(within))
+    if not len(places):
+        return None
+    local = tuple(axis[places] - low for axis, (low, _) in zip(coordinates, bounds, strict=True))
+    flat = np.ravel_multi_index(local, tuple(high - low for low, high in bounds))
+    return Positions(flat, places.shape), places

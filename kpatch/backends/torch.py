@@ -1,0 +1,319 @@
+"""Entries of variables on the torch backend.
+
+The `Parameter` stays the same object, so optimizers and modules go on seeing it; what changes is its storage. Other
+tensors may share that storage: the one that the variable was made from, a second variable made from it, a NumPy array
+behind `torch.from_numpy`, a view taken from the parameter. It is written in place where the parameter alone holds it,
+else the parameter first gets a storage of its own (shared memory excepted: there, sharing is what was asked for). A
+storage over foreign memory, such as Keras makes for a variable created from a NumPy array, does not tell who else sees
+it: it too is replaced, once. Two Keras variables over one `Parameter` are one parameter, here as everywhere in torch.
+"""
+
+import inspect
+
+import numpy as np
+import torch
+
+from kpatch.backends.base import Backend, intervals
+from kpatch.indexing import Mask, Point, Region
+
+MOST_KEPT = 0.5  # of the entries: an offset takes eight bytes, an entry of a mask one
+OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
+
+
+def _left_alone(function):
+    """The function, which dynamo does not look into: it would trace the making of an error."""
+    why = {"reason": "it works at once; kpatch.edit makes a new tensor, and works in compiled functions"}
+    named = "reason" in inspect.signature(torch.compiler.disable).parameters  # not in older torch
+    return torch.compiler.disable(function, **(why if named else {}))
+
+
+class Torch(Backend):
+    """Keras's torch backend: eager, and inside of `torch.compile`, `torch.export` and `torch.func`."""
+
+    name = "torch"
+    sorts_nan_last = True
+    sums_one_by_one = False
+    lengths_stay_unknown = False
+    lacks = frozenset(("uint64",))
+    refuse = _left_alone(Backend.refuse)
+
+    def read(self, variable, selection):
+        tensor = variable._value.detach()
+        kind = type(selection)
+        if kind is Point:
+            return tensor[selection.index].clone()
+        if kind is Region:
+            view, backward = _view(tensor, selection)
+            return _flip(view, backward) if backward else view.clone(memory_format=torch.contiguous_format)
+        if kind is Mask:
+            return tensor.clone()
+        return torch.take(_bits(tensor), _here(tensor, selection.flat)).view(tensor.dtype).reshape(selection.shape)
+
+    def write(self, variable, selection, values, donate=True):
+        tensor = _writable(variable, donate)
+        kind = type(selection)
+        if kind is Point:
+            tensor[selection.index] = values if type(values) in (float, int, bool) else _like(tensor, values)
+        elif kind is Region:
+            view, backward = _view(tensor, selection)
+            view.copy_(_flip(_like(tensor, values), backward))
+        elif kind is Mask:
+            mask, values = _here(tensor, selection.mask), _bits(_like(tensor, values))
+            if values.dim() == 0:
+                _bits(tensor).masked_fill_(mask, values)
+            else:  # which takes a temporary of the tensor's size
+                torch.where(mask, values, _bits(tensor), out=_bits(tensor))
+        else:
+            entries, places = _places(tensor, selection)
+            entries.index_put_(places, _bits(_like(tensor, values)).expand(selection.shape).reshape(-1))
+        _publish(variable, tensor)
+
+    def prepare(self, variable, selection, array):
+        """As a tensor on the variable's device."""
+        return _like(variable._value, np.array(array))
+
+    def update(self, variable, region, op, old, operand):
+        tensor = _writable(variable, donate=True)
+        view, backward = _view(tensor, region)
+        old, operand = (_flip(_like(tensor, part), backward) for part in (old, operand))
+        OPERATORS[op](old, operand, out=view)
+        _publish(variable, tensor)
+
+    def whole(self, variable):
+        return variable._value.detach()
+
+    def take_over(self, variable, values):
+        """The parameter takes over the tensor's memory. Shared memory stays."""
+        old = variable._value.detach()
+        if old.device.type == "cpu" and old.is_shared():
+            return None
+        variable._value.data = _like(old, values).contiguous()
+        return old
+
+    def view(self, tensor):
+        """By DLPack: `Tensor.numpy` marks the storage for good as one that others may see."""
+        plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
+        return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
+
+    def kept(self, mask, held):
+        """For few entries, and a mask and values that are constants."""
+        if not isinstance(mask, np.ndarray) or not isinstance(held, np.ndarray) or held.shape not in ((), mask.shape):
+            return None
+        return Kept(mask, held) if mask.dtype == bool and mask.mean() <= MOST_KEPT else None
+
+    def is_traced(self, data):
+        """Fake tensors while compiling, and those of `torch.func`'s transforms, whose tests are not public."""
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or _is_transformed(data)
+
+    def is_tracing(self):
+        return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+    def in_dynamo(self):
+        return torch.compiler.is_dynamo_compiling()
+
+    def known_length(self, length):
+        return None if isinstance(length, torch.SymInt) else length
+
+    def holds(self, condition):
+        """torch makes it a bound of its symbols."""
+        return bool(condition())
+
+    def require(self, holds, message):
+        """In `torch.compile`; the transforms of `torch.func` have no such operation."""
+        if not _is_transformed(holds):
+            torch._assert_async(holds.all(), message)
+
+    def refusal(self, dtype):
+        if dtype in ("uint16", "uint32", "uint64"):
+            return f'the torch backend has no arithmetic on {dtype}; write cast(..., "int64")'
+        return None
+
+    def wide(self, name, dtype):
+        return getattr(torch, name, None)
+
+    def first_best(self, how, x):
+        from keras import ops
+
+        return getattr(ops, "arg" + how)(x, axis=1)
+
+    def largest_in_segments(self, values, segments, count):
+        """Not by Keras, which takes the maximum in float32."""
+        empty = segments.new_full((count,), -1, dtype=values.dtype)
+        return empty.scatter_reduce(0, segments.long(), values, "amax")
+
+    def replaces_slices(self):
+        return True
+
+    def replace_slices(self, tensor, starts, counts, values):
+        result = tensor.clone()
+        result[intervals(starts, counts)] = values
+        return result
+
+    def takes_numbers(self, dtype):
+        """Of uint64 torch takes only half of the numbers."""
+        return dtype != np.uint64
+
+
+class Kept:
+    """The entries of a weight under a mask, with the values that they keep, written back after each step of `hold`.
+
+    By `where` that is a new tensor of the weight's size, which the optimizer then copies into the weight: ten times the
+    time that a tenth of the entries takes.
+
+    Args:
+        mask: a boolean array.
+        held: an array of the mask's shape, or of one number.
+    """
+
+    def __init__(self, mask, held):
+        self._mask = mask
+        self._held = held
+        self._entries = None
+
+    def suits(self, variable):
+        """Whether `write` may be asked: not while a function is compiled, nor where there is no step that is eager."""
+        if torch.compiler.is_dynamo_compiling():
+            return False
+        from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+        known = self._mask.shape, self._held.dtype.name
+        return known == (tuple(variable.shape), variable.dtype) and not in_stateless_scope()
+
+    @torch.compiler.disable  # it would take the arrays for tensors
+    def write(self, variable):
+        """Writes them into the variable's own memory."""
+        if self._entries is None:
+            self._entries = np.flatnonzero(self._mask), np.broadcast_to(self._held, self._mask.shape)[self._mask]
+        self._entries = _keep(variable, *self._entries)
+
+
+def _keep(variable, flat, values):
+    """Writes entries at flat offsets, as Keras's `assign` writes: into this memory, whoever else sees it.
+
+    Returns:
+        The offsets and the values as tensors of the variable's device, to be handed in at the next time.
+    """
+    tensor = variable._value.detach()
+    flat, values = _here(tensor, flat), _like(tensor, values)
+    _bits(tensor).put_(flat, _bits(values))
+    return flat, values
+
+
+def _is_transformed(data):
+    wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
+    return bool(wrapped and wrapped(data))
+
+
+def _view(tensor, region):
+    """A view of the region with its steps forward, as torch has no others, and the axes then to be flipped."""
+    if all(step > 0 for step in region.steps):
+        return tensor[region.slices], ()
+    index, backward, kept = [], [], 0
+    for axis, (start, count, step) in enumerate(zip(region.starts, region.counts, region.steps, strict=True)):
+        if axis in region.dropped:
+            index.append(start)
+            continue
+        if step < 0:
+            backward.append(kept)
+            start, step = start + step * (count - 1), -step
+        index.append(slice(start, start + step * count, step))
+        kept += 1
+    return tensor[tuple(index)], tuple(axis - kept for axis in backward)
+
+
+def _flip(values, axes):
+    """Flips values that broadcast to the region; the axes are counted from the last, and it may lack the first ones."""
+    axes = [axis for axis in axes if values.dim() + axis >= 0]
+    return _bits(values).flip(axes).view(values.dtype) if axes else values
+
+
+def _places(tensor, positions):
+    """A view of the tensor's bits, and an index into it that means the positions."""
+    if tensor.is_contiguous():
+        return _bits(tensor).view(-1), (_here(tensor, positions.flat),)
+    places = positions.coordinates(tuple(tensor.shape))
+    return _bits(tensor), tuple(_here(tensor, axis) for axis in places)
+
+
+def _like(tensor, values):
+    """The values as a tensor of that tensor's dtype and device, bit for bit."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().to(tensor.device, tensor.dtype)
+    if isinstance(values, (np.ndarray, np.generic)):
+        return _here(tensor, values).to(tensor.dtype)
+    return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
+
+
+def _here(tensor, values):
+    """A tensor or array, in its own dtype, as a tensor on that tensor's device."""
+    if not isinstance(values, torch.Tensor):
+        values = _from_numpy(np.asarray(values))
+    return values.detach().to(tensor.device)
+
+
+def _from_numpy(array):
+    if not array.flags.carray:  # read-only, or steps that torch does not have
+        array = array.copy()
+    if array.dtype.isbuiltin == 2:  # bfloat16 and float8, which NumPy has from elsewhere and torch does not take
+        return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
+    return torch.from_numpy(array)
+
+
+def _bits(tensor):
+    """The same memory as integers for float8, which few operations take."""
+    dtype = tensor.dtype
+    return tensor.view(torch.uint8) if dtype.itemsize == 1 and dtype.is_floating_point else tensor
+
+
+def _writable(variable, donate):
+    """The memory to write into: the parameter's where nobody else sees it, else a copy for `_publish`."""
+    parameter = variable._value
+    if donate and _alone(parameter):
+        return parameter.detach()
+    with torch.inference_mode(False):
+        return parameter.detach().clone()
+
+
+def _publish(variable, tensor):
+    parameter = variable._value
+    if parameter.data_ptr() != tensor.data_ptr():
+        parameter.data = tensor
+
+
+def _alone(tensor):
+    """Whether the tensor's storage is its own, with each entry in a place of its own."""
+    if _holders(tensor) == ALONE and tensor.untyped_storage().resizable():
+        return tensor.is_contiguous() or _dense(tensor)
+    return tensor.device.type == "cpu" and tensor.is_shared()
+
+
+def _dense(tensor):
+    """Whether the tensor fills its memory without gap or overlap, in any order of axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _holders(tensor):
+    """How many tensors hold the storage, this look at it included; -1 where this torch does not tell."""
+    return COUNT(tensor.untyped_storage()._cdata) if COUNT else -1
+
+
+def _counter():
+    """torch's own count and what it says of one holder. The count is private: without it, every write copies."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None or not hasattr(torch.UntypedStorage, "_cdata"):
+        return None, 0
+    tensor = torch.empty(1)
+    alone = count(tensor.untyped_storage()._cdata)
+    alias = tensor.detach()
+    return (count, alone) if count(alias.untyped_storage()._cdata) == alone + 1 else (None, 0)
+
+
+COUNT, ALONE = _counter()
