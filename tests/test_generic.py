@@ -170,6 +170,15 @@ def test_move_axes(generic, axes):
     )
 
 
+@pytest.mark.parametrize("values", [np.float32(7), np.arange(4, dtype="float32").reshape(2, 2)])
+def test_replace_slices(generic, values):
+    x, expected = ops.convert_to_tensor(X.copy()), X.copy()
+    expected[1:3, 2:4] = values
+    found = generic.replace_slices(x, [1, 2], [2, 2], ops.convert_to_tensor(values))
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+    np.testing.assert_array_equal(ops.convert_to_numpy(x), X)
+
+
 def test_entries_of_a_batch_of_unknown_length():
     for text, index in (("_[2, 1] = 7", (2, 1)), ("_[[0, 2], [1, 3]] = 7", ([0, 2], [1, 3])), ("_[-1] = 7", -1)):
         expected = X.copy()
