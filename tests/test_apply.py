@@ -460,8 +460,8 @@ def test_the_plan_of_an_edit_is_what_was_written(model, undo):
 def test_a_plan_looks_at_no_values_that_it_does_not_need(model):
     """Neither those of `let`s, unless an index depends on them."""
     with (
-        mock.patch.object(writers.current(), "whole", side_effect=AssertionError),
-        mock.patch.object(writers.current(), "read", side_effect=AssertionError),
+        mock.patch.object(backends.current(), "whole", side_effect=AssertionError),
+        mock.patch.object(backends.current(), "read", side_effect=AssertionError),
     ):
         kpatch.plan(model, "let m = max(dense_1.kernel); dense_1.kernel[0] = m; dense_1.bias = sum(dense_1.kernel)")
         with pytest.raises(AssertionError):
