@@ -23,7 +23,7 @@ from measure import Row, added_peak, figures, once, race
 
 import kpatch
 from kpatch import backends, indexing
-from kpatch.resolve import ModelIndex, index
+from kpatch.names.index import ModelIndex, index
 
 STATEMENT = "dense_1.kernel[0,0] = 1.0"
 REGION = "dense_1.kernel[:2048, ::2] *= 0.5"

@@ -30,13 +30,13 @@ from kpatch.errors import (
     UnsupportedError,
     of_backend,
 )
-from kpatch.holding import Hold, hold
-from kpatch.intervening import Intervention, intervene
-from kpatch.patches import load
-from kpatch.planner import Plan
-from kpatch.rewriting import rewrite
+from kpatch.inside.holding import Hold, hold
+from kpatch.inside.intervening import Intervention, intervene
+from kpatch.inside.rewriting import rewrite
+from kpatch.names.patches import load
+from kpatch.run.plan import Plan
+from kpatch.run.undo import AppliedPatch
 from kpatch.syntax import Patch, parse
-from kpatch.undo import AppliedPatch
 
 __version__ = "0.2.0"
 EXTENSIONS = ("callbacks", "constraints", "initializers", "layers")  # they extend Keras's modules, and import it

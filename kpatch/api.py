@@ -1,31 +1,20 @@
 """The public functions: `plan`, `apply` and `edit`."""
 
-import reprlib
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kpatch import backends, execute, keywords, live, planner
-from kpatch.compiled import in_dynamo
-from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.patches import PatchLike, bound
-from kpatch.resolve.bindings import Bindings
-from kpatch.resolve.names import ModelNames, Place, TensorNames
-from kpatch.tensors import of_variable
-from kpatch.undo import AppliedPatch
-from kpatch.values.dtypes import tensor
-from kpatch.values.numerics import from_numpy, is_traced
+from kpatch import backends
+from kpatch.names import keywords
+from kpatch.names.patches import PatchLike, bound
+from kpatch.run import checking, live, pure
+from kpatch.run.plan import Plan
+from kpatch.run.undo import AppliedPatch
 
 if TYPE_CHECKING:
     import keras
 
-MAX_LISTED = 8  # variables listed where their number is not the one expected
-CACHED_PLANS = 64  # for each model; the least recently used is dropped
-
 
 @keywords.checked("kpatch.plan")
-def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any) -> planner.Plan:
+def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any) -> Plan:
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
@@ -47,9 +36,8 @@ def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
     """
-    backend = backends.current()
-    backend.refuse_traces("kpatch.plan")
-    return live.count(check(model, *bound(patch, bindings), expect), backend, model)
+    backends.current().refuse_traces("kpatch.plan")
+    return live.count(checking.check(model, *bound(patch, bindings), expect), model)
 
 
 @keywords.checked("kpatch.apply")
@@ -95,9 +83,8 @@ def apply(
         [1.0, 2.0, 3.0]
         >>> applied.undo()
     """
-    backend = backends.current()
-    backend.refuse_traces("kpatch.apply")
-    return live.apply(check(model, *bound(patch, bindings), expect), backend, model, donate, undo)
+    backends.current().refuse_traces("kpatch.apply")
+    return live.apply(checking.check(model, *bound(patch, bindings), expect), model, donate, undo)
 
 
 @keywords.checked("kpatch.edit")
@@ -128,87 +115,10 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
         array([[2., 2., 2.],
                [1., 1., 1.]], dtype=float32)
     """
-    from keras import KerasTensor, ops
-
-    if in_dynamo():
-        from kpatch.compiled import dynamo
+    if backends.current().in_dynamo():
+        from kpatch.inside import dynamo
 
         if not isinstance(patch, str):
             patch, bindings = bound(patch, bindings)
         return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
-    patch, bindings = bound(patch, bindings)
-    if isinstance(x, KerasTensor):
-        raise UnsupportedError("a symbolic tensor is edited by a layer: kpatch.layers.ScatterLayer(patch)(x)")
-    x = _as_tensor(x)
-    value = tensor(x)
-    if any(length is None for length in x.shape):
-        raise UnsupportedError(f"kpatch.edit needs a known shape. Received: x.shape={tuple(x.shape)}")
-    implied = "_", value.shape, value.dtype
-    traced = is_traced(x)
-    if bindings:
-        given = Bindings(bindings)
-        traced = traced or given.traced
-        planned = _made(patch, TensorNames(Place(*implied), given), traced)
-    else:
-        planned = _edit_plan(patch, implied, traced)
-    store = execute.Pure(x, planned.names)
-    execute.run(planned, store, traced=traced)
-    return ops.copy(x) if store.tensor is x else store.tensor
-
-
-def check(model, patch, bindings, expect=None):
-    """What runs a patch on a model; without bindings kept while neither names nor variables of the model change."""
-    from kpatch.resolve import index
-
-    names = index(model)
-    if bindings:
-        checked = _made(patch, ModelNames(names, Bindings(bindings)))
-    else:
-        cache = vars(names).setdefault("plans", {})  # they go with the index that they were made from
-        checked = cache.get(patch)
-        if checked is None:
-            checked = _made(patch, ModelNames(names, Bindings({})))
-            if len(cache) >= CACHED_PLANS:
-                cache.pop(next(iter(cache)))
-            cache[patch] = checked
-    if expect is not None:
-        check_expected(checked, expect)
-    return checked
-
-
-def _made(patch, names, traced=False):
-    implied = names.implied.unknown() if isinstance(names, TensorNames) else None
-    checked = planner.make(patch, names, implied, traced)
-    names.bindings.check_used()
-    return checked
-
-
-def check_expected(checked, expect):
-    """Raises a `ResolutionError` if the patch writes to another number of variables."""
-    places = list({id(step.place): step.place for step in checked.edits}.values())
-    if len(places) != expect:
-        shown = [repr(place) for place in places[:MAX_LISTED]]
-        more = [f"and {len(places) - MAX_LISTED} more"] * (len(places) > MAX_LISTED)
-        raise ResolutionError(
-            f"the patch matches {len(places)} variable{'s' * (len(places) != 1)}, not {expect}", notes=[*shown, *more]
-        )
-
-
-def _as_tensor(x):
-    import keras
-
-    if isinstance(x, np.ndarray | np.generic):
-        return from_numpy(x)
-    if isinstance(x, keras.Variable):
-        return of_variable(x)
-    if keras.ops.is_tensor(x) and backends.current().arrays_are_tensors:
-        return x
-    try:
-        return keras.ops.convert_to_tensor(x)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise PatchError(f"kpatch.edit takes a tensor; Received: {reprlib.repr(x)} (of type {type(x)})") from error
-
-
-@lru_cache(maxsize=256)
-def _edit_plan(patch, implied, traced):
-    return _made(patch, TensorNames(Place(*implied), Bindings({})), traced)
+    return pure.edit(x, *bound(patch, bindings))

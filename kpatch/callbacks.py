@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from kpatch import api
-from kpatch.holding import written
-from kpatch.patches import PatchLike, as_patch, bound
+from kpatch.inside.holding import written
+from kpatch.names.patches import PatchLike, as_patch, bound
+from kpatch.run import checking, live
 from kpatch.syntax import Patch
 
 MOMENTS = ("epoch_begin", "epoch_end", "batch_end")
@@ -53,7 +53,7 @@ class PatchCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._step = 0
         for patch in self.patches.values():
-            api.check(self.model, *bound(patch, self._bindings(patch)))
+            checking.check(self.model, *bound(patch, self._bindings(patch)))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._apply("epoch_begin", epoch, logs)
@@ -66,7 +66,7 @@ class PatchCallback(keras.callbacks.Callback):
         self._step += 1
 
     def _bindings(self, patch: Patch) -> dict[str, Any]:
-        from kpatch.splitting import bindings_of
+        from kpatch.inside.splitting import bindings_of
 
         return bindings_of(patch, self.bindings)
 
@@ -76,7 +76,8 @@ class PatchCallback(keras.callbacks.Callback):
         entries = 0
         if number in self.patches:
             patch = self.patches[number]
-            masks = written(api.apply(self.model, patch, **self._bindings(patch)))
+            checked = checking.check(self.model, *bound(patch, self._bindings(patch)))
+            masks = written(live.apply(checked, self.model))
             entries = sum(int(mask.sum()) for _, mask in masks)
             if self.slots == "reset":
                 for optimizer in _optimizers(self.model.optimizer):

@@ -7,10 +7,11 @@ from typing import Any
 import keras
 
 from kpatch import backends
-from kpatch.compiled import TensorPatch
-from kpatch.patches import PatchLike
+from kpatch.inside.tensor_patch import TensorPatch
+from kpatch.names.patches import PatchLike
 from kpatch.syntax import parse
-from kpatch.tensors import of_variable, widths
+from kpatch.values import widths
+from kpatch.values.tensors import of_variable
 
 HELD = "_ = where($mask, $held, _)"  # what `hold` makes
 

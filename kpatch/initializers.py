@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
-from kpatch.compiled import TensorPatch
-from kpatch.patches import PatchLike
+from kpatch.inside.tensor_patch import TensorPatch
+from kpatch.names.patches import PatchLike
 
 
 @keras.saving.register_keras_serializable(package="kpatch")

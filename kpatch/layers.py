@@ -7,12 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from kpatch.compiled import TensorPatch
-from kpatch.compiled.naming import named_by, unique
-from kpatch.compiled.patched import WeightsPatch
 from kpatch.errors import BindingError
-from kpatch.patches import PatchLike
-from kpatch.tensors import of_variable
+from kpatch.inside.naming import named_by, unique
+from kpatch.inside.patched import WeightsPatch
+from kpatch.inside.tensor_patch import TensorPatch
+from kpatch.names.patches import PatchLike
+from kpatch.values.tensors import of_variable
 
 
 @keras.saving.register_keras_serializable(package="kpatch")

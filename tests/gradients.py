@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 

@@ -100,7 +100,7 @@ def test_every_variable_of_odd_layers(dtype):
         model = models.mixed()
     finally:
         keras.config.set_dtype_policy("float32")
-    from kpatch.resolve import index
+    from kpatch.names.index import index
 
     entries = [entry for entry in index(model).entries if "seed" not in entry.path]
     assert len(entries) >= 20

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch import backends, live, planner
-from kpatch.resolve import index
+from kpatch import backends
+from kpatch.names.index import index
+from kpatch.run import live, planner
 from kpatch.values import arithmetic
 
 BACKEND = keras.backend.backend()
@@ -349,7 +350,9 @@ def test_an_exit_is_raised_as_it_is(model):
 
 # Between any two lines ------------------------------------------------------------------------------------------------
 
-FILES = {str(Path(module.__file__)) for module in (live, sys.modules["kpatch.undo"], sys.modules["kpatch.execute"])}
+FILES = {
+    str(Path(module.__file__)) for module in (live, sys.modules["kpatch.run.undo"], sys.modules["kpatch.run.execute"])
+}
 FILES |= {str(path) for path in Path(backends.__file__).parent.glob(f"{BACKEND}*.py")}
 
 

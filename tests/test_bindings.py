@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 HAS_TORCH = importlib.util.find_spec("torch") is not None

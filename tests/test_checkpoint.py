@@ -38,7 +38,7 @@ def load(path):
 
 def first_float(model):
     """The selector of the model's first floating-point variable of an axis or more."""
-    from kpatch.resolve import index
+    from kpatch.names.index import index
 
     return next(e.path for e in index(model).entries if not e.hidden and "float" in e.dtype and e.shape)
 

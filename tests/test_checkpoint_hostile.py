@@ -292,7 +292,7 @@ def test_a_file_that_is_read_only(saved):
 
 
 def test_two_edits_at_a_time(weights):
-    from kpatch import disk
+    from kpatch.checkpoint import disk
 
     with disk.lock(weights), pytest.raises(FileError) as info:
         checkpoint.apply(weights, "**[...] = 0", in_place=True)

@@ -15,8 +15,8 @@ from calls import before_call
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from kpatch import checkpoint, disk
-from kpatch.checkpoint import editor, journal
+from kpatch import checkpoint
+from kpatch.checkpoint import disk, editor, journal
 from kpatch.errors import FileError, PatchError, UndoError
 from kpatch.tools.command_line import main
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kpatch import files, outputs
-from kpatch.checkpoint import edits
+from kpatch.checkpoint import edits, keras_files, outputs
 from kpatch.errors import FileError
 from kpatch.tools import command_line
 
@@ -307,7 +306,7 @@ def test_check_looks_up_names_in_a_model(run, model, code):
 
 def test_check_looks_up_every_match_of_a_glob(run, model, monkeypatch):
     from kpatch.errors import ResolutionError
-    from kpatch.resolve import ModelIndex
+    from kpatch.names.index import ModelIndex
 
     def find_all(index, selector):
         raise ResolutionError(f"no match for '{selector}'")
@@ -387,7 +386,7 @@ def test_show_refuses_what_is_no_selector(run, model, selector):
 
 def error_of(path, **options):
     with pytest.raises(FileError) as info:
-        files.load(path, **options)
+        keras_files.load(path, **options)
     return str(info.value)
 
 
@@ -427,7 +426,7 @@ def test_damaged_bytes_end_in_a_file_error(model):
         damaged[position] ^= 0xFF
         model.write_bytes(damaged)
         with contextlib.suppress(FileError):
-            files.load(model)
+            keras_files.load(model)
 
 
 def rewrite_config(path, change, compression=zipfile.ZIP_STORED):
@@ -531,7 +530,7 @@ def test_show_statistics(run, model):
 
 
 def test_a_failed_save_leaves_the_file_and_nothing_beside_it(model, monkeypatch):
-    loaded = files.load(model).model
+    loaded = keras_files.load(model).model
     data, names = model.read_bytes(), os.listdir(model.parent)
 
     def full(*_):
@@ -539,7 +538,7 @@ def test_a_failed_save_leaves_the_file_and_nothing_beside_it(model, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FileError) as info:
-        files.save(loaded, outputs.Output(model, overwrite=True), {}, [])
+        keras_files.save(loaded, outputs.Output(model, overwrite=True), {}, [])
     assert str(info.value) == f"cannot write '{model}': no space left on device"
     assert (model.read_bytes(), os.listdir(model.parent)) == (data, names)
 

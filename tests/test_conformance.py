@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 CASES = json.loads((pathlib.Path(__file__).parent / "conformance" / "edits.json").read_text())
 

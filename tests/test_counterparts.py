@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch.resolve import index
-from kpatch.resolve.counterparts import Counterparts
-from kpatch.tensors import to_numpy
+from kpatch.names.counterparts import Counterparts
+from kpatch.names.index import index
+from kpatch.values.tensors import to_numpy
 
 layers = keras.layers
 

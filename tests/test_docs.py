@@ -27,12 +27,12 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch.evaluate import Scope, evaluate
 from kpatch.functions import TABLE
 from kpatch.functions.operands import strong
 from kpatch.functions.parameters import Numeric, Operands, Tensor, Tensors
+from kpatch.run.evaluate import Scope, evaluate
 from kpatch.syntax import ast as nodes
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -348,8 +348,8 @@ def test_what_imports_a_backend_beside_their_own_files():
         if other.partition(".")[0] in {"jax", "torch", "tensorflow"}
     }
     assert {name for name in found if not name.startswith("kpatch.backends.")} == {
-        "kpatch.compiled.dynamo",
-        "kpatch.resolve.bindings",
+        "kpatch.inside.dynamo",
+        "kpatch.names.bindings",
     }
 
 

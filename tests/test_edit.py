@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 TEXT = """

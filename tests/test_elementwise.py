@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch import elementwise, evaluate
 from kpatch.functions import ranks
-from kpatch.resolve.names import Place
-from kpatch.tensors import to_numpy
+from kpatch.names.meanings import Place
+from kpatch.run import elementwise, evaluate
 from kpatch.values.dtypes import NUMPY, Value, tensor
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 DTYPES = ["float32"] if BACKEND == "jax" else ["float32", "float64"]  # which has 64 bits only where that is switched on

@@ -9,7 +9,7 @@ import pytest
 
 import kpatch
 from kpatch.layers import PatchedLayer, ScatterLayer
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 FORMATS = {"tensorflow": ("tf_saved_model", "litert"), "jax": ("tf_saved_model",), "torch": ("torch",), "numpy": ()}

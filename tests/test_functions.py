@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from keras import ops
 
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
-from kpatch.evaluate import Scope, evaluate
 from kpatch.functions import TABLE, call
 from kpatch.functions.parameters import METHODS
 from kpatch.functions.registry import REQUIRED
+from kpatch.run.evaluate import Scope, evaluate
 from kpatch.syntax import parse
 from kpatch.values import arithmetic, dtypes
 from kpatch.values.dtypes import NUMPY, Value, literal, tensor

@@ -13,9 +13,10 @@ import pytest
 from keras import ops
 
 import kpatch
-from kpatch import backends, tensors
+from kpatch import backends
 from kpatch.backends.generic import Generic
 from kpatch.layers import PatchedLayer, ScatterLayer
+from kpatch.values import tensors
 
 BACKEND = keras.backend.backend()
 X = (np.arange(12, dtype="float32").reshape(3, 4) - 5) / 4

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 import kpatch
 from kpatch.errors import PatchError, ResolutionError
-from kpatch.resolve import index, names
-from kpatch.resolve.globs import matcher
+from kpatch.names import meanings
+from kpatch.names.globs import matcher
+from kpatch.names.index import index
 from kpatch.syntax import parse
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 layers = keras.layers
 
@@ -471,8 +472,8 @@ def test_hostile_patterns_end_soon(text):
 
 
 def test_globs_without_end_are_refused(net, monkeypatch):
-    monkeypatch.setattr(names, "MAX_WALK", 2**12)
-    monkeypatch.setattr(names, "MAX_MATCHES", 100)
+    monkeypatch.setattr(meanings, "MAX_WALK", 2**12)
+    monkeypatch.setattr(meanings, "MAX_MATCHES", 100)
     for text, message in [
         ("**.*." * 1_000 + "* = 0", "the globs of a patch take at most 4096 steps, in all layers for all their parts"),
         ("\n".join(f"**.k{i}* = 0" for i in range(2_000)), "the globs of a patch take at most 4096 steps"),

@@ -11,7 +11,7 @@ from keras import ops
 import kpatch
 from kpatch.callbacks import PatchCallback
 from kpatch.constraints import PatchConstraint
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")

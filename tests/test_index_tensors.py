@@ -15,16 +15,16 @@ from keras import ops
 
 import kpatch
 import kpatch.layers
-from kpatch import evaluate as ev
-from kpatch.compiled import TensorPatch
 from kpatch.constraints import PatchConstraint
 from kpatch.functions import ranges
 from kpatch.initializers import PatchedInitializer
+from kpatch.inside.tensor_patch import TensorPatch
 from kpatch.layers import PatchedLayer, ScatterLayer
+from kpatch.run import evaluate as ev
 from kpatch.syntax import parse
-from kpatch.tensors import to_numpy
 from kpatch.values import arithmetic
 from kpatch.values.dtypes import Value, tensor
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="numpy has no gradients")

@@ -8,8 +8,8 @@ import pytest
 from test_resolve import TABLE, quick
 
 import kpatch
-from kpatch.resolve import index
-from kpatch.tensors import to_numpy
+from kpatch.names.index import index
+from kpatch.values.tensors import to_numpy
 
 layers = keras.layers
 BACKEND = keras.backend.backend()

@@ -9,10 +9,11 @@ from gradients import check_gradients, gradients
 from keras import ops
 
 import kpatch
-from kpatch import indexing, tensors
+from kpatch import indexing
 from kpatch.initializers import PatchedInitializer
 from kpatch.layers import PatchedLayer, ScatterLayer
-from kpatch.tensors import grids, to_numpy
+from kpatch.values import grids, tensors
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")

@@ -10,14 +10,7 @@ from keras import ops
 from test_functions import FLOATS, INTEGERS, JAX, fails, given_as, make, numbers, run
 
 import kpatch
-from kpatch.errors import (
-    DTypeError,
-    FunctionError,
-    LimitError,
-    ShapeError,
-    SubscriptError,
-    UnsupportedError,
-)
+from kpatch.errors import DTypeError, FunctionError, LimitError, ShapeError, SubscriptError, UnsupportedError
 from kpatch.functions import TABLE, call
 from kpatch.values.arithmetic import planning
 from kpatch.values.dtypes import NUMPY, Value, literal

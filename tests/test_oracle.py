@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpatch
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 SHAPES = [(), (5,), (3, 4), (2, 3, 4), (1, 6), (4, 0)]
 DTYPES = ["float32", "float16", "bfloat16", "int8", "int32", "bool"]

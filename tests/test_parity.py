@@ -18,9 +18,9 @@ import pytest
 from test_conformance import CASES, array
 
 import kpatch
-from kpatch.evaluate import Scope, evaluate
 from kpatch.functions import TABLE
-from kpatch.tensors import to_numpy
+from kpatch.run.evaluate import Scope, evaluate
+from kpatch.values.tensors import to_numpy
 
 BACKENDS = ("numpy", "jax", "torch", "tensorflow")
 DTYPES = ("bool", "int8", "int16", "int32", "uint8", "float16", "bfloat16", "float32")  # jax's without a switch

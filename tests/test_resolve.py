@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.resolve import ModelIndex, index
+from kpatch.names.index import ModelIndex, index
 from kpatch.syntax import parse
 
 layers = keras.layers

@@ -15,9 +15,9 @@ from kpatch import api
 from kpatch.constraints import PatchConstraint
 from kpatch.initializers import PatchedInitializer
 from kpatch.layers import PatchedLayer, ScatterLayer
-from kpatch.planner import Checked
-from kpatch.resolve import index
-from kpatch.tensors import to_numpy
+from kpatch.names.index import index
+from kpatch.run.planner import Checked
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 X = np.arange(12, dtype="float32").reshape(4, 3)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch import backends, live
-from kpatch.tensors import to_numpy
+from kpatch import backends
+from kpatch.run import live
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 BITS = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0x00000001, 0x7F800000, 0x3F800000], "uint32").view("float32")

@@ -14,7 +14,7 @@ from keras import ops
 
 import kpatch
 from kpatch.layers import ScatterLayer
-from kpatch.tensors import to_numpy
+from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
 JITS = [False, True] if BACKEND in ("jax", "tensorflow") else [False]
@@ -342,7 +342,7 @@ def test_indices_of_wide_dtypes_do_not_wrap_into_range():
 
 
 def test_plans_of_a_layer_are_bounded():
-    from kpatch import compiled as patches
+    from kpatch.inside import tensor_patch as patches
 
     layer = ScatterLayer("_[0, 0] = 1.0")
     for batch in range(1, 3 * patches.MAX_PLANS):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from kpatch import backends
+from kpatch.checkpoint.keras_files import failure
 from kpatch.errors import FileError, of_backend
-from kpatch.files import failure
 
 
 class Origin(str):

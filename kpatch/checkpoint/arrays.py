@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from kpatch.disk import Source
+from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError
 from kpatch.values.dtypes import NUMPY
 

@@ -19,6 +19,7 @@ from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
 from kpatch.syntax import parse
 from kpatch.values.dtypes import DTYPES
+from kpatch.view import tables
 
 FEW = 64  # entries of an array that are written out at most
 KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
@@ -101,12 +102,10 @@ class Diff:
         return self.text
 
     def __rich__(self):
-        from kpatch.report import filled, shape, table_of
-
         rows = [
             (
                 each.name,
-                shape(each.new.shape),
+                tables.shape(each.new.shape),
                 each.new.dtype,
                 f"{each.count:,}",
                 f"{each.count / each.new.size:.2%}",
@@ -115,7 +114,7 @@ class Diff:
             )
             for each in self.differences
         ]
-        return filled(table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
+        return tables.filled(tables.table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
 
 
 def heat(difference):

@@ -14,9 +14,9 @@ import numpy as np
 from kpatch.checkpoint import journal, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
-from kpatch.disk import close, failing, lock, write_all
+from kpatch.checkpoint.disk import close, failing, lock, write_all
+from kpatch.checkpoint.outputs import check, written
 from kpatch.errors import FileError, reason
-from kpatch.outputs import check, written
 
 GAP = 2**12  # bytes between two changed entries from which they are two replacements
 CHUNK = 2**26  # bytes copied at a time

@@ -5,15 +5,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kpatch import execute, keywords, outputs, planner
-from kpatch.api import check_expected
-from kpatch.checkpoint import editor, journal, recovery
+from kpatch.checkpoint import editor, journal, outputs, recovery
+from kpatch.checkpoint.disk import Source, failing
 from kpatch.checkpoint.names import FileNames, Given
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.checkpoint.store import Stored
-from kpatch.disk import Source, failing
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
-from kpatch.patches import PatchLike, bound
+from kpatch.names import keywords
+from kpatch.names.patches import PatchLike, bound
+from kpatch.run import execute, planner
+from kpatch.run.checking import check_expected
+from kpatch.run.plan import Plan
+from kpatch.view import tables
 
 
 class Applied:
@@ -29,32 +32,28 @@ class Applied:
     def __init__(self, checked, path, changes, note):
         written = {change.step: change.entries for change in changes}
         counts = ((step, execute.static_count(step)) for step in checked.edits)
-        self.plan = checked.plan(written.get(step, 0) if known is None else known for step, known in counts)
+        self.plan = Plan.of(checked, (written.get(step, 0) if known is None else known for step, known in counts))
         self.path = path
         self.changes = changes
         self.note = note
 
     def __rich__(self):
-        from kpatch.report import filled, shape, table_of
-
         source = self.plan.patch.source
         rows = [
             (
                 source[slice(*c.statement.span)],
                 c.step.place.path,
-                shape(c.step.place.shape),
+                tables.shape(c.step.place.shape),
                 f"{c.entries:,}",
                 str(c.before),
                 str(c.after),
             )
             for c in self.changes
         ]
-        return filled(table_of("statement", "variable", "shape", "entries", "before", "after"), rows)
+        return tables.filled(tables.table_of("statement", "variable", "shape", "entries", "before", "after"), rows)
 
     def __str__(self):
-        from kpatch.report import as_text
-
-        return as_text(self.__rich__())
+        return tables.as_text(self.__rich__())
 
     def __repr__(self):
         return f"<Applied {len(self.changes)} writes to {self.path}>"
@@ -63,7 +62,7 @@ class Applied:
 @keywords.checked("kpatch.checkpoint.plan")
 def plan(
     path: "str | os.PathLike[str] | Checkpoint", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any
-) -> planner.Plan:
+) -> Plan:
     """What a patch would do to a file: checked, and nothing written.
 
     Args:
@@ -76,7 +75,7 @@ def plan(
         A `Plan`; printed, it is a table.
     """
     checked = _check(_opened(path), patch, expect, bindings)
-    return checked.plan(execute.counts(checked, Stored(checked.names)))
+    return Plan.of(checked, execute.counts(checked, Stored(checked.names)))
 
 
 @keywords.checked("kpatch.checkpoint.apply")

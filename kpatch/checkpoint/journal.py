@@ -29,9 +29,9 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from kpatch.disk import close, dress, sync, write_all
+from kpatch.checkpoint.disk import close, dress, sync, write_all
+from kpatch.checkpoint.outputs import Output, begins
 from kpatch.errors import FileError
-from kpatch.outputs import Output, begins
 
 MAGIC = b"kpatch journal 2\n"
 _END = struct.Struct("<QI")  # where the whole records end, and the checksum of that

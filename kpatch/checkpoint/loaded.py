@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from kpatch.checkpoint.arrays import in_blocks
-from kpatch.resolve import index
-from kpatch.tensors import to_numpy
+from kpatch.names.index import index
+from kpatch.values.tensors import to_numpy
 
 
 class Held:

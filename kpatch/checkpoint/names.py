@@ -5,10 +5,10 @@ from typing import Any
 
 from kpatch.checkpoint.arrays import Array
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
-from kpatch.resolve import ModelIndex
-from kpatch.resolve.bindings import NONE, Bindings
-from kpatch.resolve.names import ModelNames, Place
-from kpatch.resolve.tree import LAYER, Entry, Node
+from kpatch.names.bindings import NONE, Bindings
+from kpatch.names.index import ModelIndex
+from kpatch.names.meanings import ModelNames, Place
+from kpatch.names.tree import LAYER, Entry, Node
 from kpatch.syntax import Implied
 
 

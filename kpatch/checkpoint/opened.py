@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kpatch.checkpoint import archive, hdf5, names, recovery, safetensors, shards
-from kpatch.disk import Source
+from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.syntax import parse
 
@@ -92,7 +92,7 @@ class Checkpoint(names.Donor):
         """The index of names: the model's, else the file's own."""
         if self._model is None:
             return self.own
-        from kpatch.resolve import index
+        from kpatch.names.index import index
 
         return index(self._model[0])
 
@@ -136,7 +136,7 @@ class Checkpoint(names.Donor):
 
     @cached_property
     def _counterparts(self):
-        from kpatch.resolve.counterparts import Counterparts
+        from kpatch.names.counterparts import Counterparts
 
         return Counterparts(self.path.name, self.index)
 

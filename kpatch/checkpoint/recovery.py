@@ -9,8 +9,8 @@ import itertools
 import os
 import zlib
 
+from kpatch.checkpoint.disk import close, failing, lock, sync
 from kpatch.checkpoint.journal import begun, damaged, described, done, first, play, read, way_out
-from kpatch.disk import close, failing, lock, sync
 from kpatch.errors import FileError, UndoError
 
 

@@ -4,8 +4,7 @@ import hashlib
 import html
 from pathlib import Path
 
-from kpatch import outputs
-from kpatch.checkpoint import safetensors
+from kpatch.checkpoint import outputs, safetensors
 from kpatch.checkpoint.opened import KINDS
 from kpatch.errors import FileError
 

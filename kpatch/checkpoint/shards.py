@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kpatch.checkpoint import hdf5
-from kpatch.disk import Source
+from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError
 
 

@@ -8,15 +8,18 @@ import mmap
 
 import numpy as np
 
-from kpatch import backends, execute, indexing, tensors
+from kpatch import backends, indexing
 from kpatch.backends.numpy import OPERATORS, take
-from kpatch.batch import BatchStep
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
-from kpatch.elementwise import IN_BLOCKS
-from kpatch.planner import EditStep
-from kpatch.resolve.names import Place
+from kpatch.names.meanings import Place
+from kpatch.run import execute
+from kpatch.run.batch import BatchStep
+from kpatch.run.elementwise import IN_BLOCKS
+from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
+from kpatch.values import tensors
 from kpatch.values.dtypes import check_available, tensor
+from kpatch.view import tables
 
 LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)
 MAX_KEPT = 2**12  # changed entries of which old and new values are kept as they are
@@ -70,10 +73,8 @@ class Sample:
             self._sum += float(wide.sum(dtype="float64")) * (count / part.size)
 
     def __str__(self):
-        from kpatch.report import sample
-
         if self._kept or not self._size:
-            return sample(np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else [])
+            return tables.sample(np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else [])
         return f"{self._low:.4g} … {self._high:.4g}, mean {self._sum / self._size:.4g}"
 
 

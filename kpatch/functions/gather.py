@@ -12,10 +12,10 @@ from kpatch.functions.reductions import max_, min_
 from kpatch.functions.registry import Group
 from kpatch.functions.shapes import ravel
 from kpatch.indexing import broadcast
-from kpatch.tensors import to_numpy
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute, doubt, fold, is_planning
 from kpatch.values.dtypes import is_floating, is_integer, is_signed
+from kpatch.values.tensors import to_numpy
 
 SELECTION = Group("Selection", bounds=ranges.of_x)
 

@@ -17,9 +17,9 @@ from kpatch.functions.operands import as_floats, float_of, need_lengths
 from kpatch.functions.parameters import Numeric
 from kpatch.functions.registry import Group
 from kpatch.indexing import broadcast
-from kpatch.tensors import to_numpy
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute, doubt, fold
+from kpatch.values.tensors import to_numpy
 
 LINEAR_ALGEBRA = Group("Linear algebra")
 MAX_WORK = 2**38  # multiplications, about, that one call asks for: the inverse of a matrix of 6,500 by 6,500

@@ -17,9 +17,9 @@ import numpy as np
 
 from kpatch.errors import SubscriptError, UnsupportedError
 from kpatch.functions.axes import normal_axes
-from kpatch.tensors import to_numpy
 from kpatch.values.dtypes import FLOATS, INTEGERS, NUMPY, RANGES, Value, is_integer
 from kpatch.values.numerics import is_traced
+from kpatch.values.tensors import to_numpy
 
 
 class Range(NamedTuple):

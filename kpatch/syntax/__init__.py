@@ -21,7 +21,6 @@ from kpatch.syntax.ast import (
     Local,
     Name,
     Node,
-    Patch,
     Position,
     Reference,
     Selector,
@@ -33,7 +32,8 @@ from kpatch.syntax.ast import (
     children,
     walk,
 )
-from kpatch.syntax.parser import MAX_ERRORS, MAX_SOURCE, join, parse
+from kpatch.syntax.parser import MAX_ERRORS
+from kpatch.syntax.patch import MAX_SOURCE, Patch, join, parse
 from kpatch.syntax.spelling import nearest
 from kpatch.syntax.words import is_name, quote
 

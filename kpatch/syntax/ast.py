@@ -8,7 +8,6 @@ may recurse.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from kpatch.syntax.words import ATOM, BINDING_POWER, KEYWORDS, is_name, quote
 
@@ -148,67 +147,6 @@ class Let(Node):
 
     def __str__(self):
         return f"let {self.name} = {self.value}"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Patch(Node):
-    """A whole patch: `kpatch.parse` makes it of a text, `kpatch.load` of a file. `a + b` is one patch of both.
-
-    Attributes:
-        statements: the statements; `Patch(text)` parses.
-        source: the text.
-        bindings: values that come with the patch, for its `$names`; those that a function is given come before them.
-
-    Example:
-        >>> import kpatch
-        >>> kpatch.Patch("head.bias=0") + "head.kernel *= 2"
-        Patch('head.bias = 0\\nhead.kernel *= 2')
-    """
-
-    statements: tuple
-    source: str = ""
-    span: tuple = _span()
-    bindings: dict = field(default_factory=dict)
-    _hash: int = field(default=0, init=False)  # computed once: plans are looked up by it
-
-    def __post_init__(self):
-        given: Any = self.statements
-        if isinstance(given, str):
-            from kpatch.syntax.parser import parse
-
-            patch = parse(given)
-            for name in ("statements", "source", "span"):
-                object.__setattr__(self, name, getattr(patch, name))
-        elif type(given) is not tuple:
-            raise TypeError(f"kpatch.Patch(text) takes a text. Received: {given!r}")
-
-    def __add__(self, other):
-        from kpatch.syntax.parser import join, parse
-
-        if not isinstance(other, (str, Patch)):
-            return NotImplemented
-        return join([self, parse(other) if isinstance(other, str) else other])
-
-    def __repr__(self):
-        return f"Patch({str(self)!r})"
-
-    def __str__(self):
-        return "\n".join(map(str, self.statements))
-
-    def __hash__(self):
-        if not self._hash:
-            object.__setattr__(self, "_hash", hash(self.statements) or 1)
-        return self._hash
-
-    def __eq__(self, other):
-        if self is other:
-            return True
-        if type(other) is not Patch:
-            return NotImplemented
-        if hash(self) != hash(other) or self.statements != other.statements:
-            return False
-        mine, others = self.bindings, other.bindings  # the same objects: to compare arrays would cost too much
-        return mine.keys() == others.keys() and all(value is others[name] for name, value in mine.items())
 
 
 # Literals and names in an expression

@@ -22,99 +22,25 @@ a selector before ".", and else a local, a constant or a selector, in this order
 the `let` statements before.
 """
 
-import gc
 import re
-from collections.abc import Iterable
-from dataclasses import replace
-from functools import lru_cache
 
-from kpatch.errors import BindingError, LimitError, PatchSyntaxError, combine
+from kpatch.errors import LimitError, PatchSyntaxError, combine
 from kpatch.syntax import faults, literals, operators  # noqa: F401 - these two register what they read
-from kpatch.syntax.ast import Patch
 from kpatch.syntax.faults import ENDS
-from kpatch.syntax.lexer import MAX_TOKENS, shorten
+from kpatch.syntax.lexer import MAX_TOKENS
 from kpatch.syntax.pratt import Parser
 from kpatch.syntax.statements import read_statement
 
-MAX_SOURCE = 16 * 2**20  # characters in the text of a patch
 MAX_ERRORS = 100  # errors reported together; then the parser stops
-MAX_CACHED = 2**14  # characters in a text whose tree is kept: at most 128 of these
 RECOVERY = 10_000  # characters looked through for the end of a faulty statement
 
 _STOPS = ("\n", "\r\n", "\r", ";")
 _LANDMARK = re.compile(r"\#[^\r\n]*|\"(?:[^\"\\\r\n]|\\.){0,999}\"|'(?:[^'\\\r\n]|\\.){0,999}'|[\[\]();]|\r\n|[\r\n]")
 
 
-def parse(text: str) -> Patch:
-    """The tree of a patch.
-
-    Args:
-        text: the source, a string.
-
-    Returns:
-        A `Patch`. Short texts are parsed once and then remembered.
-
-    Raises:
-        PatchSyntaxError: the text is not a patch. All faults are reported together, in the `errors` of the first.
-        LimitError: the text is longer than `MAX_SOURCE`, or an expression deeper than `MAX_DEPTH`.
-
-    Example:
-        >>> from kpatch.syntax import parse
-        >>> patch = parse("dense.kernel[0,0]=1 ; dense.bias *= (2)")
-        >>> print(patch)
-        dense.kernel[0, 0] = 1
-        dense.bias *= 2
-        >>> patch.statements[0].target.index
-        (Integer(value=0), Integer(value=0))
-    """
-    if type(text) is not str:
-        if not isinstance(text, str):
-            raise TypeError(f"a patch is a string. Received: text={shorten(repr(text))} of type {type(text).__name__}")
-        text = str.__str__(text)
-    return _parse_once(text) if len(text) <= MAX_CACHED else _parse_long(text)
-
-
-def join(patches: Iterable[Patch]) -> Patch:
-    """One patch of several: their statements in a row, and their bindings together.
-
-    Raises:
-        PatchSyntaxError: together they are no patch: a local is bound twice.
-        BindingError: two of them bring different values for one `$name`.
-    """
-    bindings: dict = {}
-    for patch in patches:
-        for name, value in patch.bindings.items():
-            if bindings.setdefault(name, value) is not value:
-                raise BindingError(f"'${name}' has different values in two of the patches")
-    return replace(parse("\n".join(map(_text, patches))), bindings=bindings)
-
-
-def _text(patch):
-    """The source of a patch, for which errors are shown, or its own text if it is a part of another."""
-    return patch.source if parse(patch.source).statements == patch.statements else str(patch)
-
-
-def _parse(text):
-    if len(text) > MAX_SOURCE:
-        raise LimitError(f"the patch has {len(text):,} characters; at most {MAX_SOURCE:,} are read")
-    return _patch(Parser(text))
-
-
-def _parse_long(text):
-    """Without garbage collection: it would go over all nodes again and again, and none of them is garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return _parse(text)
-    finally:
-        if enabled:
-            gc.enable()
-
-
-_parse_once = lru_cache(maxsize=128)(_parse)
-
-
-def _patch(p):
+def read_statements(text):
+    """The statements of a text; all its faults are raised together."""
+    p = Parser(text)
     statements, errors = [], []
     begin: int | None = 1 if p.text.startswith("\ufeff") else 0
     while begin is not None:
@@ -125,7 +51,7 @@ def _patch(p):
         begin = _recover(p.text, begin, error.span[0]) if len(errors) < MAX_ERRORS else None
     if errors:
         raise combine(errors)
-    return Patch(tuple(statements), p.text, (0, len(p.text)))
+    return tuple(statements)
 
 
 def _statements(p, begin, statements):

@@ -52,8 +52,8 @@ def paths(texts: Iterable[str]) -> list[str]:
 
 def _literal(name: str, text: str) -> Any:
     """A number, a boolean or a list, by the language's own rules."""
-    from kpatch.evaluate import Scope, evaluate
     from kpatch.functions.quoted import with_names
+    from kpatch.run.evaluate import Scope, evaluate
 
     try:
         [statement] = parse(f"let {name}_ = {text}").statements

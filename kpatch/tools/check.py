@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kpatch.errors import FileError, PatchError, shorten
-from kpatch.patches import decode, read, unreadable
+from kpatch.names.patches import decode, read, unreadable
 from kpatch.syntax import Patch, ast, parse
 from kpatch.tools import python_sources
 from kpatch.tools.places import FoundPatch, Region, patch_file
@@ -140,7 +140,7 @@ def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
 
 def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
     """The errors of the names in a patch that a model does not have."""
-    from kpatch.resolve import index
+    from kpatch.names.index import index
 
     names = index(model)
     errors = []

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kpatch import disk, files, outputs, patches
+from kpatch.checkpoint import disk, keras_files, outputs
 from kpatch.errors import FileError, PatchError
+from kpatch.names import patches
 from kpatch.syntax import Patch, ast, parse
 from kpatch.tools import binding
 from kpatch.tools.check import check_files, show_report
@@ -188,7 +189,7 @@ def _apply(
     loaded = _load(path, with_training_state=output is None and not dry_run)
     import kpatch
 
-    given: list[files.Loaded] = []
+    given: list[keras_files.Loaded] = []
 
     def donor(name: str) -> Any:
         given.append(_load(Path(name)))
@@ -205,10 +206,10 @@ def _apply(
     with _status(f"saving {target}"):
         if output is None:
             with disk.failing(f"cannot write '{path}'"), disk.lock(loaded.source.real):
-                files.save(loaded.model, outputs.Output(path, overwrite=True), {}, sources)
+                keras_files.save(loaded.model, outputs.Output(path, overwrite=True), {}, sources)
         else:
             inputs = {**dict.fromkeys(sources, outputs.READ), loaded.source: outputs.MODEL}
-            files.save(loaded.model, outputs.Output(output, overwrite=overwrite), inputs, sources)
+            keras_files.save(loaded.model, outputs.Output(output, overwrite=overwrite), inputs, sources)
     _print(applied)
     click.echo(f"wrote {target}")
 
@@ -358,10 +359,10 @@ def _read(name: str) -> tuple[str, str]:
     return ("standard input" if name == "-" else name), patches.read_text(name)
 
 
-def _load(path: Path, *, with_training_state: bool = False) -> files.Loaded:
+def _load(path: Path, *, with_training_state: bool = False) -> keras_files.Loaded:
     with _status(f"loading {path}"):
         _choose_backend()
-        loaded = files.load(path, with_training_state=with_training_state)
+        loaded = keras_files.load(path, with_training_state=with_training_state)
     for warning in loaded.warnings:
         Console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return loaded

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import kpatch
 from kpatch.errors import FileError
-from kpatch.patches import decode
+from kpatch.names.patches import decode
 from kpatch.tools.places import FoundPatch, Lines
 
 MAX_PYTHON = 4 * 2**20  # bytes in a Python file; its tree takes a hundred times as much memory

@@ -18,7 +18,7 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
-from kpatch.tensors.symbols import lengths
+from kpatch.values.symbols import lengths
 
 MAX_SIZE = 2**28  # entries of a result that is larger than all its inputs
 MAX_CONSTANT = 2**20  # entries of a result made of literals alone: those are folded on the host

@@ -1,0 +1,146 @@
+"""Which files a command may write, and how they take their places.
+
+Every file that kpatch makes goes through here. It is never written over an input. A file that is there already is
+replaced only if it is kpatch's own, or if the caller says so. Each is written aside, and renamed when all are whole.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kpatch.checkpoint.disk import Source, dress, failing, sync
+from kpatch.errors import FileError
+
+MODEL = "is the model itself; in_place=True (--in-place) edits it where it is"
+READ = "is read by the patch; name another output"
+
+Inputs = Mapping[Any, str]  # the path of each input → what an error says of it, after its name
+
+
+class Output(NamedTuple):
+    """A file to be written.
+
+    Attributes:
+        path: its name.
+        own: whether a file that is there already is kpatch's own, and so may be replaced; `None` if kpatch has no mark
+            in files of this kind.
+        overwrite: whether any regular file may be replaced.
+        of: the path of another output, whose mode and owner this one gets: a journal is no wider than its file.
+    """
+
+    path: Path
+    own: Callable[[Path], bool] | None = None
+    overwrite: bool = False
+    of: Path | None = None
+
+
+def check(outputs: Sequence[Output], inputs: Inputs) -> list[Path]:
+    """The files that the names of the outputs mean, through links.
+
+    Raises:
+        FileError: one of them may not be written, or two are one file.
+    """
+    targets = [_target(output, inputs) for output in outputs]
+    seen: dict[str, Path] = {}
+    for output, target in zip(outputs, targets, strict=True):
+        key = str(target).casefold()  # two new names may be one file only once they are written
+        if key in seen:
+            raise FileError(f"'{seen[key]}' and '{output.path}' are one file; each output needs a name of its own")
+        seen[key] = output.path
+    return targets
+
+
+def _target(output: Output, inputs: Inputs) -> Path:
+    path, target = output.path, Path(os.path.realpath(output.path))
+    if str(path) == "-":
+        raise FileError("'-' is no file here; write './-' for a file of that name")
+    with failing(f"cannot write '{path}'"):
+        if not target.parent.is_dir():
+            raise FileError(f"'{path.parent}' is no directory")
+        try:
+            state = target.lstat()
+        except FileNotFoundError:
+            return target
+    if stat.S_ISDIR(state.st_mode):
+        raise FileError(f"'{path}' is a directory")
+    if not stat.S_ISREG(state.st_mode):
+        raise FileError(f"'{path}' is no regular file, and is not replaced")
+    for given, what in inputs.items():
+        if os.path.exists(given) and os.path.samefile(given, target):
+            raise FileError(f"'{path}' {what}")
+    with failing(f"cannot read '{path}'"):
+        if output.overwrite or (output.own is not None and output.own(target)):
+            return target
+    if output.own is None:
+        raise FileError(f"'{path}' exists; overwrite=True (--overwrite) replaces it")
+    raise FileError(f"'{path}' exists and is not kpatch's own; name another output, or remove the file")
+
+
+def begins(mark: bytes) -> Callable[[Path], bool]:
+    """A test of files: whether they begin with a mark."""
+
+    def own(path: Path) -> bool:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+
+    return own
+
+
+@contextlib.contextmanager
+def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Source] = ()) -> Iterator[list[Path]]:
+    """Files to write to, which take the places of the outputs at the end, in their order; on an exception none does.
+
+    A file that is replaced keeps its mode, and its owner where that is permitted. A new one can be read by nobody who
+    cannot read all of the inputs.
+
+    Args:
+        outputs: what is written.
+        inputs: what is never written over.
+        unchanged: the files that must still be as they were parsed when the outputs take their places.
+
+    Raises:
+        FileError: an output may not be, or cannot be, written; or a source has changed.
+    """
+    targets = check(outputs, inputs)
+    main = outputs[-1].path if outputs else None
+    folders: list[Path] = []
+    try:
+        for output, target in zip(outputs, targets, strict=True):
+            with failing(f"cannot write '{output.path}'"):
+                folders.append(Path(tempfile.mkdtemp(prefix=".kpatch-", dir=target.parent)))
+        files = [folder / output.path.name for folder, output in zip(folders, outputs, strict=True)]
+        with failing(f"cannot write '{main}'"):
+            yield files
+            _dress(outputs, files, targets, inputs)
+            for file in files:
+                sync(file)
+            check(outputs, inputs)
+            for source in unchanged:
+                source.check()
+            for file, target in zip(files, targets, strict=True):
+                os.replace(file, target)
+            for folder in {target.parent for target in targets}:
+                sync(folder)
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dress(outputs: Sequence[Output], files: list[Path], targets: list[Path], inputs: Inputs) -> None:
+    named = {output.path: file for output, file in zip(outputs, files, strict=True)}
+    for file, target in zip(files, targets, strict=True):
+        if target.exists():
+            dress(file, target.stat())
+            continue
+        mode = stat.S_IMODE(file.stat().st_mode)
+        for given in filter(os.path.exists, inputs):
+            mode &= os.stat(given).st_mode | 0o600
+        file.chmod(mode)
+    for output, file in zip(outputs, files, strict=True):
+        if output.of is not None:
+            dress(file, named[output.of].stat(), 0o666)

@@ -1,0 +1,31 @@
+"""`kpatch.edit`, and layers, inside `torch.compile`: one opaque call in dynamo's graph; AOT autograd traces through it.
+
+Dynamo would otherwise trace the parser and the planner, and take their NumPy arrays for tensors.
+"""
+
+import keras
+import numpy as np
+import torch
+
+from kpatch.inside import registry
+from kpatch.run import pure
+from kpatch.syntax import parse
+
+IN_GRAPH = (bool, int, float, list, tuple, np.ndarray, torch.Tensor)  # what a graph's call can be given
+
+
+def edit(x, text, bindings):
+    """`kpatch.edit` where dynamo is at work; with bindings that no graph can hold, a model say, it breaks the graph."""
+    given = {name: value.value if isinstance(value, keras.Variable) else value for name, value in bindings.items()}
+    if all(isinstance(value, IN_GRAPH) for value in given.values()):
+        return _edit_in_graph(x, text, given)
+    return _edit_apart(x, text, given)
+
+
+def _edit(x, text, bindings):
+    return pure.edit(x, parse(text), bindings)
+
+
+_edit_in_graph = torch.compiler.allow_in_graph(_edit)
+_edit_apart = torch.compiler.disable(_edit)
+run_in_graph = torch.compiler.allow_in_graph(registry.run)

@@ -1,0 +1,127 @@
+"""`hold`: entries of a model keep their values through training."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpatch import backends
+from kpatch.errors import UnsupportedError
+from kpatch.inside.forgetting import forget_compiled, models_with
+from kpatch.names import keywords
+from kpatch.names.patches import PatchLike, bound
+from kpatch.run import checking, live
+from kpatch.values.tensors import mask_of, to_numpy
+
+if TYPE_CHECKING:
+    import keras
+
+
+@keywords.checked("kpatch.hold")
+def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
+    """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
+
+    With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
+    values are held by constraints: in layers that have one for the variable (`kernel_constraint`) they are saved with
+    the model, and hold on after loading, once `kpatch.constraints` is imported. Training steps are compiled anew, of
+    every model that the layers are part of; also while `fit` runs. Several holds of one variable are released in any
+    order.
+
+    Args:
+        model: a built Keras model or layer.
+        patch: a `Patch`, or its text.
+        bindings: the values of the patch's `$names`, as for `apply`.
+
+    Returns:
+        A `Hold`; its `release()` ends it, and so does the end of a `with` block.
+
+    Raises:
+        PatchError: the patch fails, or names a variable that no optimizer trains; nothing is changed then.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> held = kpatch.hold(model, "dense_1.kernel[0] = 1.0")
+        >>> held
+        <Hold of 3 entries of dense_1.kernel>
+        >>> held.release()
+    """
+    backends.current().refuse_traces("kpatch.hold")
+    patch, bindings = bound(patch, bindings)
+    checked = checking.check(model, patch, bindings)
+    for step in checked.edits:
+        if not step.place.variable.trainable:
+            message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
+            raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
+    applied = live.apply(checked, model)
+    try:
+        return Hold(model, written(applied))
+    except BaseException:
+        applied._withdraw()
+        raise
+
+
+class Hold:
+    """Entries that are held. `release()` lets them train again."""
+
+    def __init__(self, model, masks):
+        self._model = model
+        self._layers = [place.entry.owner.item for place, _ in masks]
+        self._links = []  # (what has the constraint, under which name, the constraint)
+        self._told = ", ".join(f"{mask.sum()} entries of {place.path}" for place, mask in masks)
+        try:
+            for place, mask in masks:
+                self._constrain(place, mask)
+        except BaseException:
+            self.release()
+            raise
+        self._forget()
+
+    def _constrain(self, place, mask):
+        from kpatch.constraints import HELD, PatchConstraint
+
+        values = np.where(mask, to_numpy(place.variable.value), np.zeros((), mask.dtype).astype(place.dtype))
+        held = values[mask]
+        bits = held.view("uint8").reshape(held.size, -1)  # 0.0 is not -0.0
+        bindings = {"mask": mask, "held": held[0] if (bits == bits[0]).all() else values}
+        constraint = PatchConstraint(HELD, bindings)
+        for owner, name in self._homes(place):
+            link = constraint.on(getattr(owner, name))
+            setattr(owner, name, link)
+            self._links.append((owner, name, link))
+
+    def _homes(self, place):
+        """Where a constraint is looked for: in the variable, and for the configuration in its layer."""
+        yield place.variable, "constraint"
+        layer, name = place.entry.owner.item, f"{place.variable.name}_constraint"
+        if hasattr(layer, name):
+            yield layer, name
+
+    def release(self):
+        """Ends it: what was held trains again. Other holds go on, and other constraints are as they were."""
+        while self._links:
+            owner, name, link = self._links.pop()
+            setattr(owner, name, link.taken_from(getattr(owner, name)))
+        self._forget()
+
+    def _forget(self):
+        """Drops the training steps of all models that the layers are part of."""
+        forget_compiled([self._model, *models_with(self._layers)])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.release()
+
+    def __repr__(self):
+        return f"<Hold of {self._told or 'nothing'}>"
+
+
+def written(applied):
+    """Each place with the mask of the entries written."""
+    masks = {}
+    for record in applied._records:
+        place = record.step.place
+        _, mask = masks.setdefault(id(place.variable), (place, np.zeros(place.shape, bool)))
+        mask |= mask_of(record.selection, place.shape)
+    return [pair for pair in masks.values() if pair[1].any()]

@@ -1,0 +1,272 @@
+"""`intervene`: the calls of a model's layers, and its weights, are patched while a `with` block lasts."""
+
+import contextlib
+import functools
+import reprlib
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kpatch import backends
+from kpatch.errors import UnsupportedError
+from kpatch.inside.activations import Activations, check_one_tensor
+from kpatch.inside.forgetting import forget_compiled, layers_of, models_with
+from kpatch.inside.splitting import Split
+from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
+from kpatch.names import keywords
+from kpatch.names.patches import PatchLike
+from kpatch.run import checking, live
+from kpatch.values.numerics import is_traced
+
+SHOWN = 8  # of the activations and weights that an intervention edits
+
+if TYPE_CHECKING:
+    import keras
+
+
+@keywords.checked("kpatch.intervene")
+def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Intervention":
+    """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
+
+    The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own
+    edits, and no others. The functions that the model has compiled and kept, for `predict`, `fit`, or the `generate`
+    of keras_hub, are dropped when a block begins and when it ends; so are those of the models inside of it. Functions
+    that you compile yourself are not seen: compile them in the block, and use them only there.
+
+    Args:
+        model: a built Keras model or layer: the one that you call, not one inside of it, whose compiled functions
+            would not be dropped.
+        patch: a `Patch`, or its text: weights (edited first, and restored), and activations, each of one tensor. An
+            expression reads the activations of layers that were called before, in the same call of the model.
+        bindings: the values of the patch's `$names`; for activations constants.
+
+    Returns:
+        An `Intervention`, for one `with` block after another.
+
+    Raises:
+        PatchError: for anything wrong with the patch, or with its fit to the model. What depends on the values of
+            weights, assertions among it, is checked when a block begins; what depends on the shapes of activations,
+            or on their order, when the model is called.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> with kpatch.intervene(model, "dense_1.output[..., 0] = 7"):
+        ...     model.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
+        7.0
+    """
+    return Intervention(model, patch, bindings)
+
+
+class Intervention:
+    """A patch that takes effect in a `with` block. `kpatch.intervene` makes it.
+
+    If it is dropped and there was no block, a `RuntimeWarning` says so.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> seven = kpatch.intervene(model, "dense_1.output[..., 0] = 7; dense_1.bias = 1")
+        >>> seven
+        <Intervention in dense_1.output, dense_1.bias: begins with a 'with' block>
+        >>> with seven:
+        ...     seven
+        <Intervention in dense_1.output, dense_1.bias: under way>
+    """
+
+    def __init__(self, model, patch, bindings):
+        self._given = model, patch, bindings
+        self._stack: contextlib.ExitStack | None = None  # what ends the block
+        self._prepare()
+        self._told = f"kpatch.intervene(model, {reprlib.repr(self._split.patch.source)})"
+        message = f"{self._told} had no 'with' block, so it had no effect"
+        self._dropped: Any = weakref.finalize(self, warnings.warn, message, RuntimeWarning, 2)
+
+    def _prepare(self):
+        model, patch, bindings = self._given
+        self._split = Split(model, patch, bindings)
+        self._calls = _Calls(self._split)
+        weights, given = self._split.weights_patch()
+        checking.check(model, weights, given)
+
+    def __enter__(self):
+        if self._stack is not None:
+            raise UnsupportedError("the block of this intervention is under way; kpatch.intervene makes another one")
+        self._dropped.detach()
+        stack = self._stack = contextlib.ExitStack()
+        self._dropped = weakref.finalize(self, _end, stack, f"{self._told} was not left by its block; it ends now")
+        self._dropped.atexit = False
+        try:
+            self._begin(stack)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _begin(self, stack):
+        from kpatch.names.index import index
+
+        model = self._given[0]
+        if index(model) is not self._split.index:
+            self._prepare()  # the model has changed since
+        weights, given = self._split.weights_patch()
+        layers = layers_of(self._split.index)
+        stack.callback(forget_compiled, layers)
+        self._split.check_assertions()
+        if weights.statements:
+            backends.current().refuse_traces("kpatch.intervene")
+            stack.callback(live.apply(checking.check(model, weights, given), model)._withdraw)
+        self._calls.patch(model, stack)
+        forget_compiled(layers)
+
+    def __exit__(self, kind, error, traceback):
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            self._dropped.detach()
+            stack.__exit__(kind, error, traceback)  # an error of ending it names the one of the block as its context
+
+    def __repr__(self):
+        parts, entries = self._split.parts, [entry for _, entry in self._split.weights]
+        paths = list(dict.fromkeys(each.path for each in (*parts, *entries)))
+        more = [f"{len(paths) - SHOWN} more"] * (len(paths) > SHOWN)
+        state = "begins with a 'with' block" if self._stack is None else "under way"
+        return f"<Intervention in {', '.join([*paths[:SHOWN], *more])}: {state}>"
+
+
+def _end(stack, message):
+    """Ends the block of an `Intervention` that was entered by hand and is gone."""
+    stack.close()
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+class _Calls:
+    """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
+
+    def __init__(self, split):
+        self._parts: dict[tuple, tuple] = {}
+        for part in split.parts:
+            edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
+            self._parts[id(part.node.item), part.kind] = part, edit
+        self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
+        self._source = split.patch.source
+        self._under_way = threading.local()  # `calls`: the `Activations` of each call of the model, the innermost last
+        self._traced = False  # whether a function was traced with the patch, which some model may have kept
+        nodes = [node for part in split.parts for node, _, _ in part.reads.values()]
+        self._layers = {id(node.item): node.item for node in [*(part.node for part in split.parts), *nodes]}
+        for part in split.parts:
+            for node, kind, span in part.reads.values():
+                self._refuse_loops(node, kind, span)
+
+    def _refuse_loops(self, node, kind, span):
+        """What a loop computes anew in each step cannot be read outside of it."""
+        import keras
+
+        holder = node.parent
+        while holder is not None:
+            if isinstance(holder.item, (keras.layers.RNN, keras.layers.TimeDistributed)):
+                message = f"'{node.item.name}.{kind}' is computed in the steps of '{holder.item.name}', once for each"
+                raise UnsupportedError(message, span=span, source=self._source)
+            holder = holder.parent
+
+    def patch(self, model, stack):
+        """Patches the calls until the stack closes."""
+        self._traced = False
+        stack.callback(self._forget_traces)
+        for key, layer in self._layers.items():
+            kinds = [kind for kind in ("input", "output") if (key, kind) in self._parts or (key, kind) in self._read]
+            _patch_call(layer, functools.partial(self._called, layer, kinds), stack)
+        if self._read:
+            _patch_call(model, functools.partial(self._of_model), stack)
+
+    def _forget_traces(self):
+        if self._traced:
+            forget_compiled(models_with(self._layers.values()))
+
+    def _of_model(self, call, *args, **kwargs):
+        calls = self._calls_under_way()
+        calls.append(self._activations())
+        try:
+            return call(*args, **kwargs)
+        finally:
+            calls.pop()
+
+    def _calls_under_way(self):
+        return vars(self._under_way).setdefault("calls", [])
+
+    def _activations(self):
+        return Activations("in another call", self._source)
+
+    def _called(self, layer, kinds, call, *args, **kwargs):
+        if "input" in kinds:
+            if not args:
+                raise UnsupportedError(
+                    f"'{layer.name}' is called without a positional argument, so it has no one input"
+                )
+            args = (self._patched(layer, "input", args[0]), *args[1:])
+        outputs = call(*args, **kwargs)
+        return self._patched(layer, "output", outputs) if "output" in kinds else outputs
+
+    def _patched(self, layer, kind, x):
+        key = id(layer), kind
+        part, edit = self._parts.get(key, (None, None))
+        check_one_tensor(layer, kind, x, part, self._source)
+        if not in_dynamo() and is_traced(x):
+            self._traced = True
+        kept = next(reversed(self._calls_under_way()), None) or self._activations()
+        if edit is not None:
+            x = edit.run(edit.free, x, *[kept.read(part, name) for name in edit.free])
+        if key in self._read:
+            kept.keep(layer, kind, x)
+        return x
+
+
+_changing = threading.Lock()  # held while functions are added or removed
+
+
+class _PatchedCall:
+    """What stands in for a method of a layer while blocks last: each adds a function, and takes it away, in any order.
+
+    The functions are called as `function(call, ...)`, the latest first; `call` goes on to the one before. Without any
+    it is the layer's own, which is put back then. If somebody has put it away to bring it back later, it does no harm.
+    """
+
+    def __init__(self, layer, name):
+        functools.update_wrapper(self, getattr(layer, name))
+        self._layer = layer
+        self._name = name
+        self._before: Callable | None = vars(layer).get(name)
+        self._functions: tuple[Callable, ...] = ()
+
+    def __call__(self, *args, **kwargs):
+        call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
+        for function in self._functions:
+            call = functools.partial(function, call)
+        return call(*args, **kwargs)
+
+    def add(self, function):
+        self._functions += (function,)
+
+    def remove(self, function):
+        with _changing:
+            self._functions = tuple(each for each in self._functions if each is not function)
+            state = vars(self._layer)
+            if self._functions or state.get(self._name) is not self:
+                return
+            if self._before is None:
+                del state[self._name]
+            else:
+                state[self._name] = self._before
+
+
+def _patch_call(layer, function, stack):
+    """The layer's `call`, or what Keras calls in its stead, becomes `function(call, ...)` until the stack closes."""
+    name = "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
+    with _changing:
+        call = vars(layer).get(name)
+        if not isinstance(call, _PatchedCall):
+            call = vars(layer)[name] = _PatchedCall(layer, name)
+        stack.callback(call.remove, function)
+        call.add(function)

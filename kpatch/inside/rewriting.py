@@ -1,0 +1,179 @@
+"""`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
+
+from typing import TYPE_CHECKING, Any
+
+from kpatch.errors import PatchError, UnsupportedError
+from kpatch.inside.activations import Activations, check_one_tensor
+from kpatch.inside.naming import named_by
+from kpatch.inside.splitting import Split
+from kpatch.names import keywords
+from kpatch.names.patches import PatchLike
+
+if TYPE_CHECKING:
+    import keras
+
+
+@keywords.checked("kpatch.rewrite")
+def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "keras.Model":
+    """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
+
+    `conv1.output[..., 7] = 0` puts a `ScatterLayer` behind a layer, `head.input[:, 0] *= 2` before it, and of a
+    patched weight, `dense_1.kernel[0, 0] = 1.0`, the layer becomes a `PatchedLayer`. An expression may read the
+    activations of layers that come before. Assertions are checked now. To load such a model, import `kpatch.layers`.
+
+    Args:
+        model: a built Sequential or functional model; models inside are rewritten too.
+        patch: a `Patch`, or its text.
+        bindings: the values of the patch's `$names`, constants: numbers, lists, arrays and tensors.
+
+    Returns:
+        A model of the same class and name.
+
+    Raises:
+        PatchError: for anything wrong with the patch, or with its fit to the model.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> ablated = kpatch.rewrite(model, "dense_1.output[..., 0] = 0")
+        >>> [layer.name for layer in ablated.layers]
+        ['dense_1', 'dense_1_output_all_0_is_0']
+        >>> ablated.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
+        0.0
+    """
+    split = Split(model, patch, bindings)
+    split.check_assertions()
+    if not _has_graph(model) or not model.built:
+        raise UnsupportedError(
+            f"a {type(model).__name__} has no graph to rewrite; kpatch.intervene patches the calls of its layers"
+        )
+    try:
+        return _Rewriting(split).model(model)
+    except PatchError as error:
+        raise error.locate(None, split.patch.source) from None
+
+
+def _has_graph(layer):
+    import keras
+    from keras.models import Sequential
+
+    return isinstance(layer, Sequential) or (
+        isinstance(layer, keras.Model) and hasattr(layer, "_run_through_graph") and hasattr(layer, "operations")
+    )
+
+
+KINDS = ("input", "output")
+
+
+class _Rewriting:
+    """One use of `rewrite`: what is put where, and what has become of each layer."""
+
+    def __init__(self, split):
+        self._split = split
+        self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the part that it is of
+        self._weights = {}  # id of a layer of a graph → its statements of weights
+        self._new = {}  # id of a layer → the new one
+        self._old = {}  # id of a new layer → the layer
+        self._touched = set()
+        self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
+        for statement, entry in split.weights:
+            self._weights.setdefault(id(self._leaf(entry.owner).item), []).append((statement, entry))
+        for part in split.parts:
+            self._insert(part)
+
+    def _leaf(self, node):
+        """The layer of the innermost graph that holds the node; it marks the models around it."""
+        line = [node]
+        while line[0].parent is not None:
+            line.insert(0, line[0].parent)
+        for member in line:
+            if member.item is None or not _has_graph(member.item):
+                break
+            self._touched.add(id(member.item))
+        return member
+
+    def _insert(self, part):
+        from kpatch.layers import ScatterLayer
+
+        node = part.node
+        around = node.parent and self._leaf(node.parent)
+        if around is None or around is not node.parent or not _has_graph(around.item):
+            where = f"it is inside of '{around.item.name}', which has no graph" if around else "it is the model itself"
+            message = f"'{part.path}' cannot be rewritten: {where}; kpatch.intervene patches calls"
+            raise UnsupportedError(message).locate(part.span)
+        name = named_by(part.text, f"{node.item.name}_{part.kind}")
+        layer = ScatterLayer(part.patch, part.constants, name=name, dtype=node.item.dtype_policy)
+        self._inserted[id(node.item), part.kind] = layer, part
+
+    def model(self, model):
+        """The model with its parts put in; itself, where nothing inside of it changes."""
+        import keras
+
+        if not isinstance(model, keras.Sequential):
+            return self._functional(model)
+        parts = [self._part(layer, kind) for layer in model.layers for kind in KINDS]
+        if not any(part.reads for part in parts if part is not None):
+            return self._sequential(model)
+        new = self._functional(model._functional)  # what is read passes by the layers between
+        return keras.Model(new.inputs, new.outputs, name=model.name)
+
+    def _part(self, layer, kind):
+        return self._inserted.get((id(layer), kind), (None, None))[1]
+
+    def _functional(self, model):
+        import keras
+
+        recorded = Activations("inside of another model", self._split.patch.source)
+
+        def call(*args, **kwargs):
+            return self._call(recorded, *args, **kwargs)
+
+        return keras.models.clone_model(model, clone_function=self._layer, call_function=call)
+
+    def _sequential(self, model):
+        import keras
+
+        layers = [keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)]
+        for old in model.layers:
+            before, after = (self._inserted.get((id(old), kind), ())[:1] for kind in KINDS)
+            layers += [*before, self._layer(old), *after]
+        new = keras.Sequential(layers, name=model.name, trainable=model.trainable)
+        if model.compiled:
+            new.compile_from_config(model.get_compile_config())
+        return new
+
+    def _layer(self, layer):
+        """What becomes of a layer: itself, a model rewritten, or a `PatchedLayer`."""
+        from kpatch.layers import PatchedLayer
+
+        if id(layer) not in self._new:
+            new = layer
+            if id(layer) in self._touched:
+                new = self.model(layer)
+            elif id(layer) in self._weights:
+                patch, constants = self._split.layer_patch(layer, self._weights[id(layer)])
+                new = PatchedLayer(layer, patch, constants, name=layer.name)
+            self._new[id(layer)], self._old[id(new)] = new, layer
+        return self._new[id(layer)]
+
+    def _call(self, recorded, layer, *args, **kwargs):
+        old = self._old.get(id(layer), layer)
+        if args and self._touches(old):
+            args = (self._patched(recorded, old, "input", args[0]), *args[1:])
+        outputs = layer(*args, **kwargs)
+        return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
+
+    def _touches(self, layer):
+        return any((id(layer), kind) in self._inserted or (id(layer), kind) in self._read for kind in KINDS)
+
+    def _patched(self, recorded, layer, kind, x):
+        key = id(layer), kind
+        scatter, part = self._inserted.get(key, (None, None))
+        if part is not None or key in self._read:
+            check_one_tensor(layer, kind, x, part, self._split.patch.source)
+        if part is not None:
+            others = [recorded.read(part, name) for name in scatter.patch.free]
+            x = scatter([x, *others] if others else x)
+        if key in self._read:
+            recorded.keep(layer, kind, x)
+        return x

@@ -1,0 +1,292 @@
+"""A patch of a model, split into patches of single layers: of their weights, of what they are given, of what they give.
+
+`rewrite` puts them into a graph, `intervene` into the calls of layers. The parts keep the spans of the whole patch, so
+that their errors show its text. A `let` goes to every part that names it, and is computed there.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from kpatch import functions
+from kpatch.errors import PatchError, UnsupportedError
+from kpatch.functions.quoted import with_names
+from kpatch.names.bindings import Bindings
+from kpatch.names.meanings import ModelNames
+from kpatch.names.patches import bound
+from kpatch.run import checking, live
+from kpatch.syntax import Patch, ast, parse
+
+
+@dataclass(eq=False)
+class Part:
+    """What a patch does to one activation.
+
+    Attributes:
+        node: the layer's node in the index of the model.
+        kind: "input" or "output".
+        span: of the first target that names it.
+        edits: the statements that write it, as they stand in the patch.
+        patch: the same as a `Patch` of one tensor.
+        constants: the values of its `$names`.
+        reads: the activations of other layers that it reads, `{$name: (node, kind, span)}`.
+    """
+
+    node: Any
+    kind: str
+    span: tuple
+    edits: list = field(default_factory=list)
+    patch: Any = None
+    constants: Any = None
+    reads: dict = field(default_factory=dict)
+
+    @property
+    def path(self):
+        return f"{self.node.item.name}.{self.kind}"
+
+    @property
+    def text(self):
+        return "; ".join(str(s) for s in self.patch.statements if isinstance(s, ast.Edit))
+
+
+class Split:
+    """The parts of a patch.
+
+    Attributes:
+        patch: the `Patch`.
+        index: the index of the model's names.
+        parts: a `Part` for each activation that is written, in the order of the patch.
+        weights: `[(statement, entry)]` of the statements that write weights.
+    """
+
+    def __init__(self, model, patch, bindings):
+        from kpatch.names.index import index
+
+        patch, bindings = bound(patch, bindings)
+        self.patch = with_names(patch)
+        self.index = index(model)
+        self.bindings = bindings
+        self.weights = []
+        self._parts = {}
+        self._bound = Bindings(bindings)
+        self._names = ModelNames(self.index, self._bound)
+        self._order = {id(statement): position for position, statement in enumerate(self.patch.statements)}
+        self._lets = {statement.name: statement for statement in self.patch.statements if type(statement) is ast.Let}
+        nodes = ast.walk(self.patch)
+        self._taken = {node.name for node in nodes if type(node) in (ast.Binding, ast.Let)}
+        self._given = {}  # what a part reads → its name
+        self._reading: dict[str, Any] = {}  # the name of a `let` → the reference to an activation in it, or `None`
+        for statement in self.patch.statements:
+            if isinstance(statement, ast.Edit):
+                self._located(self._add, statement)
+            elif isinstance(statement, ast.Let):
+                self._reading[statement.name] = self._located(self._activation_in, statement)
+        self._check_bindings()
+        self._once = self._checked_once()
+        checking.check(model, self._once, bindings_of(self._once, bindings))
+        for part in self.parts:
+            self._located(self._finish, part)
+
+    @property
+    def parts(self):
+        return list(self._parts.values())
+
+    def with_lets(self, statements):
+        """The statements, after the `let`s that they name, in the order of the patch."""
+        found = {id(statement): statement for statement in statements}
+        stack = [*statements]
+        while stack:
+            for node in ast.walk(stack.pop()):
+                let = self._lets.get(node.name) if type(node) is ast.Local else None
+                if let is not None and id(let) not in found:
+                    found[id(let)] = let
+                    stack.append(let)
+        return sorted(found.values(), key=lambda statement: self._order[id(statement)])
+
+    def weights_patch(self):
+        """What the patch does to weights, as a patch of the model, and the bindings of it."""
+        written = Patch(tuple(self.with_lets([statement for statement, _ in self.weights])), self.patch.source)
+        return written, bindings_of(written, self.bindings)
+
+    def check_assertions(self):
+        """Checks the assertions, on the weights as they are."""
+        if self._once.statements:
+            model = self.index.root.item
+            live.apply(checking.check(model, self._once, bindings_of(self._once, self.bindings)), model)
+
+    def layer_patch(self, layer, weights):
+        """Some of the `weights` as a patch of the layer that holds them, and its constants."""
+        from kpatch.names.index import index
+
+        paths = {id(entry.variable): entry.path for entry in index(layer).entries}
+        constants = {}
+
+        def own(entry, at):
+            if id(entry.variable) not in paths:
+                message = f"'{entry.path}' is a weight of another layer, which '{layer.name}' cannot read"
+                raise UnsupportedError(message).locate(at.span, self.patch.source)
+            selector = parse(f"{paths[id(entry.variable)]} = 0").statements[0].target.selector
+            return ast.Selector(selector.parts, at.span)
+
+        def changed(node, place):
+            if type(node) is ast.Reference:
+                return ast.Reference(own(self.index.find(node.selector), node), node.span)
+            return self._constant(node, place, constants) if type(node) is ast.Binding else node
+
+        statements, entries = [], {}
+        for statement, entry in weights:
+            entries.setdefault(id(statement), []).append(entry)
+        for statement in self.with_lets([statement for statement, _ in weights]):
+            for entry in entries.get(id(statement), [None]):
+                place = None if entry is None else self._names.of_entry(entry)
+                new = ast.mapped(statement, lambda node, place=place: changed(node, place))
+                if entry is not None:
+                    target = ast.Target(own(entry, statement.target), new.target.index, statement.target.span)
+                    new = ast.Edit(target, new.op, new.value, new.span)
+                statements.append(new)
+        return Patch(tuple(statements), self.patch.source), constants
+
+    def activations(self, selector):
+        """The layers whose activation a selector means, and which of the two; no layers where it means weights."""
+        from keras.layers import InputLayer
+
+        if isinstance(selector, ast.Implied):
+            self._names.place(None)
+        nodes, kind = self.index.activations(selector)
+        computed = [node for node in nodes if not isinstance(node.item, InputLayer)]
+        if nodes and not computed:
+            message = f"'{selector}' is what the model is given, which no layer computes"
+            raise UnsupportedError(message, notes=["the layers that take it have it as their 'input'"]).locate(
+                selector.span
+            )
+        return computed, kind
+
+    def _add(self, statement):
+        """Puts a statement that writes where it belongs."""
+        selector = statement.target.selector
+        nodes, kind = self.activations(selector)
+        if not nodes:
+            self._add_weights(statement)
+        for node in nodes:
+            key = id(node.item), kind
+            self._parts.setdefault(key, Part(node, kind, selector.span)).edits.append(statement)
+
+    def _add_weights(self, statement):
+        entries = self.index.find_all(statement.target.selector)
+        if len(entries) > 1 and any(
+            type(n) is ast.Call and functions.is_random(n.function) for n in ast.walk(statement.value)
+        ):
+            raise UnsupportedError("random numbers for several variables by one statement; name them one by one")
+        if node := self._activation_in(statement):
+            message = f"'{node.selector}' is an activation; what edits weights reads weights"
+            raise UnsupportedError(message).locate(node.span)
+        self.weights += [(statement, entry) for entry in entries]
+
+    def _activation_in(self, statement):
+        """The first reference to an activation in a statement, or in a `let` that it names; or `None`."""
+        for node in ast.walk(statement):
+            if type(node) is ast.Reference and self.activations(node.selector)[0]:
+                return node
+            if type(node) is ast.Local and (read := self._reading.get(node.name)):
+                return read
+        return None
+
+    def _check_bindings(self):
+        targets = {}
+        for statement, entry in self.weights:
+            targets.setdefault(id(statement), []).append(self._names.of_entry(entry))
+        for statement in self.patch.statements:
+            for node in ast.walk(statement):
+                if type(node) is ast.Binding:
+                    for target in targets.get(id(statement), [None]):
+                        self._located(self._bound.meaning, node, target)
+        self._bound.check_used()
+
+    def _checked_once(self):
+        """The assertions, which are checked once, and the `let`s that can be: all that read no activations."""
+        kept = []
+        for statement in self.patch.statements:
+            if isinstance(statement, ast.Edit):
+                continue
+            read = self._located(self._activation_in, statement)
+            if read is None:
+                kept.append(statement)
+            elif isinstance(statement, ast.Assert):
+                message = f"'{read.selector}' is an activation, and an assertion is checked once, when there is none"
+                raise UnsupportedError(message, span=read.span, source=self.patch.source)
+        return Patch(tuple(kept), self.patch.source)
+
+    def _finish(self, part):
+        """Makes the part's patch: of what it reads, its own activation is `_`, others are `$names`."""
+        part.constants = {}
+        statements = [made for statement in self.with_lets(part.edits) for made in self._own(statement, part)]
+        part.patch = Patch(tuple(statements), self.patch.source)
+
+    def _own(self, statement, part):
+        if isinstance(statement, ast.Let):
+            _refuse_implied(statement.value, self._names)
+            return [ast.mapped(statement, lambda node: self._read(node, part, ast.Implied(node.span)))]
+        own = ast.Local(self._name("present", id(statement)))  # `_` is the entries that are written, and not the whole
+        new = ast.mapped(statement, lambda node: self._read(node, part, own))
+        edit = ast.Edit(ast.Target(ast.Implied(), new.target.index, new.target.span), new.op, new.value, new.span)
+        return [ast.Let(own.name, ast.Implied()), edit] if own in ast.walk(edit) else [edit]
+
+    def _read(self, node, part, own):
+        if type(node) is ast.Binding:
+            return self._constant(node, None, part.constants)
+        if type(node) is not ast.Reference:
+            return node
+        nodes, kind = self.activations(node.selector)
+        if not nodes:
+            self.index.find(node.selector)
+            message = f"'{node.selector}' is a weight; what edits an activation reads activations"
+            raise UnsupportedError(message).locate(node.span)
+        if nodes[0].item is part.node.item and kind == part.kind:
+            return own
+        name = self._name(f"{nodes[0].item.name}_{kind}", (id(nodes[0].item), kind))
+        part.reads.setdefault(name, (nodes[0], kind, node.span))
+        return ast.Binding(name, None, node.span)
+
+    def _constant(self, node, target, constants):
+        """A binding of a part: a variable of a model that was handed in becomes a constant of its own."""
+        name, value = node.name, self.bindings[node.name]
+        if node.path is not None:
+            place = self._bound.meaning(node, target)
+            name, value = self._name(place.path, id(place.variable)), place.variable
+        constants[name] = value
+        return ast.Binding(name, None, node.span)
+
+    def _name(self, stem, key):
+        """A name for what a part reads, which the patch does not use itself."""
+        if key not in self._given:
+            stem = re.sub(r"^(?=\d)|[^A-Za-z0-9_]+", "_", stem.lstrip("$"))
+            numbered = (f"{stem}_{number}" for number in itertools.count(2))
+            self._given[key] = next(name for name in itertools.chain([stem], numbered) if name not in self._taken)
+            self._taken.add(self._given[key])
+        return self._given[key]
+
+    def _located(self, function, statement, *args):
+        """Calls it; its errors get the statement's place in the patch."""
+        span = statement.target.span if isinstance(statement, ast.Edit) else statement.span
+        try:
+            return function(statement, *args)
+        except PatchError as error:
+            raise error.locate(span, self.patch.source) from None
+
+
+def _refuse_implied(node, names):
+    """Refuses `_` in a `let` of a model, but in an index, where it is what is indexed."""
+    if type(node) is ast.Implied:
+        try:
+            names.place(None)
+        except PatchError as error:
+            raise error.locate(node.span) from None
+    for child in [node.value] if type(node) is ast.Subscript else ast.children(node):
+        _refuse_implied(child, names)
+
+
+def bindings_of(patch, bindings):
+    """Those of the bindings that a patch names."""
+    named = {node.name for node in ast.walk(patch) if type(node) is ast.Binding}
+    return {name: value for name, value in bindings.items() if name in named}

@@ -1,0 +1,185 @@
+"""A patch of one tensor `_` for compiled functions: planned once for a shape, run wherever it is traced.
+
+Layers, initializers and constraints hold one. The source text and the values of its `$names` are what they serialise.
+"""
+
+import base64
+import zlib
+from dataclasses import replace
+
+import numpy as np
+
+from kpatch import backends
+from kpatch.errors import BindingError, PatchError
+from kpatch.inside import registry
+from kpatch.names.bindings import Bindings
+from kpatch.names.meanings import Place, TensorNames, unknown
+from kpatch.names.patches import bound
+from kpatch.run import execute, planner, pure
+from kpatch.syntax import ast, parse
+from kpatch.values.dtypes import NUMPY, dtype_name, tensor
+from kpatch.values.symbols import lengths
+
+MAX_PLANS = 16  # of a patch: one for each combination of shapes and dtypes that it met lately
+
+
+def in_dynamo():
+    """Whether dynamo is tracing this, for `torch.compile` or `torch.export`."""
+    return backends.current().in_dynamo()
+
+
+class Holder:
+    """What holds a patch, and is called inside of compiled functions; by its number inside of `torch.compile`."""
+
+    def __init__(self):
+        self.key = registry.enter(self)
+
+    def __call__(self, names, *values):
+        raise NotImplementedError
+
+    def run(self, names, *values):
+        """Calls it; in a graph of dynamo, which would take its NumPy arrays for tensors, as one opaque call."""
+        if in_dynamo():
+            from kpatch.inside.dynamo import run_in_graph
+
+            return run_in_graph(self.key, tuple(names), *values)
+        return self(names, *values)
+
+
+class TensorPatch(Holder):
+    """A patch whose every target is `_`.
+
+    Args:
+        patch: a `Patch`, or its text.
+        bindings: the values of `$names` that are constants, `{name: value}`.
+        owner: what it belongs to, for errors: "a ScatterLayer".
+
+    Attributes:
+        text: what is serialised.
+        bindings: `{name: value}`, arrays as NumPy's.
+        free: the `$names` without a value, in the order of the text; each call hands them in.
+    """
+
+    def __init__(self, patch, bindings=None, owner="kpatch.edit"):
+        super().__init__()
+        self.patch, bindings = bound(patch, bindings)
+        self.text = text_of(self.patch)
+        self.owner = owner
+        self.bindings = {name: plain(name, value) for name, value in bindings.items()}
+        named = list(dict.fromkeys(node.name for node in _nodes(self.patch) if type(node) is ast.Binding))
+        self.free = tuple(name for name in named if name not in self.bindings)
+        if unused := next((name for name in self.bindings if name not in named), None):
+            raise BindingError(f"'{unused}' is not used: '${unused}' is nowhere in the patch")
+        self._refuse_variables()
+        self._plans = []
+
+    def refuse_free(self):
+        """Raises for a `$name` without a value, where nothing could hand it in later."""
+        for part in _nodes(self.patch):
+            if type(part) is ast.Binding and part.name in self.free:
+                raise BindingError(f"no value for '${part.name}'; bindings={{'{part.name}': ...}} gives it").locate(
+                    part.span, self.patch.source
+                )
+
+    def indices(self):
+        """The `$names` that stand in an index: they are constants in any case."""
+        brackets = [item for node in _nodes(self.patch) for item in _index(node)]
+        return {part.name for item in brackets for part in ast.walk(item) if type(part) is ast.Binding}
+
+    def plan(self, spec, given=None):
+        """The plan for a tensor of that `(shape, dtype)`; lengths may be `None`.
+
+        Args:
+            given: the same of the free names, `{name: (shape, dtype)}`.
+        """
+        specs = {"_": spec, **(given or {})}
+        for known, planned in self._plans:
+            if _covers(known, specs):
+                return planned
+        values = {name: unknown(f"${name}", kind, tuple(s)) for name, (s, kind) in specs.items() if name != "_"}
+        names = self._names(spec, values)
+        planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
+        planned = replace(planned, names=None)  # whose values may belong to a function that is being traced
+        self._plans = [*self._plans[1 - MAX_PLANS :], (specs, planned)]
+        return planned
+
+    def __call__(self, names, x, *given):
+        """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""
+        values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
+        spec = lengths(x.shape), dtype_name(x.dtype)
+        planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
+        store = pure.Pure(x, self._names(spec, values))
+        execute.run(planned, store)
+        return store.tensor
+
+    def get_config(self):
+        return {"patch": self.text, "bindings": {name: encoded(value) for name, value in self.bindings.items()}}
+
+    def _names(self, spec, values):
+        return TensorNames(Place("_", *spec), Bindings({**self.bindings, **values}), self.owner)
+
+    def _refuse_variables(self):
+        names = TensorNames(None, Bindings({}), self.owner)
+        try:
+            for part in _nodes(self.patch):
+                if type(part) in (ast.Target, ast.Reference) and isinstance(part.selector, ast.Selector):
+                    names.place(part.selector)
+        except PatchError as error:
+            raise error.locate(None, self.patch.source) from None
+
+
+def _nodes(patch):
+    return (node for statement in patch.statements for node in ast.walk(statement))
+
+
+def _index(node):
+    return node.index or () if type(node) in (ast.Target, ast.Subscript) else ()
+
+
+def _covers(known, specs):
+    """Whether a plan for `known` serves `specs`: the same dtypes, and lengths that are equal or were left open."""
+    return known.keys() == specs.keys() and all(
+        dtype == specs[name][1]
+        and len(shape) == len(specs[name][0])
+        and all(a is None or a == b for a, b in zip(shape, specs[name][0], strict=True))
+        for name, (shape, dtype) in known.items()
+    )
+
+
+# What is serialised --------------------------------------------------------------------------------------------------
+
+
+def text_of(patch):
+    """The source, or where a patch is a part of another and has the source of the whole, its own text."""
+    return patch.source if parse(patch.source) == patch else str(patch)
+
+
+def plain(name, value):
+    """Python's numbers and lists as they are, anything else as an array."""
+    import keras
+
+    if isinstance(value, dict) and value.keys() == {"dtype", "shape", "zlib"}:
+        data = np.frombuffer(zlib.decompress(base64.b64decode(value["zlib"])), NUMPY[value["dtype"]])
+        return data.reshape(value["shape"])
+    if isinstance(value, (bool, int, float, list, tuple)):
+        return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, keras.Layer):
+        raise BindingError(f"'${name}' is a model; what is compiled takes numbers, lists, arrays and tensors")
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if isinstance(value, np.ndarray | np.generic):
+        return np.array(value)
+    if keras.ops.is_tensor(value):
+        from kpatch.values.tensors import to_numpy
+
+        return to_numpy(keras.ops.stop_gradient(value))
+    if hasattr(value, "__array__"):  # an array in a file
+        return np.asarray(value)
+    raise BindingError(f"'${name}' is a {type(value).__name__}; a binding is a number, a list, an array or a tensor")
+
+
+def encoded(value):
+    if not isinstance(value, np.ndarray):
+        return value
+    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 1)).decode()
+    return {"dtype": value.dtype.name, "shape": list(value.shape), "zlib": packed}

@@ -1,0 +1,191 @@
+"""What is handed in from Python under a name: `$row`, `$vector`, `$donor.dense_1.kernel`."""
+
+import numpy as np
+
+from kpatch.errors import BindingError, PatchError
+from kpatch.names.meanings import place_of
+from kpatch.syntax import Implied, nearest
+from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
+from kpatch.values.numerics import from_numpy
+
+LITERALS = ("bool", "int64", "uint64", "float64")  # NumPy's own defaults: such arrays say nothing about precision
+KINDS = "a number, a list, an array, a tensor, a variable or a model"
+
+
+class Bindings:
+    """The values of a patch's `$names`, read once.
+
+    Attributes:
+        models: the models among them.
+        traced: whether one is a tensor that is not known yet, inside a compiled function.
+    """
+
+    def __init__(self, given):
+        self._given = {name: _read(name, value) for name, value in given.items()}
+        self._used = set()
+        self.models = [held.model for held in self._given.values() if isinstance(held, Donor)]
+
+    def __bool__(self):
+        return bool(self._given)
+
+    @property
+    def traced(self):
+        from kpatch.values.arithmetic import is_traced
+
+        values = [held for held in self._given.values() if isinstance(held, Value)]
+        return any(not value.weak and is_traced(value.data) for value in values)
+
+    def meaning(self, node, target):
+        """The `Value` or the `Place` that a `Binding` node stands for.
+
+        Raises:
+            BindingError: nothing was handed in under that name, or something of another kind.
+            ResolutionError: a path means no variable of the model handed in.
+        """
+        held = self._given.get(node.name)
+        if held is None:
+            raise self._missing(node.name)
+        self._used.add(node.name)
+        if isinstance(held, Donor):
+            return held.place(node, target)
+        if node.path is not None:
+            raise BindingError(f"'${node.name}' is no model, so it has no '.{node.path}'")
+        return held
+
+    def _missing(self, name):
+        near = nearest(name, self._given)
+        message = f"no value for '${name}'" + (f"; did you mean '${near}'?" if near else f"; pass {name}=...")
+        notes = [f"given: {', '.join(self._given)}"] if self._given else []
+        if name in ("donate", "undo", "expect"):
+            notes.append(f"'{name}' is an option of its own; a binding needs another name")
+        return BindingError(message, notes=notes)
+
+    def check_used(self):
+        """Raises a `BindingError` for a value that no statement asks for."""
+        for name in self._given:
+            if name not in self._used:
+                near = nearest(name, self._used)
+                hint = f"; did you mean '{near}'?" if near else f": '${name}' is nowhere in the patch"
+                raise BindingError(f"'{name}' is not used{hint}")
+
+
+NONE = Bindings({})
+
+
+class Donor:
+    """A model handed in, whose variables are reached by a path, or by the target's own place."""
+
+    def __init__(self, name, model):
+        from kpatch.names.index import index
+
+        self.name = name
+        self.model = model
+        self.index = index(model)
+        self._counterparts = None
+        self._places = {}
+
+    def place(self, node, target):
+        entry = self._entry(node, target)
+        key = id(entry.variable)
+        if key not in self._places:
+            self._places[key] = place_of(entry.variable, f"${self.name}.{entry.path}")
+        return self._places[key]
+
+    def _entry(self, node, target):
+        if node.path is None:
+            example = next((entry.path for entry in self.index.entries if not entry.hidden), "dense_1.kernel")
+            raise BindingError(
+                f"'${self.name}' is a model, not a tensor; name a variable of it, as in '${self.name}.{example}'",
+                notes=[f"'${self.name}._' is the variable at the target's own place"],
+            )
+        if not isinstance(node.path, Implied):
+            try:
+                return self.index.find(node.path)
+            except PatchError as error:
+                error.notes = (f"in the model that '${self.name}' stands for", *error.notes)
+                raise
+        if target is None or target.entry is None:
+            raise BindingError(f"'${self.name}._' is the variable at the target's place, and here is no target")
+        if self._counterparts is None:
+            from kpatch.names.counterparts import Counterparts
+
+            self._counterparts = Counterparts(self.name, self.index)
+        return self._counterparts.of(target.entry)
+
+
+def _read(name, value):
+    """The `Value`, `Place` or `Donor` of what was handed in."""
+    import keras
+
+    if isinstance(value, Value):
+        return value
+    if isinstance(value, keras.Layer):
+        return Donor(name, value)
+    if isinstance(value, keras.Variable):
+        if not NUMPY.keys() & {value.dtype}:
+            raise BindingError(f"'${name}' is a variable of {value.dtype}, which is not part of the language")
+        return place_of(value, f"${name}")
+    try:
+        return _value(value)
+    except PatchError as error:
+        raise BindingError(f"'${name}': {error.message}", notes=error.notes) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # what the backends' own conversions raise
+        raise _unreadable(name, value) from error
+
+
+def _unreadable(name, value):
+    return BindingError(f"'${name}' is a {type(value).__name__}; a binding is {KINDS}")
+
+
+def _value(value):
+    """Numbers, lists, and arrays of NumPy's default dtypes are literals; everything else has a dtype of its own."""
+    import keras
+
+    if isinstance(value, (bool, int, float)):
+        return literal(value)
+    if isinstance(value, (list, tuple)):
+        return literal(_plain(value))
+    if isinstance(value, keras.KerasTensor):
+        raise TypeError("symbolic")
+    if not isinstance(value, (np.ndarray, np.generic)):
+        if keras.ops.is_tensor(value):
+            _refuse_without_entries(value)
+            return tensor(keras.ops.convert_to_tensor(value))
+        value = _foreign(value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise PatchError("a masked array leaves entries without a value; 'filled()' gives them one")
+    if value.dtype.name in LITERALS:
+        return constant(np.array(value))
+    return tensor(from_numpy(value))
+
+
+def _refuse_without_entries(value):
+    """Of a tensor on torch's meta device nothing is known; a sparse or ragged one has no entry at each place."""
+    if getattr(value, "is_meta", False):
+        raise PatchError("a tensor on the meta device has no values")
+    if getattr(value, "is_sparse", False) or type(value).__name__ in ("SparseTensor", "RaggedTensor", "BCOO"):
+        raise TypeError("sparse")
+
+
+def _plain(value):
+    """Lists of Python's own numbers, from lists and tuples of any."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return value.item()
+    raise PatchError(f"a list holds numbers, and this one a {type(value).__name__}")
+
+
+def _foreign(value):
+    """The array of a tensor of another library, on whatever device it is."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__array__"):
+        raise TypeError(type(value).__name__)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import torch
+
+            return np.asarray(value.view(torch.int16)).view(NUMPY["bfloat16"])
+    return np.asarray(value)

@@ -1,0 +1,173 @@
+"""`$donor._`: the variable of another model at the place that a variable has in its own.
+
+Tried in this order, and the first that leads somewhere decides:
+
+1. the two models hold the same variables, by name and shape, in the same order, however they are nested; or so does
+   the donor and one layer of the model, or the model and one layer of the donor (a backbone inside a classifier);
+2. the chain of names is the same, or one ends in the other; names that Keras numbers (`dense_7`) do not count;
+3. the position is the same, `layers[i]` by `layers[i]`, through layers of the same class with as many sub-layers.
+
+Whatever is found must have the same shape.
+"""
+
+from kpatch.errors import ResolutionError
+from kpatch.names.tree import LAYER, descend, distinct, is_automatic, variables_of
+
+
+class Counterparts:
+    """The counterparts, in one donor, of the variables of a model.
+
+    Args:
+        name: what the donor is called, without its `$`.
+        index: the donor's `ModelIndex`.
+    """
+
+    def __init__(self, name, index):
+        self.name = name
+        self.index = index
+        self._found = {}
+        self._parts = _Parts(index.entries)
+        self._of_target = {}  # by the id of the target's root: its `_Parts`
+        self._aligned = {}  # by the id of a node of the target: the entries of the donor in the order of its own
+
+    def of(self, entry):
+        """The donor's `Entry` for an `Entry` of the model.
+
+        Raises:
+            ResolutionError: there is none, or not of that shape.
+        """
+        if entry not in self._found:
+            self._found[entry] = self._find(entry)
+        return self._found[entry]
+
+    def _find(self, entry):
+        found = self._by_order(entry) or self._by_name(entry) or self._by_position(entry)
+        if len(found) == 1 and found[0].shape == entry.shape:
+            return found[0]
+        where = f"at the place of '{entry.path}' {entry.shape}"
+        if len(found) > 1:
+            message = f"'${self.name}' has {len(found)} variables {where}"
+        else:
+            message = f"'${self.name}' has no variable {where}"
+        notes = [f"there it has {other!r}" for other in found[:8]]
+        notes.append(f"a path says which is meant, as in '${self.name}.{self._example()}'")
+        raise ResolutionError(message, notes=notes)
+
+    def _example(self):
+        return next((entry.path for entry in self.index.entries if not entry.hidden), "dense_1.kernel")
+
+    def _by_order(self, entry):
+        nodes = _ancestors(entry.owner)
+        root = nodes[-1]
+        if id(root) not in self._of_target:
+            self._of_target[id(root)] = _Parts(_entries_of(root))
+        parts = self._of_target[id(root)]
+        found = []
+        for node in nodes:
+            if id(node) not in self._aligned:
+                self._aligned[id(node)] = self._align(parts, node, root)
+            found += [entries[parts.below(node).index(entry)] for entries in self._aligned[id(node)]]
+        return distinct(found)
+
+    def _align(self, parts, node, root):
+        """The lists of the donor's entries that are, one by one, like those below the node."""
+        wanted = parts.signature(node)
+        if self._parts.signature(self.index.root) == wanted:
+            return [self._parts.below(self.index.root)]
+        if node is not root:
+            return []
+        alike = [other for other in self._parts.nodes() if self._parts.signature(other) == wanted]
+        return [self._parts.below(other) for other in alike]
+
+    def _by_name(self, entry):
+        keys = _stable_keys(entry)
+        if keys is None:
+            return []
+        root = self.index.root
+        for start in range(len(keys)):
+            whole = variables_of(descend([root], keys[start:-1]), keys[-1])
+            found = whole or (self.index.entries_ending(keys) if start == 0 else [])
+            if found := [other for other in found if not other.hidden and (start < len(keys) - 1 or len(keys) == 1)]:
+                return found
+        return []
+
+    def _by_position(self, entry):
+        place, node = [], entry.owner
+        while node.parent is not None:
+            holder = node.parent.scope
+            if node not in holder.layers:
+                return []
+            place.append((holder.layers.index(node), len(holder.layers), type(node.item)))
+            node = holder
+        other = self.index.root
+        for position, count, kind in reversed(place):
+            if len(other.layers) != count or type(other.layers[position].item) is not kind:
+                return []
+            other = other.layers[position]
+        at = entry.owner.own.index(entry)
+        same = len(other.own) == len(entry.owner.own) and _name(other.own[at]) == _name(entry)
+        return [other.own[at]] if same else []
+
+
+class _Parts:
+    """The entries below each node of a model, in order, and what they look like."""
+
+    def __init__(self, entries):
+        self._below = {}
+        self._signatures = {}
+        for entry in entries:
+            if not entry.hidden:
+                for node in _ancestors(entry.owner):
+                    self._below.setdefault(node, []).append(entry)
+
+    def nodes(self):
+        return self._below.keys()
+
+    def below(self, node):
+        return self._below.get(node, [])
+
+    def signature(self, node):
+        if node not in self._signatures:
+            self._signatures[node] = [(_name(entry), entry.shape) for entry in self.below(node)]
+        return self._signatures[node]
+
+
+def _ancestors(node):
+    """The layer that the node is, and those that hold it, up to the model."""
+    found = []
+    while node is not None:
+        if node.kind == LAYER:
+            found.append(node)
+        node = node.parent
+    return found
+
+
+def _entries_of(root):
+    """All entries below a root, in the model's order."""
+    entries, stack, seen = [], [root], set()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            entries += node.own
+            stack += [child for children in node.children.values() for child in children]
+    return sorted(distinct(entries), key=lambda entry: entry.order)
+
+
+def _name(entry):
+    name = entry.variable.name
+    return "variable" if is_automatic(name, "Variable") else name
+
+
+def _stable_keys(entry):
+    """The chain of names, or `None` where Keras made up one of them."""
+    node, name = entry.label()
+    keys = [*node.keys(), name]
+    if any(type(key) is int for key in keys) or is_automatic(name, "Variable"):
+        return None
+    while node.parent is not None:
+        holder, key = node.label()
+        if node.kind == LAYER and is_automatic(key, type(node.item).__name__):
+            return None
+        node = holder
+    return keys

@@ -1,0 +1,90 @@
+"""Selectors with globs → variables: one walk over a model's graph of names, without backtracking.
+
+`*` and `?` match inside one name, `**` any number of names. A state of the walk is a node and the number of parts that
+have been matched; each is visited once, so that shared layers, cycles and any number of `**` cost no more than the
+size of the graph times the number of parts.
+"""
+
+import re
+
+from kpatch.names.tree import descend, distinct, variables_of
+from kpatch.syntax.ast import Glob
+
+ANY_DEPTH = Glob("**")
+
+
+def matching(root, keys):
+    """The entries that a chain of keys means from a node on: strings, integers for `layers[i]`, and `Glob`s.
+
+    Returns:
+        A list of `Entry`s, each once, in the model's order; those hidden are left out.
+    """
+    found = []
+    for node, last in walk(root, keys):
+        if last == ANY_DEPTH:
+            found += [entry for entries in node.variables.values() for entry in entries] + node.own
+        elif type(last) is Glob:
+            matches = matcher(last.pattern)
+            found += [entry for name, entries in node.variables.items() if matches(name) for entry in entries]
+        else:
+            found += variables_of([node], last)
+    return sorted({entry for entry in found if not entry.hidden}, key=lambda entry: entry.order)
+
+
+def walk(root, keys):
+    """The nodes that all keys but the last lead to, each with the last key; under a final `**` all below as well."""
+    seen, stack = set(), [(root, 0)]
+    matchers = [matcher(key.pattern) if type(key) is Glob and key != ANY_DEPTH else None for key in keys]
+    while stack:
+        state = stack.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        node, at = state
+        key, last = keys[at], at == len(keys) - 1
+        if last:
+            yield node, key
+        if key == ANY_DEPTH:
+            stack += [(child, at) for child in _children(node)]
+            stack += [(node, at + 1)] * (not last)
+        elif last:
+            continue
+        elif (matches := matchers[at]) is not None:
+            names = [name for name in node.children if matches(name)]
+            stack += [(child, at + 1) for name in names for child in node.children[name]]
+        else:
+            stack += [(child, at + 1) for child in descend([node], [key])]
+
+
+def _children(node):
+    return distinct([child for children in node.children.values() for child in children] + node.layers)
+
+
+def matcher(pattern):
+    """A function that says whether a name matches a pattern of `*` and `?`, in time linear in the name's length.
+
+    Example:
+        >>> matches = matcher("conv*_?")
+        >>> matches("conv2d_1"), matches("conv2d_10")
+        (True, False)
+    """
+    head, *rest = [re.compile(re.escape(part).replace(r"\?", "."), re.DOTALL) for part in pattern.split("*")]
+    if not rest:
+        return lambda name: head.fullmatch(name) is not None
+    *middle, tail = rest
+    tail_length = len(pattern) - pattern.rindex("*") - 1
+    shortest = len(pattern) - pattern.count("*")
+
+    def matches(name):
+        start = head.match(name)
+        if start is None or len(name) < shortest or not tail.fullmatch(name, len(name) - tail_length):
+            return False
+        position, end = start.end(), len(name) - tail_length
+        for part in middle:  # the first place is the best: it leaves most to the parts that follow
+            place = part.search(name, position, end)
+            if place is None:
+                return False
+            position = place.end()
+        return position <= end
+
+    return matches

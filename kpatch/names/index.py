@@ -1,0 +1,208 @@
+"""Selector → variables: an index of a model's names, kept until the model changes."""
+
+import reprlib
+from collections import defaultdict
+
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.names import globs
+from kpatch.names.misses import Miss
+from kpatch.names.tree import ACTIVATIONS, KEPT, LAYER, Walk, descend, distinct, spelled, variables_of
+from kpatch.syntax.ast import Glob, Name, Position
+
+MAX_SUGGESTED = 20  # errors of one use that look for the nearest spelling: milliseconds each, in a large model
+
+
+class ModelIndex:
+    """The names of a model's variables. `index(model)` gives it: the same object as long as nothing changes.
+
+    Attributes:
+        root: the `Node` of the model.
+        entries: each variable once, in the order of `model.weights`, the hidden ones between.
+    """
+
+    def __init__(self, root):
+        vars(root).setdefault(KEPT, None)  # before the attributes are counted
+        walk = Walk(root)
+        self._watch = walk.watch
+        self._enter(walk.root, walk.nodes, walk.entries)
+
+    def _enter(self, root, nodes, entries):
+        self.root = root
+        self.nodes = nodes
+        self.entries = entries
+        self._nodes = defaultdict(list)  # by each of their names
+        self._variables = defaultdict(list)
+        for node in nodes:
+            for name, nodes in node.children.items():
+                self._nodes[name] += nodes
+            for name, entries in node.variables.items():
+                self._variables[name] += entries
+        self._successor = None
+        self._walked = True
+        self._suggestions = MAX_SUGGESTED
+
+    def begin(self):
+        """Whether the model is still as it was; a new use of the index begins."""
+        self._walked = False
+        self._suggestions = MAX_SUGGESTED
+        return self._successor is None and self._watch.holds()
+
+    def find(self, selector):
+        """The entry of the one variable that a selector without globs means; raises as `find_all` does."""
+        [entry] = self.find_all(selector)
+        return entry
+
+    def find_all(self, selector):
+        """The entries that a selector means, in the model's order: exactly one, or with a glob one or more.
+
+        Raises:
+            ResolutionError: it means none, or without a glob several; with the candidates, the nearest spelling, and
+                the span of the part at fault.
+            UnsupportedError: it is an activation.
+        """
+        if self._successor is not None:
+            return self._successor.find_all(selector)
+        keys = _keys(selector)
+        self._refuse_activation(selector, keys)
+        found = self._match(selector, keys)
+        if len(found) == 1 or (found and selector.is_glob):
+            return found
+        if not found and not self._walked:
+            return self._find_anew(selector, keys)
+        raise Miss(self, selector, keys).error(found)
+
+    def _find_anew(self, selector, keys):
+        """Looks once more, in a new index: an attribute may have been bound in a way that `Watch` does not see."""
+        fresh = ModelIndex(self.root.item)
+        fresh._suggestions = self._suggestions
+        if fresh._match(selector, keys):
+            self._successor = vars(self.root.item)[KEPT] = fresh
+        self._walked = True
+        return self.find_all(selector)
+
+    def _match(self, selector, keys):
+        """The entries that the selector means: by a full chain of names, else, without a glob, by the end of one."""
+        if selector.is_glob:
+            return next(filter(None, (globs.matching(self.root, form) for form in self.forms(selector, keys))), [])
+        for form in self.forms(selector, keys):
+            if found := variables_of(descend([self.root], form[:-1]), form[-1]):
+                return found
+        for form in self.forms(selector, keys):
+            if found := [entry for entry in self.entries_ending(form) if not entry.hidden]:
+                return found
+        if _is_keras_path(selector) and len(selector.parts) == 1:
+            return [entry for entry in self.entries if entry.variable.path == selector.parts[0].value]
+        return []
+
+    def forms(self, selector, keys):
+        """The chain of names that the selector spells; a Keras path may begin with the model's own name."""
+        if _is_keras_path(selector) and keys[0] == self.root.item.name and len(keys) > 1:
+            return [keys, keys[1:]]
+        return [keys]
+
+    def entries_ending(self, keys):
+        """The entries with a chain of names that ends so, hidden ones too."""
+        if len(keys) == 1:
+            return distinct(self._variables.get(keys[0], ()))
+        return variables_of(self.nodes_ending(keys[:-1]), keys[-1])
+
+    def nodes_ending(self, keys):
+        """The nodes with a chain of names that ends so. A leading `layers[i]` counts from the model, nowhere else."""
+        if type(keys[0]) is int:
+            return descend([self.root], keys)
+        return descend(distinct(self._nodes.get(keys[0], ())), keys[1:])
+
+    def nodes_before(self, keys):
+        """The nodes that all keys but the last lead to; with a glob among them, from the model on."""
+        if any(type(key) is Glob for key in keys):
+            return [node for node, _ in globs.walk(self.root, keys)]
+        return self.nodes_ending(keys[:-1])
+
+    def activations(self, selector):
+        """The nodes of the layers whose activation a selector means, in the model's order, and `"output"` or `"input"`.
+
+        None, where the selector means variables.
+        """
+        keys = _keys(selector)
+        if keys[-1] not in ACTIVATIONS or len(keys) == 1:
+            return [], None
+        found = [node for form in self.forms(selector, keys) for node in self.nodes_before(form) if node.kind == LAYER]
+        found = distinct(found)
+        if len(found) > 1 and not selector.is_glob:
+            paths = ", ".join(repr(spelled([*node.keys(), keys[-1]])) for node in found[:8])
+            raise ResolutionError(f"'{selector}' means several activations", notes=[f"candidates: {paths}"]).locate(
+                selector.span
+            )
+        return found, keys[-1]
+
+    def _refuse_activation(self, selector, keys):
+        if keys[-1] in ACTIVATIONS and self.activations(selector)[0]:
+            message = f"'{selector}' is an activation; kpatch.rewrite and kpatch.intervene edit those"
+            raise UnsupportedError(message).locate(selector.parts[-1].span)
+
+    def layer_names(self):
+        return self._nodes.keys()
+
+    def variable_names(self):
+        return self._variables.keys()
+
+    def may_suggest(self):
+        """Whether another error may look for the nearest spelling."""
+        self._suggestions -= 1
+        return self._suggestions >= 0
+
+
+def index(root):
+    """The index of a model's variables, made at the first call, and anew when the model has changed.
+
+    Args:
+        root: a Keras model or layer.
+
+    Returns:
+        The `ModelIndex`; the same object as long as no name, layer or variable changes.
+
+    Raises:
+        PatchError: if `root` is something else.
+
+    Example:
+        >>> import keras
+        >>> from kpatch.names.index import index
+        >>> from kpatch.syntax import parse
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+        >>> index(model).entries
+        [head.kernel (4, 3) float32, head.bias (3,) float32]
+        >>> index(model).find(parse("kernel = 0").statements[0].target.selector)
+        head.kernel (4, 3) float32
+    """
+    try:
+        known = root.__dict__[KEPT]
+    except (AttributeError, KeyError):
+        known = None
+    if known is not None and known.root.item is root and known.begin():
+        return known
+    import keras
+
+    if not isinstance(root, keras.Layer):
+        raise PatchError(f"expected a Keras model or layer; Received: {reprlib.repr(root)} (of type {type(root)})")
+    known = ModelIndex(root)
+    root.__dict__[KEPT] = known
+    return known
+
+
+# Chains of names -----------------------------------------------------------------------------------------------------
+
+
+def _keys(selector):
+    """The selector's parts as strings, integers for `layers[i]`, and `Glob`s; a Keras path is several."""
+    keys: list[str | int | Glob] = []
+    for part in selector.parts:
+        if type(part) is Name:
+            keys += part.value.split("/") if "/" in part.value else (part.value,)
+        else:
+            keys.append(part.index if type(part) is Position else part)
+    return keys
+
+
+def _is_keras_path(selector):
+    first = selector.parts[0]
+    return type(first) is Name and "/" in first.value

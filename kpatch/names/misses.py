@@ -1,0 +1,188 @@
+"""Why a selector means no variable, or several, and what is near: the errors of `kpatch.names.index`."""
+
+from itertools import accumulate, chain
+
+from kpatch.errors import ResolutionError
+from kpatch.names import globs
+from kpatch.names.tree import GROUP, LAYER, METRIC, SEED, descend, spelled, variables_of
+from kpatch.syntax.ast import Glob, Name
+from kpatch.syntax.spelling import nearest
+
+MAX_LISTED = 8  # candidates shown in an error
+
+
+class Miss:
+    """Says why a selector means no variable, or several, and what is near."""
+
+    def __init__(self, index, selector, keys):
+        self.index = index
+        self.selector = selector
+        self.keys = keys
+        self.spans = [span for part in selector.parts for span in _spans(part)]  # of each key
+
+    def error(self, found):
+        if found:
+            message = f"'{self.selector}' is ambiguous: {len(found)} variables have that name"
+            return ResolutionError(message, span=self.selector.span, notes=_shortened(map(repr, found)))
+        if all(entry.hidden for entry in self.index.entries):
+            return self._no_variables()
+        if self.selector.is_glob:
+            return self._no_match()
+        return self._layer() or self._hidden() or self._missing()
+
+    def _no_variables(self):
+        unbuilt = any(node.kind == LAYER and not node.item.built for node in self.index.nodes)
+        message = f"no variable '{self.selector}': the model has no variables"
+        return ResolutionError(message + " until it is built or called" * unbuilt, span=self.selector.span)
+
+    def _layer(self):
+        for form in self.index.forms(self.selector, self.keys):
+            for node in self.index.nodes_ending(form) or descend([self.index.root], form):
+                message = f"'{self.selector}' is a {node.kind}, not a variable"
+                return ResolutionError(message, span=self.spans[-1], notes=[_contents(node, spelled(form))])
+        return None
+
+    def _hidden(self):
+        for form in self.index.forms(self.selector, self.keys):
+            for entry in self.index.entries_ending(form):
+                message = f"no variable '{self.selector}'; did you mean '{entry.path}'?"
+                note = "a seed generator's state and a metric's variables are reached by their full names only"
+                return ResolutionError(message, span=self.selector.span, notes=[note])
+        return None
+
+    def _no_match(self):
+        """A glob that matches nothing: where it leads no further, and what stands there."""
+        form = self.index.forms(self.selector, self.keys)[-1]
+        message, root = f"no variable matches '{self.selector}'", self.index.root
+        if below := globs.matching(root, [*form, globs.ANY_DEPTH]):
+            note = f"'{self.selector}.**' matches {_listed(below)}"
+            return ResolutionError(f"{message}: it matches layers alone", span=self.selector.span, notes=[note])
+        if deeper := globs.matching(root, [globs.ANY_DEPTH, *form]):
+            message += f"; did you mean '**.{self.selector}'?"
+            notes = ["a selector with a glob starts at the model", f"that matches {_listed(deeper)}"]
+            return ResolutionError(message, span=self.selector.span, notes=notes)
+        at, nodes = 0, [root]
+        while at < len(form) - 1 and (further := [node for node, _ in globs.walk(root, [*form[: at + 1], ""])]):
+            at, nodes = at + 1, further
+        names = _names(nodes, "variables" if at == len(form) - 1 else "children")
+        pattern = form[at].pattern if type(form[at]) is Glob else form[at]
+        if type(pattern) is str and self.index.may_suggest() and (near := nearest(pattern, names)):
+            better = [*form[:at], near, *form[at + 1 :]]
+            if globs.matching(root, better):
+                message += f"; did you mean '{spelled(better)}'?"
+        notes = [_contents(node, spelled(node.keys()) or "the model") for node in nodes[:1]]
+        return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
+
+    def _missing(self):
+        forms = self.index.forms(self.selector, self.keys)
+        form = max(forms, key=lambda form: self._followed(form)[1] - len(form))  # the one whose fault comes last
+        nodes, at = self._followed(form)
+        holder = spelled(form[:at]) or "the model"
+        message, notes = f"no variable '{self.selector}'", [_contents(nodes[0], holder)]
+        if type(form[at]) is int:
+            message += f": {holder} has {len(nodes[0].layers)} layer{'s' * (len(nodes[0].layers) != 1)}"
+        elif self.index.may_suggest():
+            found, name = self._near(form, nodes, at)
+            if len(found) == 1:
+                message += f"; did you mean '{name or found[0].path}'?"
+            elif found:
+                message += f"; did you mean '{name}'?" * (name is not None)
+                paths = ", ".join(_shortened([entry.path for entry in found]))
+                notes.append(f"variables named '{found[0].variable.name}': {paths}")
+        return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
+
+    def _followed(self, form):
+        """The nodes that the names lead to, and the position of the first name that leads no further."""
+        nodes, at = [self.index.root], 0
+        while at < len(form) - 1:
+            following = self._next(nodes, form[at], at)
+            if not following:
+                break
+            nodes, at = following, at + 1
+        return nodes, at
+
+    def _next(self, nodes, key, at):
+        return (at == 0 and self.index.nodes_ending([key])) or descend(nodes, [key])
+
+    def _near(self, form, nodes, at):
+        """The entries that may have been meant, and the spelling that means them; `None` for their own paths."""
+        keys = form[:at]
+        for key in form[at:-1]:
+            if type(key) is str:
+                key = _nearest(key, self.index.layer_names() if not keys else _names(nodes, "children"))
+            nodes = self._next(nodes, key, len(keys)) if key is not None else []
+            if not nodes:
+                return self._below(self._followed(form)[0][0], form[-1]), None
+            keys.append(key)
+        last = _nearest(form[-1], _names(nodes, "variables") if keys else self.index.variable_names())
+        if last is None:
+            return self._below(nodes[0], form[-1]), None
+        keys.append(last)
+        found = variables_of(nodes, last) if len(keys) > 1 else self.index.entries_ending(keys)
+        return [entry for entry in found if not entry.hidden], spelled(keys)
+
+    def _below(self, node, name):
+        """The variables of a name, somewhere below a node."""
+        below, stack = set(), [node]
+        while stack:
+            node = stack.pop()
+            if node not in below:
+                below.add(node)
+                stack += chain.from_iterable(node.children.values())
+        return [entry for entry in self.index.entries_ending([name]) if not entry.hidden and entry.owner in below]
+
+
+def _spans(part):
+    """Where the part stands; of a Keras path, where each of its parts does."""
+    if type(part) is not Name or "/" not in part.value:
+        return [part.span]
+    start, end = part.span
+    names = part.value.split("/")
+    if end - start != len(part.value) + 2:  # it is written with escapes
+        return [part.span] * len(names)
+    starts = accumulate([start + 1, *[len(name) + 1 for name in names[:-1]]])
+    return [(start, start + len(name)) for start, name in zip(starts, names, strict=True)]
+
+
+def _names(nodes, which):
+    return list(dict.fromkeys(chain.from_iterable(getattr(node, which) for node in nodes)))
+
+
+def _nearest(key, names):
+    return key if key in names else nearest(key, names)
+
+
+def _contents(node, name):
+    """What a layer holds: `dense_1 has: kernel (64, 32) float32, bias (32,) float32`."""
+    entries = {}
+    for key, found in node.variables.items():
+        for entry in found:
+            if not entry.hidden or node.kind in (METRIC, SEED):
+                entries.setdefault(id(entry), f"{spelled([key])} {entry.shape} {entry.dtype}")
+    items = list(entries.values()) + _child_names(node)
+    if items:
+        return f"{name} has: {', '.join(_shortened(items))}"
+    built = node.kind != LAYER or node.item.built
+    return f"{name} has no variables{'' if built else ' until it is built or called'}"
+
+
+def _child_names(node):
+    names = {}
+    for key, children in node.children.items():
+        for child in children:
+            if child.kind in (LAYER, GROUP) and type(child.item).__name__ != "InputLayer":
+                holder, label = child.label() if child.parent is node else (node, key)
+                if holder is node:
+                    names.setdefault(id(child), spelled([label]))
+    return list(names.values())
+
+
+def _listed(entries):
+    """How many, and the first of them."""
+    return f"{len(entries)} variable{'s' * (len(entries) != 1)}, {', '.join(_shortened([e.path for e in entries]))}"
+
+
+def _shortened(items):
+    items = list(items)
+    more = len(items) - MAX_LISTED
+    return items[:MAX_LISTED] + ([f"and {more} more"] if more > 0 else [])

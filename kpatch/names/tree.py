@@ -1,0 +1,393 @@
+"""A model as a graph of names: `Node`s, one for each layer however many routes lead to it, and `Entry`s of variables.
+
+The tree is Keras's own bookkeeping (`_layers`, `_trainable_variables`, ...), not `Variable.path`, which depends on
+where a layer was first built and may repeat. A layer is known to its parent by
+
+* its `name`, and each attribute that holds it (`encoder`, `_query_dense`);
+* where a list, tuple or dict holds it, the attribute and then its index, key or name: `blocks."0"`, `towers.left`;
+* `layers[i]`, counted as Keras tracks them, input layers left out.
+
+A variable is known to its layer by its Keras name and by its attributes, lists and dicts likewise. Where two variables
+of a layer share a name, and no attribute tells them apart, `"weights[1]"` is the layer's second variable.
+"""
+
+import re
+from functools import cache
+from itertools import chain
+from operator import itemgetter
+
+from kpatch.errors import PatchError
+from kpatch.names.watch import CONTAINERS, Watch
+from kpatch.syntax.ast import Name, Position
+
+MAX_NESTED = 8  # lists in lists that hold layers
+MAX_WATCHED = 64  # items up to which a list without layers is watched item by item
+
+LAYER, GROUP, METRIC, SEED = "layer", "list or dict", "metric", "seed generator"
+
+# Which of its names is an item's canonical one, best first. Keras numbers names anew in each process, so attributes
+# come before those; the names of variables are given by the layer's code.
+_VARIABLE, _PUBLIC, _GIVEN, _LISTED, _NUMBERED, _PRIVATE = range(6)
+
+KEPT = "_kpatch_index"  # where a model holds its index: the two die together, and `copy` and `save` pass it by
+_COMPILED = ("_loss_tracker", "_compile_metrics", "_compile_loss")
+_BY_NUMBER = re.compile(r"(weights|metrics)\[(\d{1,9})\]")
+ACTIVATIONS = ("output", "input")
+
+
+class Entry:
+    """A variable of a model.
+
+    Attributes:
+        variable: the `keras.Variable`.
+        hidden: a seed generator's state or a metric's variable, which only its full chain of names reaches.
+        order: its position in `ModelIndex.entries`.
+    """
+
+    __slots__ = ("_path", "hidden", "order", "owner", "routes", "variable")
+
+    def __init__(self, variable, owner, order):
+        self.variable = variable
+        self.owner = owner  # the node that it was first found in
+        self.order = order
+        self.hidden = True
+        self.routes = []  # (rank, node, name)
+        self._path = None
+
+    @property
+    def path(self):
+        """A selector that means exactly this variable, such as `encoder.dense_1.kernel`."""
+        if self._path is None:
+            node, name = self.label()
+            self._path = spelled([*node.keys(), name])
+        return self._path
+
+    def label(self):
+        for _, node, name in sorted(self.routes, key=itemgetter(0)):
+            activation = name in ACTIVATIONS and (node.kind == GROUP or node.parent)
+            if len(node.variables[name]) == 1 and is_speakable(name) and not activation:
+                return node, name
+        return self.owner, f"weights[{self.owner.own.index(self)}]"
+
+    @property
+    def shape(self):
+        return tuple(self.variable.shape)
+
+    @property
+    def dtype(self):
+        return self.variable.dtype
+
+    def __repr__(self):
+        return f"{self.path} {self.shape} {self.dtype}"
+
+
+class Node:
+    """A layer with the names of what it holds; also a list or dict of layers, a metric, a seed generator.
+
+    Attributes:
+        item: the layer, metric or seed generator; `None` for a list or dict.
+        kind: LAYER, GROUP, METRIC or SEED.
+        children: the nodes of each name.
+        variables: the entries of each name.
+        layers: what `layers[i]` counts.
+        metrics: the metrics and seed generators.
+        own: the entries in Keras's order.
+    """
+
+    __slots__ = ("children", "item", "kind", "layers", "metrics", "own", "parent", "routes", "scope", "variables")
+
+    def __init__(self, item, kind, parent, scope=None):
+        self.item = item
+        self.kind = kind
+        self.parent = parent  # where it was first found: these links form a tree, whatever the graph is
+        self.scope = scope or self  # a container's layer
+        self.children = {}
+        self.variables = {}
+        self.layers = []
+        self.metrics = []
+        self.own = []
+        self.routes = []  # (rank, node, name)
+
+    def keys(self):
+        """The canonical chain of names from the root: strings, and integers for `layers[i]`."""
+        keys, node = [], self
+        while node.parent is not None:
+            node, key = node.label()
+            keys.append(key)
+        return keys[::-1]
+
+    def label(self):
+        for _, node, name in sorted(self.routes, key=itemgetter(0)):
+            if len(node.children[name]) == 1 and is_speakable(name):
+                return node, name
+        if self in self.parent.layers:
+            return self.parent, self.parent.layers.index(self)
+        return self.parent, f"metrics[{self.parent.metrics.index(self)}]"
+
+
+class Walk:
+    """Visits a model's layers depth first, so that the entries come in the order of `model.weights`."""
+
+    def __init__(self, root):
+        self.watch = Watch()
+        self.root = Node(root, LAYER, None)
+        self.nodes = [self.root]
+        self.entries = []
+        self._by_id = {id(root): self.root}
+        self._entry_by_id = {}
+        self._seen = set()  # lists in the attributes of the present layer
+        visits = {LAYER: self._visit_layer, METRIC: self._visit_metric, SEED: self._visit_seed}
+        visited, stack = set(), [self.root]
+        while stack:  # no recursion: a model may be nested deeper than Python's stack
+            node = stack.pop()
+            if node not in visited:
+                visited.add(node)
+                stack += visits[node.kind](node)[::-1]
+
+    def _visit_layer(self, node):
+        import keras
+
+        state = vars(node.item)
+        if not {"name", "_layers"} <= state.keys():
+            raise PatchError(f"a {type(node.item).__name__} of the model was made without 'super().__init__()'")
+        seeds, metrics = state["_seed_generators"], self._metrics_of_layer(state)
+        variables = [*state["_trainable_variables"], *state["_non_trainable_variables"]]
+        layers = state["_layers"]
+        for name in ("_trainable_variables", "_non_trainable_variables", "_layers", "_metrics", "_seed_generators"):
+            self.watch.sequence(state[name])
+        known = set(map(id, chain(variables, layers, seeds, metrics)))
+        held = self._held(node, state, known)
+        # Keras overlooks `self.blocks[0] = layer`; what it tracks comes first, in its own order.
+        items = [item for _, item in held if id(item) not in known]
+        variables = distinct(variables + [item for item in items if isinstance(item, keras.Variable)])
+        layers = distinct([*layers, *[item for item in items if isinstance(item, keras.Layer)]])
+
+        for variable in variables:
+            self._add_variable(node, variable, hidden=False)
+        node.metrics = [self._add_node(node, seed, SEED) for seed in seeds]
+        node.metrics += [self._add_node(node, metric, METRIC) for metric in metrics]
+        found = [self._add_node(node, layer, LAYER) for layer in layers]
+        node.layers = [child for child in found if not isinstance(child.item, keras.layers.InputLayer)]
+        if operations := state.get("_operations"):  # the order of a functional model's own `layers`
+            order = {id(operation): position for position, operation in enumerate(operations)}
+            node.layers.sort(key=lambda child: order.get(id(child.item), len(order)))
+        self._add_attributes(node, held)
+        return node.metrics + found
+
+    def _visit_metric(self, node):
+        state = vars(node.item)
+        variables, metrics = state["_variables"], state["_metrics"]
+        self.watch.sequence(variables)
+        self.watch.sequence(metrics)
+        metrics = distinct([*metrics, *getattr(node.item, "metrics", ())])  # of `compile`, which tracks nothing
+        held = self._held(node, state, set(map(id, chain(variables, metrics))))
+        for variable in distinct(variables):
+            self._add_variable(node, variable, hidden=True)
+        node.metrics = [self._add_node(node, metric, METRIC) for metric in metrics]
+        self._add_attributes(node, held)
+        return node.metrics[:]
+
+    def _visit_seed(self, node):
+        state = vars(node.item)
+        self.watch.name(state)
+        self.watch.attributes(state, ["state"], grows=False)
+        entry = self._add_variable(node, state["state"], hidden=True)
+        self._name_variable(node, "state", entry, _PUBLIC)
+        return []
+
+    def _metrics_of_layer(self, state):
+        """The metrics that a layer tracks, and before them those of `compile`."""
+        loss, metrics, losses = map(state.get, _COMPILED)
+        found = [metric for metric in (loss, metrics) if metric is not None]
+        if losses is not None:
+            self.watch.sequence(losses.metrics)  # one of each output
+            found += losses.metrics
+        return distinct(found + state["_metrics"])
+
+    def _add_variable(self, node, variable, hidden):
+        entry = self._entry_by_id.get(id(variable))
+        if entry is None:
+            entry = self._entry_by_id[id(variable)] = Entry(variable, node, len(self.entries))
+            self.entries.append(entry)
+        entry.hidden = entry.hidden and hidden
+        node.own.append(entry)
+        name = variable.name
+        self._name_variable(node, name, entry, _NUMBERED if is_automatic(name, "Variable") else _VARIABLE)
+        return entry
+
+    def _add_node(self, parent, item, kind):
+        node = self._by_id.get(id(item))
+        if node is None:
+            node = self._by_id[id(item)] = Node(item, kind, parent)
+            self.nodes.append(node)
+        rank = _NUMBERED if is_automatic(item.name, type(item).__name__) else _GIVEN
+        self._name_node(parent, item.name, node, rank)
+        return node
+
+    @staticmethod
+    def _name_variable(node, name, entry, rank):
+        if _is_number(name):
+            return
+        entries = node.variables.setdefault(name, [])
+        if entry not in entries:
+            entries.append(entry)
+        if entry.owner is node.scope:
+            entry.routes.append((rank, node, name))
+
+    @staticmethod
+    def _name_node(parent, name, node, rank):
+        if _is_number(name):
+            return
+        nodes = parent.children.setdefault(name, [])
+        if node not in nodes:
+            nodes.append(node)
+        if node.parent is parent.scope:
+            node.routes.append((rank, parent, name))
+
+    # Attributes
+
+    def _held(self, node, state, known):
+        """Which attributes hold what: pairs of a chain of names, (`blocks`, `0`), and a layer, variable or metric."""
+        import keras
+
+        ours = type(node.item).__module__.startswith("keras.") and type(node.item) is not keras.Layer
+        modules = state.get("_modules", {})  # where torch keeps the attributes that are layers
+        base, tracker, held = _base_attributes(), state["_tracker"], []
+        self._seen.clear()
+        names = [name for name in state if name not in base]
+        for name, value in chain([(name, state[name]) for name in names], modules.items()):
+            if id(value) in known:
+                held.append(((name,), value))
+            elif isinstance(value, CONTAINERS):
+                self._hold((name,), value, known, tracker, ours, held)
+        if ours:
+            holding = {chain_[0] for chain_, _ in held}
+            names = [name for name in names if name in holding]
+        self._watch_attributes(node, names, ours)
+        return held
+
+    def _hold(self, names, container, known, tracker, ours, held):
+        """Adds what a list, tuple or dict holds."""
+        import keras
+
+        tracked = getattr(container, "tracker", None) is tracker
+        hidden = not tracked and len(names) == 1 and not isinstance(container, tuple)  # kept from Keras's eyes
+        if hidden and names[0].startswith("_"):
+            return  # such as the `_operations` of a functional model; those of keras_hub's models are public
+        before = len(held)
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            if id(value) in known or (tracked and isinstance(value, (keras.Layer, keras.Variable))):
+                held.append(((*names, str(key)), value))
+            elif isinstance(value, CONTAINERS) and len(names) < MAX_NESTED and id(value) not in self._seen:
+                self._seen.add(id(value))  # a list may hold itself
+                self._hold((*names, str(key)), value, known, tracker, ours, held)
+        if len(held) > before or (not ours and not hidden and len(container) <= MAX_WATCHED):
+            self.watch.container(container)
+
+    def _watch_attributes(self, node, names, ours):
+        """Watches what may come to hold another layer or variable; of a layer of Keras's own, what holds one now."""
+        import keras
+
+        state = vars(node.item)
+        self.watch.name(state)
+        grows = not ours or isinstance(node.item, (keras.Model, keras.metrics.Metric))
+        if not grows and not state["_layers"]:
+            return
+        stores = [name for name in ("_layers", "_variables", *_COMPILED) if name in state]
+        self.watch.attributes(state, [*stores, *names], grows)
+        if "_modules" in state:
+            self.watch.container(state["_modules"])
+
+    def _add_attributes(self, node, held):
+        import keras
+
+        for names, item in held:
+            rank = _PRIVATE if names[0].startswith("_") else _PUBLIC if len(names) == 1 else _LISTED
+            holder = node
+            for name in names[:-1]:
+                holder = self._group(holder, name, rank)
+            if isinstance(item, keras.Variable):
+                self._name_variable(holder, names[-1], self._entry_by_id[id(item)], rank)
+                continue
+            child = self._by_id[id(item)]
+            self._name_node(holder, names[-1], child, rank)
+            if holder is not node:
+                self._name_node(holder, item.name, child, _PRIVATE)
+
+    def _group(self, holder, name, rank):
+        for child in holder.children.get(name, ()):
+            if child.kind == GROUP and child.scope is holder.scope:
+                return child
+        group = Node(None, GROUP, holder, holder.scope)
+        self.nodes.append(group)
+        holder.children.setdefault(name, []).append(group)
+        group.routes.append((rank, holder, name))
+        return group
+
+
+def is_automatic(name, kind):
+    """Whether Keras made up the name, `dense_7` of a `Dense`."""
+    return name.rstrip("0123456789").replace("_", "") == kind.lower()
+
+
+@cache
+def _base_attributes():
+    """The attributes that every layer, model or metric has: where they hold layers, they do not name them."""
+    import keras
+
+    made = keras.Layer(name="layer"), keras.Model(name="model"), keras.metrics.Metric(name="metric")
+    made[0].inner = keras.Layer(name="inner")  # tensorflow adds its own only now
+    return frozenset(chain(*map(vars, made), [KEPT])) - {"inner", *_COMPILED}
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def _is_number(name):
+    """Whether the name is taken: it counts what a layer holds, whatever a variable or layer may be called."""
+    return name[-1:] == "]" and _BY_NUMBER.fullmatch(name) is not None
+
+
+def _numbered(items, key, word):
+    """The item that `"weights[1]"` or `"metrics[1]"` names, as a list."""
+    match = _BY_NUMBER.fullmatch(key)
+    return items[int(match[2]) : int(match[2]) + 1] if match and match[1] == word else []
+
+
+def distinct(items):
+    if len(items) < 2:
+        return list(items)
+    return list({id(item): item for item in items}.values())
+
+
+def spelled(keys):
+    """The selector of a chain of names, integers for `layers[i]`, and globs."""
+    kinds = {int: Position, str: Name}
+    return ".".join([str(kinds[type(key)](key) if type(key) in kinds else key) for key in keys])
+
+
+def is_speakable(name):
+    """Whether a quoted part can hold the name."""
+    return bool(name) and "/" not in name and name.isprintable()
+
+
+def descend(nodes, keys):
+    for key in keys:
+        found = []
+        for node in nodes:
+            if type(key) is not int:
+                found += node.children.get(key) or _numbered(node.metrics, key, "metrics")
+            elif -len(node.layers) <= key < len(node.layers):
+                found.append(node.layers[key])
+        nodes = found if len(found) < 2 else distinct(found)
+        if not nodes:
+            break
+    return nodes
+
+
+def variables_of(nodes, key):
+    found = []
+    for node in nodes:
+        if type(key) is not int:
+            found += node.variables.get(key) or _numbered(node.own, key, "weights")
+    return found if len(found) < 2 else distinct(found)

@@ -1,0 +1,1 @@
+"""From a patch and a model to writes: planning, running, undoing."""

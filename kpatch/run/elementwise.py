@@ -1,0 +1,212 @@
+"""Expressions that are element-wise in `_`, compiled when they are planned.
+
+What is one number in them (the quantile in `abs(_) < quantile(abs(_), 0.9)`) is evaluated first, once, as any
+expression is; the rest becomes a function of arrays.
+
+* A mask is made by NumPy in one pass over the tensor's memory, in blocks that stay in the processor's cache, where the
+  evaluator would make a temporary of the tensor's size for each operation. That is done on every backend, on a CPU.
+  Only what NumPy does to the bit as every backend does takes part: `+ - *`, comparisons, logic, and a few functions.
+* A whole new value, `0.7 * _ + 0.3 * $donor._`, is computed by the tensors' own operators, without looking again at
+  what was checked.
+"""
+
+import itertools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpatch.errors import PatchError
+from kpatch.run import evaluate as ev
+from kpatch.syntax import ast
+from kpatch.values import arithmetic, numerics, tensors
+from kpatch.values.dtypes import FLOATS, NUMPY, fit
+
+BLOCK = 2**16  # entries of a block
+IN_BLOCKS = ("float32", "float64")
+
+_ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_LOGIC = {"and": np.logical_and, "or": np.logical_or}
+_COMPARE = {"==": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater}
+_COMPARE[">="] = np.greater_equal
+_FUNCTIONS: dict[str, Callable] = {
+    "abs": np.abs,
+    "square": np.square,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "isnan": np.isnan,
+    "isinf": np.isinf,
+    "isfinite": np.isfinite,
+    "logical_not": np.logical_not,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled expression.
+
+    Attributes:
+        arrays: the nodes that are tensors of the place's shape and dtype.
+        scalars: the nodes that are one number each.
+        compute: of a list of those arrays, or of blocks of them, and a list of those numbers, the result.
+        dtype: of the place.
+    """
+
+    arrays: tuple
+    scalars: tuple
+    compute: Callable
+    dtype: str
+
+    def mask(self, view, scope):
+        """A mask of a whole tensor, for an expression of `_` alone.
+
+        Args:
+            view: the tensor as a NumPy array.
+            scope: an `evaluate.Scope` in which `_` is the tensor.
+
+        Returns:
+            A boolean NumPy array of the tensor's shape.
+        """
+        numbers = self.numbers(scope)
+        flat, mask = view.reshape(-1), np.empty(view.size, bool)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(flat), BLOCK):
+                block = flat[start : start + BLOCK]
+                mask[start : start + BLOCK] = self.compute([block] * len(self.arrays), numbers)
+        return mask.reshape(view.shape)
+
+    def numbers(self, scope):
+        """The values of the scalars, as `compute` takes them beside arrays of NumPy."""
+        return [number[()] for number in self._numbers(scope)]
+
+    def value(self, scope):
+        """The whole value, a new tensor of the backend."""
+        arrays = [ev.evaluate(node, scope).data for node in self.arrays]
+        numbers = [numerics.as_tensor(number, self.dtype) for number in self._numbers(scope)]
+        return numerics.guarded(self.compute, arrays, numbers)
+
+    def _numbers(self, scope):
+        """The scalars as NumPy arrays of the place's dtype, or booleans."""
+        for node in self.scalars:
+            value = ev.evaluate(node, scope)
+            data = value.data if value.weak else tensors.to_numpy(value.data)
+            yield np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])
+
+
+def compile_mask(node, scope, place):
+    """The `Program` of a boolean expression, or `None` where it is not one that can be run in blocks.
+
+    Args:
+        scope: the planner's `Scope`, in which `_` is the place, its values unknown.
+        place: the `Place` of the tensor.
+    """
+    return _compiled(node, scope, place, mask=True) if place.dtype in IN_BLOCKS else None
+
+
+def compile_value(node, scope, place):
+    """The `Program` of a value of the place's shape by `+ - *` alone, or `None` for any other."""
+    return _compiled(node, scope, place, mask=False) if place.dtype in FLOATS else None
+
+
+def _compiled(node, scope, place, mask):
+    compiler = _Compiler(scope, place, mask)
+    try:
+        compute = compiler.array(node)
+    except _NotCompiledError:
+        return None
+    return Program(tuple(compiler.arrays), tuple(compiler.scalars), compute, place.dtype)
+
+
+class _NotCompiledError(Exception):
+    """The expression is left to the evaluator."""
+
+
+class _Compiler:
+    """Turns nodes into functions of the list of arrays and the list of numbers."""
+
+    def __init__(self, scope, place, mask):
+        self.scope = scope
+        self.place = place
+        self.mask = mask
+        self.arrays = []
+        self.scalars = []
+
+    def array(self, node):
+        value = self._planned(node)
+        if value.shape == ():
+            return self._scalar(node, value)
+        kinds = (self.place.dtype, "bool") if self.mask else (self.place.dtype,)
+        if value.shape != self.place.shape or value.dtype not in kinds or value.weak:
+            raise _NotCompiledError
+        if type(node) is ast.Implied or (type(node) in (ast.Reference, ast.Binding) and not self.mask):
+            self.arrays.append(node)
+            return _item(0, len(self.arrays) - 1)
+        if type(node) is ast.Compare and self.mask:
+            return self._comparison(node)
+        function, operands = self._operation(node)
+        return _applied(function, [self.array(operand) for operand in operands])
+
+    def _planned(self, node):
+        try:
+            with arithmetic.planning():
+                return ev.evaluate(node, self.scope)
+        except PatchError:
+            raise _NotCompiledError from None
+
+    def _scalar(self, node, value):
+        if not value.weak and value.dtype not in (self.place.dtype, "bool"):
+            raise _NotCompiledError
+        if value.weak and value.dtype != "bool":
+            self._check_literal(value)
+        self.scalars.append(node)
+        return _item(1, len(self.scalars) - 1)
+
+    def _check_literal(self, value):
+        """An integer that rounds in the tensor's dtype is left to the comparison that is exact."""
+        if value.data is None:
+            raise _NotCompiledError
+        try:
+            rounded = fit(value, self.place.dtype)
+        except PatchError:
+            raise _NotCompiledError from None
+        if value.dtype == "int" and int(rounded) != int(value.data):
+            raise _NotCompiledError
+
+    def _comparison(self, node):
+        operands = [self.array(operand) for operand in node.operands]
+        links = [_applied(_COMPARE[op], pair) for op, pair in zip(node.ops, itertools.pairwise(operands), strict=True)]
+        whole = links[0]
+        for link in links[1:]:
+            whole = _applied(np.logical_and, [whole, link])
+        return whole
+
+    def _operation(self, node):
+        """The function of a node, and the operands' nodes."""
+        if type(node) is ast.Unary and node.op == "-":
+            return operator.neg, [node.operand]
+        if type(node) is ast.Binary and node.op in _ARITHMETIC:
+            return _ARITHMETIC[node.op], [node.left, node.right]
+        if not self.mask:
+            raise _NotCompiledError
+        if type(node) is ast.Unary:
+            return np.logical_not, [node.operand]
+        if type(node) is ast.Binary and node.op in _LOGIC:
+            return _LOGIC[node.op], [node.left, node.right]
+        if type(node) is ast.Call and node.function in _FUNCTIONS and not any(a.name for a in node.arguments):
+            return _FUNCTIONS[node.function], [argument.value for argument in node.arguments]
+        raise _NotCompiledError
+
+
+def _item(which, place):
+    return lambda *lists: lists[which][place]
+
+
+def _applied(function, operands):
+    if len(operands) == 1:
+        (only,) = operands
+        return lambda arrays, numbers: function(only(arrays, numbers))
+    left, right = operands
+    return lambda arrays, numbers: function(left(arrays, numbers), right(arrays, numbers))

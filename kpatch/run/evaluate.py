@@ -1,0 +1,413 @@
+"""Expression → `Value`: one walker for planning, where no data is known, and for running, where it is."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from kpatch import backends, functions, indexing
+from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, SubscriptError, UnsupportedError
+from kpatch.functions import ranges
+from kpatch.syntax import ast
+from kpatch.values import arithmetic, grids, numerics, tensors
+from kpatch.values.dtypes import MAX_SIZE, RANGES, Value, constant, literal, tensor
+
+MAX_BLOCK = 2**31 - 1  # entries of the axes that an index tensor stands for: offsets among them are int32
+CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
+
+
+@dataclass(slots=True)
+class Scope:
+    """What the names of an expression mean.
+
+    Attributes:
+        look_up: gives the `Value` of a `Reference` or `Binding`; with the statement's target, for `$donor._`.
+        read: gives the selected entries of such a variable, without a view of the rest; or `None`.
+        implied: what `_` is, or `None` where it is nothing.
+        locals: what earlier `let` statements bound.
+        target: the `Place` that the statement writes to, or `None`.
+        stream: which of a glob's matches that is: each draws random numbers of its own.
+        traced: inside jit, where values cannot be looked at.
+        grown: by how many entries results were larger than their inputs: in this statement, and in the `let`s before.
+        unproved: the index nodes, by `id`, whose tensors are not certain to be in range; found while planning.
+        source: the text of the patch, for what is checked when a graph runs.
+    """
+
+    look_up: Callable[..., Value]
+    read: Callable | None = None
+    implied: Value | None = None
+    locals: dict[str, Value] = field(default_factory=dict)
+    target: Any = None
+    stream: int = 0
+    traced: bool = False
+    grown: list[int] = field(default_factory=lambda: [0, 0])
+    unproved: set[int] = field(default_factory=set)
+    source: str | None = None
+
+    def begin(self, target=None, stream=0):
+        """A new statement: what the one before made is gone, but for what a `let` holds."""
+        self.grown[0] = self.grown[1]
+        self.target, self.stream = target, stream
+
+    def bind(self, name, value):
+        self.locals[name] = value
+        self.grown[1] = self.grown[0]
+
+    def account(self, result, inputs):
+        """The result; `LimitError` where one small statement asks for more and more memory."""
+        if not result.weak:
+            self.grown[0] += max(0, _size(result) - max(map(_size, inputs), default=0))
+            if self.grown[0] > MAX_SIZE:
+                raise LimitError(
+                    f"the results of a statement, and of the 'let's before it, grow by over {MAX_SIZE} entries"
+                )
+        return result
+
+    @property
+    def proves(self):
+        """Whether a compiled function is planned, so that ranges are worked out."""
+        return self.traced and arithmetic.is_planning()
+
+    def with_implied(self, value):
+        return replace(self, implied=value)
+
+
+def _size(value):
+    return math.prod(1 if length is None else length for length in value.shape)
+
+
+class PoisonedError(Exception):
+    """A local whose `let` failed: its error is reported once, not again at each use."""
+
+
+def evaluate(node, scope):
+    """The value of an expression; its `data` is `None` as long as any tensor's in it is."""
+    try:
+        return _EVALUATORS[type(node)](node, scope)
+    except PatchError as error:
+        raise error.locate(node.span) from error.__cause__
+
+
+def index_items(nodes, scope):
+    """The items of a subscript: integers, slices, `...`, NumPy arrays of literals, and `Value`s of tensors."""
+    return tuple(_index_item(node, scope) for node in nodes)
+
+
+def known(items):
+    """Whether the items hold no tensors, so that the selection is known before any value is."""
+    return not any(isinstance(item, Value) for item in items)
+
+
+def select(shape, items, nodes):
+    """The selection that the items make, `None` if a graph alone knows; errors get the span of the item at fault."""
+    return _at_items(indexing.select, shape, [_with_values(item) for item in items], nodes)
+
+
+def infer(shape, items, nodes):
+    """The shape that the items select, `None` where it depends on values."""
+    return _at_items(indexing.infer, shape, [_without_values(item) for item in items], nodes)
+
+
+def _at_items(function, shape, items, nodes, *args):
+    try:
+        return function(shape, tuple(items), *args)
+    except PatchError as error:
+        at = None if error.argument is None else nodes[error.argument].span
+        raise error.locate(at) from None
+
+
+def _with_values(item):
+    return tensors.to_numpy(item.data) if isinstance(item, Value) else item
+
+
+def _without_values(item):
+    return indexing.Unknown(item.shape, item.dtype) if isinstance(item, Value) else item
+
+
+def _index_item(node, scope):
+    if type(node) is ast.Integer:
+        return node.value
+    if type(node) is ast.Slice:
+        return slice(*(_bound(part, scope) for part in (node.start, node.stop, node.step)))
+    if type(node) is ast.Ellipsis_:
+        return Ellipsis
+    value = evaluate(node, scope)
+    if value.dtype.startswith(("float", "bfloat")):
+        raise DTypeError(
+            f"an index is made of integers or booleans, not of {value.dtype}",
+            notes=['cast(x, "int32") makes integers of it'],
+        ).locate(node.span)
+    if not value.weak:
+        known = type(node) is ast.Binding and value.data is not None and not arithmetic.is_traced(value.data)
+        return tensors.to_numpy(value.data) if known else value
+    if value.data is None:
+        return value
+    return int(value.data) if value.data.ndim == 0 and value.dtype == "int" else value.data
+
+
+def _bound(node, scope):
+    if node is None:
+        return None
+    value = evaluate(node, scope)
+    if value.weak and value.dtype == "int" and value.shape == () and value.data is not None:
+        return int(value.data)
+    if not value.weak or value.data is None:
+        raise UnsupportedError(
+            "a slice's bound is known before the patch runs: an integer, not a tensor",
+            notes=["a list or a mask can depend on values: x[arange(10) < n]"],
+        ).locate(node.span)
+    raise DTypeError("a slice's bound is one integer").locate(node.span)
+
+
+def _list(node, scope):
+    items = [evaluate(item, scope) for item in node.items]
+    if all(item.weak and item.data is not None for item in items):
+        return literal([item.data.tolist() for item in items])
+    return functions.call("stack", [items], {}, scope.traced)
+
+
+def _implied(node, scope):
+    if scope.implied is None:
+        raise ResolutionError(
+            "'_' means nothing here: there is no implied tensor",
+            notes=["in an edit of a model '_' stands for the entries being assigned; name a variable instead"],
+        )
+    return scope.implied
+
+
+def _local(node, scope):
+    value = scope.locals.get(node.name)
+    if value is None:
+        raise PoisonedError(node.name)
+    return value
+
+
+def _unary(node, scope):
+    operand = evaluate(node.operand, scope)
+    result = _existing(arithmetic.unary(node.op, operand), (operand,))
+    return ranges.unary(result, node.op, operand) if scope.proves else result
+
+
+def _binary(node, scope):
+    left, right = evaluate(node.left, scope), evaluate(node.right, scope)
+    result = _at_arguments((node.left, node.right), arithmetic.binary, node.op, left, right, scope.traced)
+    result = _existing(scope.account(result, (left, right)), (left, right), node.op != "@")
+    return ranges.binary(result, node.op, left, right) if scope.proves else result
+
+
+def _compare(node, scope):
+    """`a < b < c` is `a < b and b < c`, each operand evaluated once."""
+    values = [evaluate(operand, scope) for operand in node.operands]
+    result = None
+    for i, op in enumerate(node.ops):
+        link = _at_arguments(node.operands[i : i + 2], arithmetic.compare, op, values[i], values[i + 1])
+        result = link if result is None else arithmetic.binary("and", result, link)
+    result = _existing(result, values)
+    return ranges.compare(result, values) if scope.proves else result
+
+
+def _call(node, scope):
+    if scope.traced and (places := _places_along(node, scope)) is not None:
+        return places
+    positional = [a for a in node.arguments if a.name is None]
+    named = {a.name: a for a in node.arguments if a.name is not None}
+    at = {**dict(enumerate(positional)), **named}
+    try:
+        given = {key: _argument(argument.value, scope) for key, argument in at.items()}
+        args = [given[place] for place in range(len(positional))]
+        kwargs = {name: given[name] for name in named}
+        inputs = [value for value in given.values() if isinstance(value, Value)]
+        result = scope.account(functions.call(node.function, args, kwargs, scope.traced, scope.stream), inputs)
+        return _existing(result, inputs, functions.is_elementwise(node.function))
+    except PatchError as error:
+        faulty = at.get(error.argument)
+        raise error.locate(faulty and faulty.span) from None
+
+
+def _axis(node, scope):
+    """The tensor and the axis of `shape(x)[i]`, inside a compiled function; of other expressions `None`."""
+    match node:
+        case ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),)):
+            x = evaluate(of.value, scope)
+            return (x, axis) if -len(x.shape) <= axis < len(x.shape) else None
+    return None
+
+
+def _places_along(node, scope):
+    """`arange(shape(x)[i])`, inside a compiled function, where the length may be unknown; of other calls `None`."""
+    match node:
+        case ast.Call("arange", (ast.Argument(None, count),)) if found := _axis(count, scope):
+            x, axis = found
+        case _:
+            return None
+    if (length := x.shape[axis]) is not None:
+        return scope.account(functions.call("arange", [literal(length)], traced=scope.traced), [x])
+    if scope.proves:
+        return ranges.places(x, axis)
+    from keras import ops
+
+    return tensor(ops.arange(ops.shape(x.data)[axis], dtype="int32"))
+
+
+def _argument(node, scope):
+    """A string, a value, or for a list that holds tensors the list of its values (`concatenate([a, b])`)."""
+    if isinstance(node, ast.String):
+        return node.value
+    if isinstance(node, ast.List) and node.items:
+        items = [evaluate(item, scope) for item in node.items]
+        if not all(item.weak for item in items):
+            return items
+    return evaluate(node, scope)
+
+
+def _subscript(node, scope):
+    if scope.traced and (found := _axis(node, scope)) and found[0].shape[found[1]] is not None:
+        return literal(found[0].shape[found[1]])
+    value = evaluate(node.value, scope)
+    items = index_items(node.index, scope.with_implied(value))
+    if scope.traced and (not known(items) or None in value.shape):
+        result = _traced_entries(value, items, node, scope)
+    else:
+        result = _entries(value, items, node, scope)
+    result = _existing(result, (value, *(item for item in items if isinstance(item, Value))), False)
+    return ranges.entries(result, value, items) if scope.proves else result
+
+
+def _existing(result, operands, elementwise=True):
+    """The result, with which of its entries were made of entries that exist; all or none if it is not element-wise."""
+    found = [value.exists for value in (result, *operands) if value.exists is not None]
+    if not found:
+        return result
+    from keras import ops
+
+    if not elementwise:
+        found = [result.exists if exists is result.exists else ops.all(exists) for exists in found]
+    return replace(result, exists=functools.reduce(ops.logical_and, found))
+
+
+def _entries(value, items, node, scope):
+    if value.data is None or any(isinstance(item, Value) and item.data is None for item in items):
+        weak = value.weak and all(item.weak for item in items if isinstance(item, Value))
+        if any(isinstance(item, Value) and item.data is None and item.dtype != "bool" for item in items):
+            arithmetic.doubt()  # whether it is in range
+        return Value(value.dtype, infer(value.shape, items, node.index), None, weak)
+    selection = select(value.shape, items, node.index)
+    if scope.read is not None and type(node.value) in (ast.Reference, ast.Binding):
+        return scope.read(node.value, scope.target, selection)
+    return entries(value, selection)
+
+
+def entries(value, selection):
+    """The selected entries of a value; of a literal a literal."""
+    if value.weak:
+        flat = np.ravel(value.data)[tensors.positions(selection, value.shape).flat]
+        return constant(flat.reshape(selection.shape), value.is_list and bool(selection.shape))
+    return tensor(tensors.take(value.data, selection))
+
+
+def _traced_entries(value, items, node, scope):
+    """Entries inside a compiled function, by index tensors or along axes of unknown length."""
+    if scope.proves:
+        prove(value, items, node.index, scope)
+        return Value(value.dtype, infer(value.shape, items, node.index), None, value.weak)
+    selection = traced_selection(value.data, items, node.index, scope)
+    return replace(tensor(tensors.take(value.data, selection)), exists=grids.existing(selection))
+
+
+def traced_selection(data, items, nodes, scope):
+    """The selection of a tensor's entries. An index that is not certain to be in range is checked if its values can
+    be looked at, and else by the graph when it runs, on backends whose graphs can."""
+    checked = [_looked_at(item, node, scope) for item, node in zip(items, nodes, strict=True)]
+    given = {position: _index_data(item) for position, item in enumerate(checked) if isinstance(item, Value)}
+    proved = [at for at in given if id(nodes[at]) not in scope.unproved and checked[at].exists is None]
+    selection, checks = _at_items(grids.layout, data, checked, nodes, given, proved)
+    for position, exists in checks.items():
+        at = SubscriptError("").locate(nodes[position].span, scope.source)
+        message = f"index {nodes[position]} (line {at.line}, column {at.column}) names an entry that does not exist"
+        backends.current().require(exists, message)
+    return selection
+
+
+def _index_data(index):
+    """The indices; one that was read where nothing exists becomes one that does not exist."""
+    if index.exists is None:
+        return index.data
+    from keras import ops
+
+    dtype = index.dtype if index.dtype in ("int64", "uint32", "uint64") else "int32"
+    return ops.where(index.exists, ops.cast(index.data, dtype), RANGES[dtype][1])
+
+
+def _looked_at(item, node, scope):
+    """The item, as an array if it is a tensor whose values have to be checked, and can be."""
+    unproved = isinstance(item, Value) and id(node) in scope.unproved
+    return tensors.to_numpy(item.data) if unproved and not numerics.is_traced(item.data) else item
+
+
+def prove(value, items, nodes, scope):
+    """Notes, while a compiled function is planned, which index tensors could be out of range."""
+    if value.weak:
+        raise UnsupportedError(
+            "a list is not indexed by a tensor inside a compiled function",
+            notes=['cast([...], "float32") makes a tensor of it'],
+        )
+    _refuse_masks(items, nodes)
+    grid, indices = _at_items(indexing.layout, value.shape, [_without_values(item) for item in items], nodes)
+    axes = [axis for axis, item in enumerate(grid.items) if item is None]
+    if math.prod(value.shape[axis] or 1 for axis in axes) > MAX_BLOCK:
+        raise LimitError(f"an index tensor into more than {MAX_BLOCK} entries").locate(nodes[indices[0][2]].span)
+    for axis, _, position in indices:
+        item, node = items[position], nodes[position]
+        if isinstance(item, Value) and not _at(node.span, ranges.proves, item, value, axis):
+            scope.unproved.add(id(node))
+
+
+def _refuse_masks(items, nodes):
+    for item, node in zip(items, nodes, strict=True):
+        if isinstance(item, Value) and item.dtype == "bool":
+            raise UnsupportedError(
+                "how many entries a mask selects is not known inside a compiled function",
+                notes=["a mask of the whole tensor, or of its first axes, can be assigned to; where(mask, a, b) reads"],
+            ).locate(node.span)
+
+
+def _at(span, function, *args):
+    """Calls a check of the part at `span`."""
+    try:
+        return function(*args)
+    except PatchError as error:
+        raise error.locate(span) from None
+
+
+def _named(node, scope):
+    return scope.look_up(node, scope.target)
+
+
+def _at_arguments(nodes, function, *args):
+    """Calls an operation, and turns the position of a faulty operand into its span."""
+    try:
+        return function(*args)
+    except PatchError as error:
+        at = None if error.argument is None else nodes[error.argument].span
+        raise error.locate(at) from None
+
+
+_EVALUATORS = {
+    ast.Integer: lambda node, scope: literal(node.value),
+    ast.Float: lambda node, scope: literal(node.value),
+    ast.Boolean: lambda node, scope: literal(node.value),
+    ast.Constant: lambda node, scope: literal(CONSTANTS[node.name]),
+    ast.List: _list,
+    ast.Local: _local,
+    ast.Implied: _implied,
+    ast.Reference: _named,
+    ast.Binding: _named,
+    ast.Unary: _unary,
+    ast.Binary: _binary,
+    ast.Compare: _compare,
+    ast.Call: _call,
+    ast.Subscript: _subscript,
+}

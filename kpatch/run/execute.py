@@ -1,0 +1,272 @@
+"""Runs the steps of a patch on a store: a model's variables, one tensor, or files. Counts the entries they write."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kpatch import backends, indexing
+from kpatch.errors import PatchError
+from kpatch.names.meanings import Place
+from kpatch.run import evaluate as ev
+from kpatch.run import statements
+from kpatch.run.batch import BatchStep
+from kpatch.run.steps import AssertStep, EditStep, LetStep
+from kpatch.syntax import ast
+from kpatch.values import tensors
+from kpatch.values.dtypes import Value, tensor
+
+
+def run(checked, store):
+    """Runs the steps in order. `store` is where the places' values are."""
+    scope = ev.Scope(
+        store.look_up,
+        store.read,
+        traced=checked.traced,
+        unproved=checked.unproved,
+        source=checked.patch.source,
+    )
+    try:
+        for number, step in enumerate(checked.steps):
+            if store.lets_go:
+                store.begin(number)
+            scope.begin(step.place, step.stream)
+            scope.implied = store.implied
+            if type(step) is LetStep:
+                scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
+            elif type(step) is AssertStep:
+                statements.check_assertion(step.statement, scope)
+            else:
+                _write(step, store, scope)
+    except PatchError as error:
+        raise _located(error, step, checked.patch) from error.__cause__
+
+
+def _located(error, step, patch):
+    """The error with the statement, and of a glob with the match that it is about."""
+    if type(step) is EditStep:
+        statements.in_match(error, step.statement, step.place, step.stream)
+    return error.locate(step.statement.span, patch.source)
+
+
+def _held(value):
+    """A `let` holds a value, not a view: later writes in place do not change it."""
+    from keras import ops
+
+    return value if value.weak else replace(value, data=ops.copy(value.data))
+
+
+def _write(step, store, scope):
+    if store.stream is not None and store.stream(step, scope):
+        return
+    if step.fresh:
+        store.replace(step, _whole(step, store, scope))
+        return
+    selection = step.selection if step.selection is not None else dynamic_selection(step, store, scope)
+    last = _last(selection)
+    target = selection if last is None else indexing.Positions(selection.flat[last], last.shape)
+    old = store.open(step, selection, target, last)
+    if step.constant is not None:
+        constant = step.constant
+        if step.selection is None or step.open_ended:
+            constant = statements.fitted_constant(step, _shape(selection, old) if step.open_ended else selection.shape)
+        store.write_constant(step, target, picked(_fitting(step, constant, old), selection.shape, last))
+    elif step.operand is None or not store.update(step, target, old):
+        values = _fitting(step, _computed(step, selection, old, store, scope), old)
+        store.write(step, target, values if last is None else picked(values, selection.shape, last))
+
+
+def _whole(step, store, scope):
+    """The new value of a whole place."""
+    if step.value is None:
+        return _computed(step, step.selection, store.value(step.place), store, scope)
+    return step.value.value(scope.with_implied(tensor(store.value(step.place))))
+
+
+def _last(selection):
+    """Where entries are selected more than once: the last of each, which wins; else `None`."""
+    if not isinstance(selection, indexing.Positions):
+        return None
+    last = indexing.last_wins(selection.flat)
+    return None if len(last) == selection.size else last
+
+
+def picked(values, shape, last):
+    """The values of the last of repeated entries; the constant itself where none repeats."""
+    if last is None:
+        return values
+    if isinstance(values, np.ndarray):
+        return np.broadcast_to(values, shape).ravel()[last]
+    from keras import ops
+
+    return ops.take(ops.reshape(ops.broadcast_to(values, shape), (-1,)), last, axis=0)
+
+
+def _computed(step, selection, old, store, scope):
+    """The values to write, of the place's dtype and of a shape that fits."""
+    whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar, or element-wise when traced
+    implied = tensor(store.value(step.place) if whole else old)
+    value = statements.evaluate_side(step.statement, scope, implied)
+    shape = _shape(selection, implied)
+    values = statements.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
+    return values if value.exists is None else _where_existing(value.exists, values, implied)
+
+
+def _where_existing(exists, values, implied):
+    """The values that were made of entries that exist; in place of the others the entry stays what it is."""
+    from keras import ops
+
+    surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, which the values had as well
+    return backends.current().where(
+        ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data
+    )
+
+
+def _fitting(step, values, old):
+    """The values; spread to the shape of the entries if only the running graph knows whether they fit."""
+    if not step.open_ended or None not in old.shape:
+        return values
+    from keras import ops
+
+    lengths, own = ops.shape(old), ops.shape(values)
+    for back in range(1, len(own) + 1):
+        fits = ops.logical_or(ops.equal(own[-back], 1), ops.equal(own[-back], lengths[-back]))
+        backends.current().require(fits, "the value does not fit the selection")
+    return ops.broadcast_to(values, lengths)
+
+
+def _shape(selection, old):
+    """The shape of the selection, with the lengths that were not known when it was planned."""
+    return tuple(old.shape) if None in selection.shape else selection.shape
+
+
+def dynamic_selection(step, store, scope):
+    """The entries of an index that depends on values."""
+    nodes, place = step.statement.target.index, step.place
+    if step.mask is not None and (view := store.view(place)) is not None:
+        return _masked(step.mask.mask(view, scope.with_implied(tensor(store.value(place)))), step)
+    items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
+    if scope.traced:
+        if type(items[0]) is Value and items[0].dtype == "bool":  # the only item: the plan allows no other mask
+            return indexing.Mask(_over_rows(_held_by(items[0]), len(place.shape)), place.shape)
+        return ev.traced_selection(store.value(place), items, nodes, scope)
+    if not statements.is_mask(items, place.shape):
+        return ev.select(place.shape, items, nodes)
+    return _masked(items[0].data, step)
+
+
+def _held_by(mask):
+    """A mask, without entries that were made of what does not exist."""
+    from keras import ops
+
+    return mask.data if mask.exists is None else ops.logical_and(mask.data, mask.exists)
+
+
+def _over_rows(mask, axes):
+    """The mask with axes of length 1 after its own, to be broadcast."""
+    from keras import ops
+
+    missing = axes - len(mask.shape)
+    return ops.expand_dims(mask, tuple(range(-missing, 0))) if missing else mask
+
+
+def _masked(mask, step):
+    """Offsets where few entries are meant or each gets its own value, else the mask itself, which is smaller."""
+    held = np.ravel(tensors.to_numpy(mask))
+    count = int(np.count_nonzero(held))
+    offsets, whole = count * (8 + 4), held.size * (1 + 4)  # bytes, of a journal of 4-byte entries
+    if step.scalar and offsets > whole:
+        return indexing.Mask(mask, step.place.shape, count)
+    flat = np.flatnonzero(held)
+    return indexing.Positions(flat, flat.shape)
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+
+
+def counts(checked, store):
+    """How many entries each step that writes would write now; `None` if earlier statements decide that.
+
+    Values are looked at where a step's entries depend on them; nothing is written.
+    """
+    scope = ev.Scope(store.look_up, store.read)
+    dynamic = [position for position, step in enumerate(checked.steps) if _is_dynamic(step)]
+    written, fresh = set(), True
+    for position, step in enumerate(checked.steps):
+        if isinstance(step, AssertStep):
+            continue
+        if isinstance(step, LetStep):
+            fresh = fresh and not _reads(step.statement.value, checked, None) & written
+            if fresh and dynamic and position < dynamic[-1]:
+                scope.begin()
+                scope.bind(step.statement.name, _looked(step, checked.patch, ev.evaluate, step.statement.value, scope))
+            continue
+        if not _is_dynamic(step):
+            yield static_count(step)
+        else:
+            index = step.statement.target.index
+            known = fresh and not any(_reads(node, checked, step.place) & written for node in index)
+            yield _dynamic_count(step, store, scope, checked.patch) if known else None
+        written.add(id(step.place))
+
+
+def static_count(step):
+    """How many entries each statement of the step writes; `None` if that depends on values."""
+    if isinstance(step, BatchStep):
+        return 1
+    return None if step.selection is None else step.selection.size
+
+
+def entries(selection):
+    """How many entries a selection holds."""
+    if not isinstance(selection, indexing.Mask):
+        return selection.size
+    return int(np.count_nonzero(tensors.to_numpy(selection.mask))) if selection.count is None else selection.count
+
+
+def _is_dynamic(step):
+    return isinstance(step, EditStep) and step.selection is None
+
+
+def _reads(node, checked, implied):
+    """The places that an expression reads."""
+    parts = list(ast.walk(node))
+    named = [part for part in parts if isinstance(part, ast.Reference | ast.Binding)]
+    places = [checked.names.meaning(part, implied) for part in named]
+    places += [implied] * any(isinstance(part, ast.Implied) for part in parts)
+    return {id(place) for place in places}
+
+
+def _dynamic_count(step, store, scope, patch):
+    scope.begin(step.place, step.stream)
+    return entries(_looked(step, patch, dynamic_selection, step, store, scope))
+
+
+def _looked(step, patch, function, *args):
+    """Calls what looks at values for the step; its errors get their place in the text."""
+    try:
+        return function(*args)
+    except PatchError as error:
+        raise _located(error, step, patch) from error.__cause__
+
+
+# Stores ---------------------------------------------------------------------------------------------------------------
+
+
+class Named:
+    """What a store does for the names of an expression, by its `value(place)` and `taken(place, selection)`."""
+
+    names: Any
+    value: Callable
+    taken: Callable
+
+    def look_up(self, node, target):
+        meaning = self.names.meaning(node, target)
+        return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
+
+    def read(self, node, target, selection):
+        meaning = self.names.meaning(node, target)
+        if isinstance(meaning, Place):
+            return tensor(self.taken(meaning, selection))
+        return ev.entries(meaning, selection)

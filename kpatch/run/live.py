@@ -1,0 +1,417 @@
+"""Edits of variables in place, with a journal of what was there: on any failure every bit is restored.
+
+The order of things makes that hold for an interrupt too, which can come between any two lines: a write is in the
+journal before it is made, and restoring twice is the same as restoring once.
+"""
+
+import numpy as np
+
+from kpatch import backends, indexing
+from kpatch.errors import ExecutionError, PatchError
+from kpatch.run import execute
+from kpatch.run.execute import Named, picked
+from kpatch.run.plan import Plan
+from kpatch.run.undo import AppliedPatch, enter, latest_link, prepare_models
+from kpatch.values import tensors
+from kpatch.values.dtypes import NUMPY
+from kpatch.values.numerics import is_traced
+
+KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
+MAX_LISTED = 20  # writes that an error lists
+
+
+class Record:
+    """One write of a journal.
+
+    With a `PackedMask`, `before` is those entries in a row. `after` is `None` where it follows from `before`.
+
+    Attributes:
+        step: the step that writes.
+        selection: the entries; `None` if there are some, and nobody will ask which.
+        before: what was there; `None` if that is not kept.
+        after: what came after that.
+        begun: the write may have been made.
+        done: the write was made.
+        link: its `Link` in the history of the variable, or `None`.
+    """
+
+    __slots__ = ("after", "before", "begun", "done", "link", "selection", "step")
+
+    def __init__(self, step, selection, before):
+        self.step = step
+        self.selection = selection
+        self.before = before
+        self.after = self.link = None
+        self.begun = self.done = False
+
+
+class Live(Named):
+    """The places are variables, written in place, with a journal of what was there.
+
+    With `keep=False` old values are kept until no step is left that may fail on the values that it meets, and from then
+    on until more than `KEPT` bytes are written. What is let go has a record without `before`.
+
+    Attributes:
+        records: a `Record` for each write, in order.
+        counts: how many entries were written, by the step, if that depended on values.
+        lets_go: old values are not for `undo`.
+        ended: after a failure all was restored that could be.
+    """
+
+    implied = stream = None
+
+    def __init__(self, checked, writer, donate=True, keep=True):
+        self.names = checked.names
+        self.writer = writer
+        self.donate = donate
+        self.lets_go = not keep
+        self.ended = False
+        self.records = []
+        self.counts = {}
+        self._doubtful = checked.doubtful if self.lets_go else None
+        self._keeps_all = True
+        self._size = 0  # bytes of what was written
+        self._spent = False  # some were let go
+
+    # Reading
+
+    def value(self, place):
+        """The whole variable, as an alias: it is let go before anything is written."""
+        return self.writer.whole(place.variable)
+
+    def view(self, place):
+        """The place's memory as an array of NumPy that is only read, or `None`; let go before anything is written."""
+        return self.writer.view(self.value(place))
+
+    def taken(self, place, selection):
+        return self.writer.read(place.variable, selection)
+
+    # Writing
+
+    def begin(self, number):
+        """A step begins; asked for with `keep=False` alone."""
+        self._keeps_all = number <= self._doubtful
+        if not self._keeps_all and self._size > KEPT:
+            self._let_go()
+
+    def open(self, step, selection, target, last):
+        """Enters a write into the journal; gives the old values of the selection, if they are needed."""
+        if step.selection is None:
+            self.counts[step] = execute.entries(selection)
+        masked = type(target) is indexing.Mask and isinstance(target.mask, np.ndarray)
+        keeps = self._keeps_all or self._has_room(step, target)
+        if masked:
+            self._enter(step, target, self._masked(step.place, target.mask) if keeps else None)
+            return None
+        if step.constant is not None and not keeps:
+            self._enter(step, target, None)
+            return None
+        old = self.writer.read(step.place.variable, selection)
+        self._enter(step, target, old if last is None else picked(old, selection.shape, last))
+        return old
+
+    def replace(self, step, values):
+        """The place takes over a new tensor as it is, where it can."""
+        record = self._enter(step, step.selection, self.value(step.place))
+        record.begun = True
+        if self.writer.take_over(step.place.variable, values) is not None:
+            record.after = None if self.lets_go else values
+            record.done = True
+            return
+        self.records.pop()  # with its alias of the variable's memory
+        del record
+        self.open(step, step.selection, step.selection, None)
+        self.write(step, step.selection, values)
+
+    def write_constant(self, step, target, constant):
+        values = step.prepared
+        if values is None:
+            values = constant
+            if step.selection is not None:  # the same entries each time, so that preparing pays
+                values = self.writer.prepare(step.place.variable, target, values)
+                if not is_traced(values):
+                    step.prepared = values
+        self._write(step, target, values, constant)
+
+    def write(self, step, target, values):
+        self._write(step, target, values, values)
+
+    def _write(self, step, target, values, after):
+        record = self.records[-1]
+        record.after = None if self.lets_go else after
+        record.begun = True
+        self.writer.write(step.place.variable, target, values, self.donate)
+        record.done = True
+
+    def update(self, step, target, old):
+        """Writes `old op operand` in one pass where the writer can; says whether it did."""
+        op = step.statement.op[:-1]
+        if op not in ("+", "-", "*", "/") or not isinstance(target, indexing.Region) or not self.donate:
+            return False
+        record = self.records[-1]
+        record.begun = True
+        self.writer.update(step.place.variable, target, op, old, step.operand.data)
+        record.done = True
+        return True
+
+    # The journal
+
+    def _masked(self, place, mask):
+        view = self.view(place)
+        return (tensors.to_numpy(self.value(place)) if view is None else view)[mask]
+
+    def _enter(self, step, selection, before):
+        if self.lets_go:
+            self._size += _bytes(step, selection)
+            if before is None and selection.size and latest_link(step.place.variable) is None:
+                selection = None
+        if type(selection) is indexing.Mask and isinstance(selection.mask, np.ndarray):
+            selection = indexing.PackedMask(selection.mask, selection.count)
+        record = Record(step, selection, before)
+        self.records.append(record)
+        return record
+
+    def _has_room(self, step, target):
+        """Whether old values are kept where values can no longer be at fault: while they are few in all."""
+        return not self._spent and self._size + _bytes(step, target) <= KEPT
+
+    def _let_go(self):
+        """Drops old values, which then nothing can bring back."""
+        self.settle()
+        self._spent = True
+        for record in self.records:
+            record.before = None
+            if (
+                record.selection is not None
+                and latest_link(record.step.place.variable) is None
+                and _has_entries(record)
+            ):
+                record.selection = None
+        self._size = 0
+
+    def settle(self):
+        """Waits until what was written is there, if the backend computes while Python goes on."""
+        for record in self.records:
+            if record.done and type(record.selection) is not indexing.Point:
+                self.writer.settle(record.step.place.variable)
+
+    def put_back(self):
+        """Writes every old value back, the last write first.
+
+        Returns:
+            The records whose writes stay, in order, and the exceptions that were raised meanwhile.
+        """
+        try:
+            return self._put_back()
+        except BaseException as cut:  # noqa: BLE001 (an interrupt between two records, which the caller raises)
+            stays, failures = self._put_back()
+            return stays, [cut, *failures]
+
+    def _put_back(self):
+        failures = []
+        begun = [record for record in reversed(self.records) if record.begun and _has_entries(record)]
+        stays = [record for record in begun if not self._put_back_one(record, failures)]
+        return stays[::-1], failures
+
+    def _put_back_one(self, record, failures):
+        """Says whether it could; one that fails does not keep the others from it."""
+        if record.before is None:
+            return False
+        for _ in range(2):  # an interrupt is over once it is raised
+            try:
+                self._restore(record)
+            except BaseException as error:  # noqa: BLE001 (the caller raises it, when the rest is restored)
+                failures.append(error)
+            else:
+                return True
+        return False
+
+    def _restore(self, record):
+        inherited = () if record.link is None else record.link.inherited
+        for each in (record, *inherited):
+            self._write_back(each)
+
+    def _write_back(self, record):
+        variable, selection, before = record.step.place.variable, record.selection, record.before
+        if isinstance(selection, indexing.PackedMask):
+            mask = selection.mask
+            selection, entries = indexing.Mask(mask, mask.shape), before
+            before = np.zeros(mask.shape, entries.dtype)
+            before[mask] = entries
+        try:
+            self.writer.write(variable, selection, before, self.donate)
+            if type(selection) is not indexing.Point:
+                self.writer.settle(variable)
+        except Exception:
+            whole = isinstance(selection, indexing.Region) and selection.full
+            if not whole or self.writer.take_over(variable, before) is None:  # which takes no memory
+                raise
+
+    def link(self, stays):
+        """The history of the variables after a failure: what could not be put back is an edit as any other."""
+        for record in self.records:
+            if record.link is not None:
+                record.link.undone = record not in stays
+            elif record in stays and record.selection is not None:
+                enter(record)
+
+    def hand_on(self):
+        """Gives old values of entries that later edits have written to the first of these, which will restore them.
+
+        The records keep the rest. A later edit that nobody can undo any more takes what it was given with it.
+        """
+        for record in self.records:
+            _hand_on(record)
+
+    def undo(self, model, patch):
+        """Restores every old value; gives an interrupt that came meanwhile, or `None`."""
+        self.writer.refuse_traces("undo()")
+        prepare_models(self.writer, model)
+        stays, failures = self.put_back()
+        if stays:
+            raise _failed_undo(stays, failures, patch)
+        return _interrupt(failures)
+
+
+def _hand_on(record):
+    shape = record.step.place.shape
+    for each in (record, *record.link.inherited):
+        later = record.link
+        while (later := later.next) is not None:
+            if later.undone or not indexing.overlap(each.selection, later.selection, shape):
+                continue
+            mask, old = tensors.mask_of(each.selection, shape), _spread(each, shape)
+            theirs = mask & tensors.mask_of(later.selection, shape)
+            later.inherited += (Record(each.step, indexing.PackedMask(theirs), old[theirs]),)
+            mine = mask & ~theirs
+            each.selection, each.before = indexing.PackedMask(mine), old[mine]
+
+
+def _spread(record, shape):
+    """The old values of a record in an array of the variable's shape, each at its place."""
+    before = tensors.to_numpy(record.before)
+    if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
+        return before
+    values = np.zeros(shape, before.dtype)
+    if isinstance(record.selection, indexing.PackedMask):
+        values[record.selection.mask] = before
+    else:
+        values.reshape(-1)[tensors.positions(record.selection, shape).flat] = before.ravel()
+    return values
+
+
+def _bytes(step, selection):
+    return execute.entries(selection) * NUMPY[step.place.dtype].itemsize
+
+
+def _has_entries(record):
+    return record.selection is None or record.selection.size > 0
+
+
+def apply(checked, model, donate=True, keep=True):
+    """Executes steps on the model's variables: all of them, or on any failure none.
+
+    Args:
+        keep: the old values, for `undo`.
+
+    Raises:
+        PatchError: everything is as it was, or the error says what is not. So it is with an interrupt.
+    """
+    writer = backends.current()
+    prepare_models(writer, model, *checked.names.bindings.models)
+    live = Live(checked, writer, donate, keep)
+    try:
+        try:
+            execute.run(checked, live)
+            live.settle()
+            return AppliedPatch(checked, live, model)
+        except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
+            raise _ended(live, error, checked.patch)  # noqa: B904 (it has its cause)
+    except BaseException as error:
+        if live.ended:
+            raise
+        raise _ended(live, error, checked.patch)  # noqa: B904 (an interrupt cut the first attempt off)
+
+
+def count(checked, model):
+    """The `Plan`: what the steps would write at present."""
+    writer = backends.current()
+    if checked.dynamic:
+        prepare_models(writer, model, *checked.names.bindings.models)
+    return Plan.of(checked, execute.counts(checked, Live(checked, writer, donate=False)))
+
+
+# What a failure leaves ------------------------------------------------------------------------------------------------
+
+
+def _ended(live, error, patch):
+    """Restores what can be restored; gives the exception that says how an edit ended."""
+    stays, failures = live.put_back()
+    live.link(stays)
+    error = _failed(error, stays, failures, patch)
+    live.ended = True
+    return error
+
+
+def _failed(error, stays, failures, patch):
+    notes = _listed(stays, failures, patch)
+    if (interrupt := _interrupt([error, *failures])) is not None:
+        return _told(interrupt, "an edit was cut off", notes, stays, patch)
+    if not isinstance(error, PatchError):
+        notes = notes or ["every variable was put back as it was"]
+        error = _caused_by(error, f"the backend failed while the patch ran: {error}", notes)
+    elif stays and failures:
+        error = _caused_by(failures[0], f"the backend failed while old values were written back: {failures[0]}", notes)
+    else:
+        error.notes = (*error.notes, *notes)
+    error.written = _written(stays, patch)
+    return error
+
+
+def _failed_undo(stays, failures, patch):
+    notes = [*_listed(stays, failures, patch), "undo() can be called again"]
+    if (interrupt := _interrupt(failures)) is not None:
+        return _told(interrupt, "undo() was cut off", notes, stays, patch)
+    error = _caused_by(failures[0], f"the backend failed while old values were written back: {failures[0]}", notes)
+    error.written = _written(stays, patch)
+    return error
+
+
+def _caused_by(cause, message, notes):
+    error = ExecutionError(message, notes=notes)
+    error.__cause__ = cause
+    return error
+
+
+def _interrupt(failures):
+    """The first that is no error: Ctrl-C, or an exit."""
+    return next((failure for failure in failures if not isinstance(failure, Exception)), None)
+
+
+def _told(interrupt, message, notes, stays, patch):
+    """The interrupt itself; if something stays written it says so."""
+    if stays:
+        text = "\n  ".join([message, *notes])
+        if isinstance(interrupt, KeyboardInterrupt) and not interrupt.args:
+            interrupt.args = (text,)
+        else:
+            interrupt.__notes__ = [*getattr(interrupt, "__notes__", ()), text]  # `add_note`, new in Python 3.11
+        interrupt.written = _written(stays, patch)
+    return interrupt
+
+
+def _written(stays, patch):
+    """The text of each statement that stays written, and the variable."""
+    return tuple((patch.source[slice(*s.span)], r.step.place.path) for r in stays for s in r.step.statements)
+
+
+def _listed(stays, failures, patch):
+    """The lines of an error that tell what stays written, and why."""
+    if not stays:
+        return []
+    why = f"writing back failed: {failures[0]}" if failures else "undo=False keeps few old values"
+    partly = [record.before is not None or not record.done for record in stays for _ in record.step.statements]
+    pairs = zip(_written(stays, patch), partly, strict=True)
+    lines = [f"  '{text}' in {path}" + ", perhaps in part" * part for (text, path), part in pairs]
+    more = [f"  and {len(lines) - MAX_LISTED} more"] * (len(lines) > MAX_LISTED)
+    return [f"what stays written ({why}):", *lines[:MAX_LISTED], *more, "everything else was put back as it was"]

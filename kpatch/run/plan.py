@@ -1,0 +1,120 @@
+"""`Plan`: a snapshot of what a patch does to a model, as rows with warnings."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from kpatch.run.steps import writing
+from kpatch.syntax import Patch, ast
+from kpatch.view import tables
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One statement of a plan.
+
+    Attributes:
+        statement: its text.
+        path: the variable that it writes to.
+        shape, dtype: of the variable.
+        entries: how many entries it writes; `None` where that depends on what earlier statements write.
+    """
+
+    statement: str
+    path: str
+    shape: tuple
+    dtype: str
+    entries: int | None
+
+
+def plan_rows(plan):
+    """Pairs of a statement and its row, in the order of the statements."""
+    rows = [
+        (statement, Row(text_in(statement, plan.patch), step.place.path, step.place.shape, step.place.dtype, count))
+        for step, count in zip(plan.edits, plan.counts, strict=True)
+        for statement in step.statements
+    ]
+    return sorted(rows, key=lambda pair: pair[0].span)
+
+
+def plan_warnings(rows):
+    """A sentence for each statement that edits nothing, or every entry in spite of its index."""
+    by_statement: dict = {}
+    for statement, row in rows:
+        by_statement.setdefault(id(statement), (statement, []))[1].append(row)
+    return tuple(filter(None, (_warning(statement, found) for statement, found in by_statement.values())))
+
+
+def _warning(statement, rows):
+    counts = [row.entries for row in rows]
+    if statement.target.index is None or None in counts:
+        return None
+    if sum(counts) == 0:
+        return f"'{rows[0].statement}' edits nothing: its index selects no entry"
+    narrowing = any(not (isinstance(item, ast.Ellipsis_) or _is_all(item)) for item in statement.target.index)
+    if narrowing and sum(counts) == sum(math.prod(row.shape) for row in rows) > 1:
+        return f"'{rows[0].statement}' edits everything: its index selects every entry"
+    return None
+
+
+def _is_all(item):
+    return isinstance(item, ast.Slice) and (item.start, item.stop, item.step) == (None, None, None)
+
+
+def text_in(statement, patch):
+    """The statement as the source of the patch has it."""
+    return patch.source[slice(*statement.span)]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a patch does to a model: a snapshot, which later changes of the model leave alone.
+
+    `print(plan)` shows it as a table.
+
+    Attributes:
+        patch: the `Patch`.
+        steps: what is executed, in order.
+        rows: a `Row` for each statement that writes, and each of its matches.
+        warnings: a sentence for each statement that edits nothing, or every entry in spite of its index.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> plan = kpatch.plan(model, "dense_1.kernel[0] = 1.0")
+        >>> plan.rows[0].path, plan.rows[0].shape, plan.rows[0].entries
+        ('dense_1.kernel', (4, 3), 3)
+    """
+
+    patch: Patch
+    steps: tuple
+    counts: tuple = field(repr=False)  # of the entries that each step writes; `None` if only running it tells
+
+    @classmethod
+    def of(cls, checked, counts):
+        """The plan of a checked patch, with these numbers of entries, one for each step that writes."""
+        return cls(checked.patch, checked.steps, tuple(counts))
+
+    @property
+    def edits(self):
+        """The steps that write."""
+        return writing(self.steps)
+
+    @cached_property
+    def rows(self):
+        return tuple(row for _, row in self._of_statements)
+
+    @cached_property
+    def warnings(self):
+        return plan_warnings(self._of_statements)
+
+    @cached_property
+    def _of_statements(self):
+        """The statements and their rows."""
+        return plan_rows(self)
+
+    def __str__(self):
+        return tables.as_text(self.__rich__())
+
+    def __rich__(self):
+        return tables.plan_table(self)

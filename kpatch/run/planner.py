@@ -1,0 +1,235 @@
+"""Patch + names → steps: every check that can be made before the first write, and nothing written.
+
+There is one step for each statement and variable; consecutive statements that each set one entry to a number become
+one step for each variable, so that ten thousand of them cost one write.
+"""
+
+import functools
+from dataclasses import replace
+
+from kpatch import functions, indexing
+from kpatch.errors import PatchError, UnsupportedError, combine
+from kpatch.functions import ranges
+from kpatch.functions.quoted import with_names
+from kpatch.names.meanings import Place
+from kpatch.run import evaluate as ev
+from kpatch.run import statements
+from kpatch.run.batch import batches, sets_one_entry
+from kpatch.run.elementwise import compile_mask, compile_value
+from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep
+from kpatch.syntax import ast
+from kpatch.values import arithmetic
+from kpatch.values.dtypes import Value, is_floating
+
+
+def make(patch, names, implied=None, traced=False):
+    """Checks a patch against names, and gives what runs it as `Checked`; all its errors are raised together.
+
+    Args:
+        patch: the `Patch`.
+        names: the `Names` of the patch.
+        implied: what `_` is in `let` and `assert`, as a `Value`, or `None`.
+        traced: the plan is for a compiled function, where values cannot be looked at.
+    """
+    scope = ev.Scope(functools.partial(_unknown, names), implied=implied, traced=traced)
+    steps, errors, edits = [], [], []
+    for statement in (*patch.statements, None):
+        if isinstance(statement, ast.Edit):
+            edits.append(statement)
+            continue
+        steps += _edits(edits, names, scope, errors)
+        edits = []
+        if statement is not None:
+            steps += _collect(errors, _OTHERS[type(statement)], with_names(statement), scope)
+    if errors:
+        raise combine([error.locate(None, patch.source) for error in errors])
+    return Checked(patch, tuple(steps), names, frozenset(scope.unproved), traced)
+
+
+def _unknown(names, node, target):
+    """What a name stands for while no variable has been read."""
+    meaning = names.meaning(node, target)
+    return meaning.unknown() if isinstance(meaning, Place) else meaning
+
+
+def _edits(edits, names, scope, errors):
+    """The steps of statements that write, those that can be batched in one."""
+    steps, run = [], []
+    for statement in (*edits, None):
+        if statement is not None and sets_one_entry(statement):
+            run.append(statement)
+            continue
+        batched = batches(run, names)
+        if batched is None:
+            batched = [step for s in run for step in _plan_edits(s, names, scope, errors)]
+        steps += batched
+        run = []
+        if statement is not None:
+            steps += _plan_edits(with_names(statement), names, scope, errors)
+    return steps
+
+
+def _collect(errors, function, statement, *args):
+    """The step of one statement, or its error kept for later."""
+    try:
+        return [function(statement, *args)]
+    except ev.PoisonedError:
+        return []
+    except PatchError as error:
+        errors.append(error.locate(statement.span))
+        return []
+
+
+def _plan_edits(statement, names, scope, errors):
+    """The steps of a statement that writes: one for each variable that its target matches."""
+    [places] = _collect(errors, _places, statement, names) or [()]
+    steps, failed, planned = [], [], {}
+    own = [node for node in ast.walk(statement.value) if _is_of_target(node)] if len(places) > 1 else []
+    for stream, place in enumerate(places):
+        steps += _collect(failed, _plan_match, statement, place, stream, own, planned, names, scope)
+    if failed:
+        errors.append(_of_matches(failed, len(places)))
+    return steps
+
+
+def _plan_match(statement, place, stream, own, planned, names, scope):
+    """The step of one match: a copy of the one `planned` for another of the same shapes and dtypes, if there is one."""
+    try:
+        key = (place.shape, place.dtype, *[names.meaning(node, place).dtype for node in own])
+    except PatchError:
+        key = None  # to plan the match says why
+    if key in planned:
+        return replace(planned[key], place=place, stream=stream)
+    planned[key] = step = plan_edit(statement, place, stream, scope)
+    return step
+
+
+def _is_of_target(node):
+    """Whether the node is a `$donor._`, which is another variable for each target."""
+    return type(node) is ast.Binding and isinstance(node.path, ast.Implied)
+
+
+def _of_matches(failed, count):
+    """The first error of a statement, with a note on the others of a glob."""
+    if len(failed) > 1:
+        failed[0].notes += (f"{len(failed)} of the {count} matches fail",)
+    return failed[0]
+
+
+def plan_edit(statement, place, stream, scope):
+    scope.begin(place, stream)
+    try:
+        with arithmetic.planning(scope.traced) as found:
+            step = _planned_edit(statement, place, stream, scope)
+    except PatchError as error:
+        raise statements.in_match(error, statement, place, stream) from error.__cause__
+    step.may_fail = found.doubtful
+    return step
+
+
+def _planned_edit(statement, place, stream, scope):
+    selection, implied, masked = _selected(statement, place, scope)
+    if masked and scope.traced:
+        implied = _implied_under_mask(statement, place, scope)
+    shape = implied.shape
+    value = statements.evaluate_side(statement, scope, implied)
+    if None in shape and value.shape:
+        arithmetic.doubt()  # whether it fits
+    step = EditStep(statement, place, selection, stream=stream, open_ended=_is_open_ended(value, shape, implied))
+    if masked and not scope.traced:
+        step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
+    step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
+    if statement.op == "=" and value.weak:
+        step.constant = statements.assigned_value(statement, value, implied, place, shape).data
+        return step
+    if value.weak and value.shape == () and is_floating(place.dtype):
+        step.operand = statements.converted(statement, value, place.dtype)
+    value = statements.assigned_value(statement, value, implied, place, shape, scope.traced)
+    whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
+    step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
+    if step.fresh and statement.op == "=" and not scope.traced:
+        step.value = compile_value(statement.value, scope.with_implied(implied), place)
+    return step
+
+
+def _is_open_ended(value, shape, implied):
+    """Whether an unknown length decides if the value fits: unless it is 1, or for certain that of the entries."""
+    return any(
+        None in (value.shape[-back], shape[-back])
+        and value.shape[-back] != 1
+        and (ranges.named(value.axes, -back) is None or value.axes[-back] != ranges.named(implied.axes, -back))
+        for back in range(1, min(len(value.shape), len(shape)) + 1)
+    )
+
+
+def _is_computed(node):
+    """Whether the expression's value is a new tensor for certain, and no other tensor's memory."""
+    return isinstance(node, ast.Binary) and node.op in ("+", "-", "*", "/")
+
+
+def _places(statement, names):
+    selector = statement.target.selector
+    try:
+        return names.places(None if isinstance(selector, ast.Implied) else selector)
+    except PatchError as error:
+        raise error.locate(selector.span) from None
+
+
+def _selected(statement, place, scope):
+    """The selection if it is known, what its entries are, and whether it is one mask of the whole tensor."""
+    nodes, whole = statement.target.index, place.unknown()
+    if nodes is None:
+        return indexing.select(place.shape, (Ellipsis,)), whole, False
+    items = ev.index_items(nodes, scope.with_implied(whole))
+    selection = ev.select(place.shape, items, nodes) if ev.known(items) else None
+    shape = ev.infer(place.shape, items, nodes) if selection is None else selection.shape
+    entries = Value(place.dtype, shape)
+    if scope.traced:
+        entries = ranges.entries(entries, whole, items)
+    if selection is not None:
+        return selection, entries, False
+    masked = statements.is_mask(items, place.shape) or (scope.traced and statements.is_mask_of_rows(items, place.shape))
+    if not masked:
+        arithmetic.doubt()
+    if scope.traced and not masked and not ev.known(items):
+        ev.prove(whole, items, nodes, scope)
+    return None, entries, masked
+
+
+def _mentions_entries(node):
+    return any(isinstance(part, ast.Implied) for part in ast.walk(node))
+
+
+ELEMENTWISE = (ast.Implied, ast.Integer, ast.Float, ast.Boolean, ast.Constant, ast.Unary, ast.Binary, ast.Compare)
+
+
+def _implied_under_mask(statement, place, scope):
+    """`_` under a mask in a compiled function: the whole tensor, which only element-wise expressions allow."""
+    for part in ast.walk(statement.value):
+        fine = isinstance(part, (*ELEMENTWISE, ast.Argument, ast.String)) or (
+            isinstance(part, ast.Call) and functions.is_elementwise(part.function)
+        )
+        scalar = isinstance(part, (ast.Local, ast.Binding)) and ev.evaluate(part, scope).shape == ()
+        if not (fine or scalar) or (isinstance(part, ast.Binary) and part.op == "@"):
+            raise UnsupportedError(
+                "under a mask in a compiled function the value is a scalar or element-wise in '_'"
+            ).locate(part.span)
+    return place.unknown()
+
+
+def _plan_assert(statement, scope):
+    scope.begin()
+    with arithmetic.planning(scope.traced) as found:
+        statements.check_assertion(statement, scope)
+    return AssertStep(statement, found.doubtful)
+
+
+def _plan_let(statement, scope):
+    scope.begin()
+    scope.locals[statement.name] = None  # poisoned while it fails
+    with arithmetic.planning(scope.traced) as found:
+        scope.bind(statement.name, ev.evaluate(statement.value, scope))
+    return LetStep(statement, found.doubtful)
+
+
+_OTHERS = {ast.Assert: _plan_assert, ast.Let: _plan_let}

@@ -1,0 +1,72 @@
+"""`Write`: what an edit did to each variable, with the values before and after."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpatch import indexing
+from kpatch.run import statements
+from kpatch.run.batch import BatchStep
+from kpatch.run.plan import text_in
+from kpatch.values import tensors
+from kpatch.values.dtypes import tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one statement did to one variable.
+
+    Attributes:
+        statement: its text.
+        path: the variable.
+        shape, dtype: of the variable.
+        entries: how many entries were written.
+        before, after: NumPy arrays of the values of those entries, flat, in the order of the selection.
+    """
+
+    statement: str
+    path: str
+    shape: tuple
+    dtype: str
+    entries: int
+    before: np.ndarray
+    after: np.ndarray
+
+
+def writes(records, patch):
+    """A `Write` for each statement and variable, in the order of the statements."""
+    found = []
+    for record in records:
+        batch = isinstance(record.step, BatchStep)
+        found += _batch_writes(record, patch) if batch else [(record.step.statement.span, _write(record, patch))]
+    return tuple(write for _, write in sorted(found, key=lambda item: item[0]))
+
+
+def _write(record, patch):
+    before = tensors.to_numpy(record.before)
+    after = np.broadcast_to(_after(record, before), before.shape)
+    if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
+        mask = tensors.to_numpy(record.selection.mask)
+        before, after = before[mask], after[mask]
+    place = record.step.place
+    text = text_in(record.step.statement, patch)
+    return Write(text, place.path, place.shape, place.dtype, before.size, before.ravel(), after.ravel())
+
+
+def _after(record, before):
+    """What was written: kept, or computed again from what was there."""
+    if record.after is not None:
+        return tensors.to_numpy(record.after)
+    value = statements.operated(record.step.statement, tensor(record.before), record.step.operand)
+    return tensors.to_numpy(value.data)
+
+
+def _batch_writes(record, patch):
+    """The writes of a batch, one a statement; where an entry is written twice, each sees the one before."""
+    step = record.step
+    present = dict(zip(record.selection.flat.tolist(), tensors.to_numpy(record.before), strict=True))
+    for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
+        before, present[offset] = present[offset], number
+        place, text = step.place, text_in(statement, patch)
+        pair = np.array([before, number], step.numbers.dtype)
+        yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:])

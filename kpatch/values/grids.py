@@ -1,0 +1,413 @@
+"""Entries of a tensor axis by axis, also along axes whose length is known only when a compiled function runs.
+
+A read is a slice and one `take`. A write of slices is a copy and a write into it; with steps or index arrays it is one
+`where` between the tensor and the values, spread out to its axes. The mask is a small constant vector for each axis
+that is not taken whole, so that compilers fuse it. Either way the gradient of what is overwritten is exactly zero.
+
+Index arrays may be tensors of a graph. If entries repeat, the last of each is found by a maximum over segments, which
+has one result on every backend, as a scatter of values has not. An entry that does not exist is read as 0, and a write
+leaves it out; neither has a gradient.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from kpatch import backends, indexing
+from kpatch.errors import SubscriptError
+from kpatch.indexing import Entry, Unknown, last_wins
+from kpatch.values import slices, symbols, widths
+
+
+class Span:
+    """Which entries of an axis a slice or an integer takes. `start`, `count` and `length` may be tensors of a graph.
+
+    Attributes:
+        whole: all of them, in their order.
+        static: the numbers are known.
+        exists: of an `Entry`, whether it does, a tensor of a graph; else `None`.
+    """
+
+    __slots__ = ("count", "exists", "item", "length", "start", "static", "step", "whole")
+
+    def __init__(self, item, length):
+        self.item = item
+        self.length = length
+        self.static = isinstance(length, int)
+        self.step = item.step if type(item) is slice and item.step is not None else 1
+        self.whole = item == slice(None)
+        self.exists = None
+        if type(item) is int:
+            self.start, self.count = item if item >= 0 else item + length, 1
+        elif type(item) is Entry:
+            self.start, self.count, self.exists = item.index, 1, item.exists
+        elif self.static:
+            found = range(*item.indices(length))
+            self.start, self.count, self.step = found.start, len(found), found.step
+            self.whole = found == range(length)
+        elif self.whole:
+            self.start, self.count = 0, length
+        else:
+            self._measure(item)
+
+    def _measure(self, item):
+        """The slice's start and count in the graph, by the rules of `slice.indices`."""
+        from keras import ops
+
+        forward = self.step > 0
+        length = ops.zeros((), "int32") + self.length  # of a symbol Keras itself would make a constant in torch
+        low, high = (0, length) if forward else (-1, length - 1)
+
+        def bound(given, default):
+            if given is None:
+                return default
+            return ops.clip(ops.convert_to_tensor(given, "int32") + (length if given < 0 else 0), low, high)
+
+        self.start = bound(item.start, low if forward else high)
+        stop = bound(item.stop, high if forward else low)
+        reach = stop - self.start if forward else self.start - stop
+        self.count = ops.maximum((reach + abs(self.step) - 1) // abs(self.step), 0)
+
+    def places(self):
+        """The axis's entries as places in the span, and which of them are in it."""
+        if self.static:
+            offset = np.arange(self.length) - self.start
+            place, on = offset // self.step, offset % self.step == 0
+            return np.clip(place, 0, max(self.count - 1, 0)), on & (place >= 0) & (place < self.count)
+        from keras import ops
+
+        offset = ops.arange(self.length, dtype="int32") - self.start
+        place, on = offset // self.step, offset % self.step == 0
+        count = ops.cast(self.count, "int32")
+        held = ops.logical_and(on, ops.logical_and(place >= 0, place < count))
+        if self.exists is not None:
+            held = ops.logical_and(held, self.exists)
+        return ops.clip(place, 0, count), held
+
+
+def layout(tensor, items, tensors, proved):
+    """The grid that items make of a tensor of a graph, and what is left to check when the graph runs.
+
+    Args:
+        tensors: those of the items that are tensors of integers, `{position: tensor}`.
+        proved: the positions of those that are certain to be in range.
+
+    Returns:
+        The `Grid`, and `{position of the item: whether its entries exist}`, tensors of booleans.
+
+    Raises:
+        SubscriptError: for an index that is known to be out of range; with the item's position as `argument`.
+    """
+    known = [_stand_in(tensors[at]) if at in tensors else item for at, item in enumerate(items)]
+    grid, indices = indexing.layout(symbols.lengths(tensor.shape), known)
+    lengths = _lengths(tensor)
+    placed, checks = {}, {}
+    for axis, value, position in indices:
+        item, exists = tensors.get(position, items[position]), None
+        if value is None and type(item) is int:
+            value, exists = _integer(item, lengths[axis], axis, position)
+        elif value is None or type(value) is Unknown:
+            value, exists = _array(item, lengths[axis], position in proved)
+        elif covered := _mask_axes(item):
+            exists = _same(item.shape, lengths[axis + 1 - covered : axis + 1])
+        placed[axis] = value, exists
+        if exists is not None:
+            checks[position] = exists
+    if None in grid.items:
+        return _with_offsets(grid, placed, lengths), checks
+    items = list(grid.items)
+    for axis, (value, exists) in placed.items():
+        items[axis] = value if exists is None else Entry(value, exists)
+    return dataclasses.replace(grid, items=tuple(items)), checks
+
+
+def _stand_in(index):
+    return Unknown(symbols.lengths(index.shape), "int32")
+
+
+def _mask_axes(item):
+    return item.ndim if isinstance(item, np.ndarray) and item.dtype == bool else 0
+
+
+def _lengths(tensor):
+    """The lengths of a tensor's axes, those that are not known as tensors of the graph."""
+    if None not in tensor.shape:
+        return tensor.shape
+    from keras import ops
+
+    return ops.shape(tensor)
+
+
+def _in_graph(length):
+    from keras import ops
+
+    return ops.zeros((), "int32") + length  # of a symbol Keras itself would make a constant in torch
+
+
+def _integer(index, length, axis, position):
+    """An integer of an axis, and whether it exists, or `None` if that is certain."""
+    inside = backends.current().holds(lambda: -length <= index < length)
+    if inside is None:
+        return _array(index, length, False)
+    if not inside:
+        message = f"index {index} is out of range for axis {axis} with {length} entries"
+        raise SubscriptError(message, argument=position)
+    return index, None
+
+
+def _array(index, length, proved):
+    """Indices of an axis as int32, none of them negative, all in range; and which exist, or `None` if all do."""
+    import keras
+    from keras import ops
+
+    given = ops.convert_to_tensor(index)
+    index, length = ops.cast(given, "int32"), _in_graph(length)
+    placed = ops.where(index < 0, index + length, index)
+    if proved:
+        return placed, None
+    exists = ops.logical_and(placed >= 0, placed < length)
+    dtype = keras.backend.standardize_dtype(given.dtype)
+    if dtype in ("int64", "uint32", "uint64"):
+        kept = ops.cast(index, dtype) == given
+        exists = ops.logical_and(exists, kept if dtype == "int64" else ops.logical_and(kept, index >= 0))
+    return ops.where(exists, placed, 0), exists
+
+
+def _offsets(index, length):
+    """The index as a tensor, not negative."""
+    from keras import ops
+
+    if isinstance(index, int):
+        return _in_graph(index if index >= 0 else index + length)
+    return ops.convert_to_tensor(index, "int32") if isinstance(index, np.ndarray) else index
+
+
+def _same(shape, lengths):
+    """Whether the axes have the lengths of a mask, or `None` if that is certain."""
+    from keras import ops
+
+    unknown = [_in_graph(b) == a for a, b in zip(shape, lengths, strict=True) if not isinstance(b, int)]
+    return ops.all(ops.stack(unknown)) if unknown else None
+
+
+def _with_offsets(grid, placed, lengths):
+    """The grid with the offsets of its block, and which of them exist."""
+    from keras import ops
+
+    flat = sum(_offsets(value, lengths[axis]) * grid.stride(axis, lengths) for axis, (value, _) in placed.items())
+    block = ops.shape(flat) if None in grid.block else grid.block
+    every = [exists for _, exists in placed.values() if exists is not None]
+    exists = ops.reshape(ops.broadcast_to(_all(every), block), (-1,)) if every else None
+    return dataclasses.replace(grid, flat=ops.reshape(flat, (-1,)), block=tuple(block), exists=exists)
+
+
+def take(tensor, grid):
+    """The entries of the grid, as a tensor of the shape that they make."""
+    from keras import ops
+
+    taken, exists = _taken(tensor, grid), existing(grid)
+    return taken if exists is None else backends.current().where(exists, taken, ops.zeros((), taken.dtype))
+
+
+def _taken(tensor, grid):
+    """The same, with any entry in place of one that does not exist."""
+    from keras import ops
+
+    spans = _spans(tensor, grid)
+    index: list[Any] = []
+    backward = []
+    for axis, span in spans.items():
+        if span is None:
+            index.append(slice(None))
+        elif type(span.item) is not slice:
+            index.append(span.start if span.static or span.exists is not None else span.item)
+        elif span.static and span.step < 0:  # torch has no negative steps
+            first = span.start + span.step * (span.count - 1)
+            index.append(slice(first, span.start + 1, -span.step) if span.count else slice(0, 0))
+            backward.append(axis - sum(type(item) is not slice for item in index))
+        else:
+            index.append(span.item)
+    if any(type(item) is not slice or item != slice(None) for item in index):
+        tensor = tensor[tuple(index)]
+    if backward:
+        tensor = ops.flip(tensor, axis=tuple(backward))
+    return tensor if grid.flat is None else _take_block(tensor, grid)
+
+
+def existing(grid):
+    """Which of the grid's entries exist, a tensor that broadcasts to its shape; `None` if all do."""
+    if grid.exists is not None:
+        from keras import ops
+
+        after = len(grid.shape) - grid.place - len(grid.block)
+        return ops.reshape(grid.exists, (*grid.block, *[1] * after))
+    found = [item.exists for item in grid.items if type(item) is Entry]
+    return _all(found) if found else None
+
+
+def _take_block(tensor, grid):
+    from keras import ops
+
+    axes, others = _block_axes(grid)
+    flat = ops.reshape(grid.flat, grid.block)
+    if axes == [grid.place]:
+        return ops.take(tensor, flat, axis=grid.place)
+    lengths = ops.shape(tensor)
+    rest = [lengths[axis] for axis in others]
+    rows = ops.reshape(ops.transpose(tensor, (*axes, *others)), (math.prod(lengths[axis] for axis in axes), *rest))
+    taken = ops.take(rows, flat, axis=0)
+    made = range(len(grid.block))
+    if not grid.block:
+        return taken
+    return backends.current().move_axes(taken, tuple(made), tuple(grid.place + i for i in made))
+
+
+def replace(tensor, grid, values):
+    """A new tensor with the entries of the grid replaced; `values` broadcasts to them."""
+    spans = _spans(tensor, grid)
+    if slices.fills(spans.values(), values):
+        return slices.fill(tensor, spans.values(), values)
+    from keras import ops
+
+    if 0 in grid.shape:
+        return ops.copy(tensor)
+    values = widths.as_tensor(values)
+    values = ops.reshape(values, (*[1] * (len(grid.shape) - len(values.shape)), *ops.shape(values)))
+    held = []
+    values = _on_axes(values, grid, tensor, held)
+    if not held and not all(span.whole for span in spans.values()) and slices.suits(spans.values()):
+        return slices.replace(tensor, list(spans.values()), _where_existing(values, grid, tensor))
+    for axis, span in spans.items():
+        if span is None or span.whole:
+            continue
+        places, on = span.places()
+        held.append(_along(on, axis, len(spans)))
+        if values.shape[axis] != 1 and type(span.item) is slice:
+            values = _spread(values, axis, span, places)
+    if not held:
+        return ops.copy(ops.broadcast_to(values, ops.shape(tensor)))
+    return backends.current().where(_all(held), values, tensor)
+
+
+def _spans(tensor, grid):
+    """The span of each axis; `None` for those of the block."""
+    lengths = _lengths(tensor)
+    return {axis: None if item is None else Span(item, lengths[axis]) for axis, item in enumerate(grid.items)}
+
+
+def _where_existing(values, grid, tensor):
+    """The values, and in place of those of entries that do not exist what is there."""
+    exists = existing(grid)
+    if exists is None:
+        return values
+    return backends.current().where(exists, values, _on_axes(_taken(tensor, grid), grid, tensor, []))
+
+
+def _on_axes(values, grid, tensor, held):
+    """The values with one dimension for each axis of the tensor; the block's mask joins those `held`."""
+    from keras import ops
+
+    if grid.flat is None:
+        dropped = tuple(axis for axis, item in enumerate(grid.items) if type(item) is not slice)
+        return ops.expand_dims(values, dropped) if dropped else values
+    axes, others = _block_axes(grid)
+    lengths = ops.shape(tensor)
+    sizes = tuple(lengths[axis] for axis in axes)
+    last = _last_of_each(grid, math.prod(sizes))
+    held.append(_shaped(last >= 0, [1 if axis in others else length for axis, length in enumerate(lengths)]))
+    values = _over_block(values, grid, sizes, last)
+    order = [*others, *axes]
+    return ops.transpose(values, tuple(order.index(axis) for axis in range(len(order))))
+
+
+def _last_of_each(grid, size):
+    """For each entry of the block, the place in `flat` of the last offset that means it, or −1."""
+    flat = grid.flat
+    if isinstance(flat, np.ndarray):
+        places, last = np.full(size, -1, "int32"), last_wins(flat)
+        places[flat[last]] = last
+        return places
+    from keras import ops
+
+    if grid.exists is not None:
+        flat = ops.where(grid.exists, flat, _in_graph(size))  # one more entry, for those that do not exist
+    if flat.shape[0] == 1:
+        return ops.where(ops.arange(size, dtype="int32") == flat, 0, -1)
+    places = ops.arange(ops.shape(flat)[0], dtype="int32")
+    more = size if grid.exists is None else size + 1
+    return backends.current().largest_in_segments(places, flat, more)[:size]
+
+
+def _over_block(values, grid, sizes, last):
+    """The values with the block's dimensions last, one for each of its axes, of these sizes or of 1.
+
+    Args:
+        last: where among the block's dimensions, in one row, the value of each entry is, or −1.
+    """
+    from keras import ops
+
+    after = grid.place + len(grid.block)
+    own, lengths = values.shape[grid.place : after], ops.shape(values)
+    rest = (*lengths[: grid.place], *lengths[after:])
+    if all(length == 1 for length in own):
+        return ops.reshape(values, (*rest, *[1] * len(sizes)))
+    values = ops.broadcast_to(values, (*lengths[: grid.place], *grid.block, *lengths[after:]))
+    made = range(len(grid.block))
+    places = tuple(grid.place + i for i in made)
+    values = backends.current().move_axes(values, places, tuple(i - len(made) for i in made))
+    values = ops.reshape(values, (*rest, math.prod(grid.block)))
+    sources = last.clip(0) if isinstance(last, np.ndarray) else ops.maximum(last, 0)
+    return ops.reshape(ops.take(values, sources, axis=-1), (*rest, *sizes))
+
+
+def _spread(values, axis, span, places):
+    """The values of a span at the places of the whole axis; what stands elsewhere is masked."""
+    from keras import ops
+
+    if not span.static:
+        return ops.take(ops.pad(values, _padding(values, axis, 0, 1)), places, axis=axis)
+    if not span.count:
+        return ops.zeros(
+            [span.length if a == axis else length for a, length in enumerate(ops.shape(values))], values.dtype
+        )
+    if abs(span.step) != 1:
+        return ops.take(values, places, axis=axis)
+    first = span.start if span.step > 0 else span.start - span.count + 1
+    values = values if span.step > 0 else ops.flip(values, axis=axis)
+    return ops.pad(values, _padding(values, axis, first, span.length - first - span.count))
+
+
+def _padding(values, axis, before, after):
+    return [(before, after) if a == axis else (0, 0) for a in range(len(values.shape))]
+
+
+def _along(mask, axis, count):
+    """The mask of an axis, beside the other axes."""
+    return _shaped(mask, [-1 if a == axis else 1 for a in range(count)])
+
+
+def _shaped(mask, shape):
+    if isinstance(mask, np.ndarray):
+        return mask.reshape(shape)
+    from keras import ops
+
+    return ops.reshape(mask, shape)
+
+
+def _block_axes(grid):
+    axes = [axis for axis, item in enumerate(grid.items) if item is None]
+    return axes, [axis for axis, item in enumerate(grid.items) if item is not None]
+
+
+def _all(held):
+    """The conjunction of masks; those that are constants are combined beforehand."""
+    from keras import ops
+
+    constant = [mask for mask in held if isinstance(mask, np.ndarray)]
+    masks = [mask for mask in held if not isinstance(mask, np.ndarray)] + constant
+    result = masks[0]
+    for mask in masks[1:]:
+        result = ops.logical_and(result, mask)
+    return result

@@ -1,0 +1,1 @@
+"""Everything that shows something: tables and texts of plans and edits."""
