@@ -166,9 +166,12 @@ def dtype_name(dtype):
     return backend.standardize_dtype(dtype)
 
 
+EVERYWHERE = ("bool", "float32", "int32", "float16")  # dtypes that every backend computes in; Keras need not be loaded
+
+
 def check_available(dtype):
     """`UnsupportedError` where the backend has no such dtype: Keras would narrow or widen it in silence."""
-    if dtype in ("bool", "float32", "int32", "float16"):
+    if dtype in EVERYWHERE:
         return
     refusal = backends.current().refusal(dtype)
     if refusal:
@@ -177,7 +180,7 @@ def check_available(dtype):
 
 def check_readable(dtype):
     """`UnsupportedError` if the backend would change a tensor of that dtype by computing with it."""
-    if backends.current().computes_in is not None:
+    if dtype not in EVERYWHERE and backends.current().computes_in is not None:
         check_available(dtype)
 
 
