@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from kpatch.errors import DTypeError, ExecutionError, LimitError, PatchError, ShapeError, UnsupportedError
-from kpatch.values import arithmetic, dtypes, numerics
+from kpatch.values import arithmetic, casts, comparisons, dtypes, numerics
 from kpatch.values.arithmetic import binary, compare, convert, unary
 from kpatch.values.dtypes import NUMPY, RANGES, Value, literal, tensor
 
@@ -433,7 +433,7 @@ def test_a_failing_backend_is_a_patch_error():
 
 # -- comparisons -------------------------------------------------------------------------------------------------------
 
-OPS = list(numerics.COMPARISONS)
+OPS = list(comparisons.COMPARISONS)
 
 
 def exact(op, a, b):
@@ -442,7 +442,7 @@ def exact(op, a, b):
         return op == "!="
     if math.isinf(a) or math.isinf(b):
         a, b = (float(np.sign(x)) if math.isinf(x) else 0.0 for x in (a, b))
-    return numerics.COMPARISONS[op](Fraction(a), Fraction(b))
+    return comparisons.COMPARISONS[op](Fraction(a), Fraction(b))
 
 
 def edge_numbers(dtype):
@@ -542,11 +542,11 @@ def test_casts_to_integers_truncate_and_wrap(source, dtype):
     values += [*(np.random.default_rng(0).standard_normal(200) * 10.0 ** np.random.default_rng(1).uniform(0, 12, 200))]
     with np.errstate(all="ignore"):
         array = np.array(values).astype(NUMPY[source])
-    found = together(lambda x: [tensor(numerics.cast(x.data, source, dtype))], make(array, source))[0]
+    found = together(lambda x: [tensor(casts.cast(x.data, source, dtype))], make(array, source))[0]
     expected = [wrapped(number, dtype) for number in array.astype("float64").tolist()]
     assert found.tolist() == expected
     if source == "float64":
-        assert numerics.cast_array(array, dtype).tolist() == expected
+        assert casts.cast_array(array, dtype).tolist() == expected
 
 
 @pytest.mark.parametrize("source", fewer(["bool", *INTEGERS, *FLOATS], "int8", "uint32", "float32"))
@@ -557,7 +557,7 @@ def test_other_casts_agree_with_numpy_to_the_bit(source, dtype):
     array = (
         floats(source, 7) if source in FLOATS else np.array([True, False]) if source == "bool" else extremes(source, 3)
     )
-    found = tensor(numerics.cast(make(array, source).data, source, dtype))
+    found = tensor(casts.cast(make(array, source).data, source, dtype))
     with np.errstate(all="ignore"):
         same_bits(numbers(found), array.astype(NUMPY[dtype]))
 
@@ -568,7 +568,7 @@ def test_float64_rounds_once_to_float16():
     array = np.array([between + 2.0**-40, between, between - 2.0**-40, 65519.999999999, 65520.0, 1e-9, 1e300, math.nan])
     with np.errstate(all="ignore"):
         expected = np.concatenate([array, -array]).astype("float16")
-    found = numerics.cast(make(np.concatenate([array, -array]), "float64").data, "float64", "float16")
+    found = casts.cast(make(np.concatenate([array, -array]), "float64").data, "float64", "float16")
     same_bits(numbers(tensor(found)), expected)
 
 
@@ -697,7 +697,7 @@ def test_compiled_functions_refuse_what_they_cannot_check():
         return convert(tensor(x), "int8").data
 
     def dividing(x):
-        whole = tensor(numerics.cast(x, "float32", "int32"))
+        whole = tensor(casts.cast(x, "float32", "int32"))
         return binary("//", literal(7), whole).data
 
     x = make([1.0, 2.0], "float32").data

@@ -39,7 +39,7 @@ from kpatch.syntax import (
     walk,
 )
 from kpatch.syntax import lexer as lexer_module
-from kpatch.syntax import parser as parser_module
+from kpatch.syntax import patch as patch_module
 
 CASES = json.loads((pathlib.Path(__file__).parent / "conformance" / "syntax.json").read_text("utf-8"))
 LETS = "let m = 0; let layers = 1; let e_ = 2; "
@@ -322,7 +322,7 @@ def test_the_deepest_trees_survive_little_stack(unit):
     def work(frames):
         if frames:
             return work(frames - 1)
-        parser_module._parse(patch.source)
+        patch_module._parse(patch.source)
         return hash(patch), str(patch), repr(patch), pickle.loads(pickle.dumps(patch)) == patch
 
     assert work(sys.getrecursionlimit() // 3)[-1]
@@ -370,7 +370,7 @@ def test_length_is_bounded():
 def test_tokens_are_bounded(monkeypatch):
     monkeypatch.setattr(lexer_module, "MAX_TOKENS", 1000)
     with pytest.raises(LimitError, match=r"^the patch has more than 6,000,000 tokens$"):
-        parser_module._parse("a = 1;" * 1000)
+        patch_module._parse("a = 1;" * 1000)
 
 
 def test_all_errors_are_reported_up_to_a_limit():
@@ -393,7 +393,7 @@ def test_the_example_of_the_error_page():
 
 def test_parsing_is_cached_for_short_texts_only():
     assert parse("cached.kernel = 1") is parse("cached.kernel = 1")
-    text = "a = 1\n" * parser_module.MAX_CACHED
+    text = "a = 1\n" * patch_module.MAX_CACHED
     assert parse(text) is not parse(text)
 
 

@@ -13,7 +13,7 @@ from kpatch.functions.ranges import Range, between, each
 from kpatch.functions.reductions import all_
 from kpatch.functions.registry import Group
 from kpatch.indexing import broadcast
-from kpatch.values import arithmetic, dtypes, numerics
+from kpatch.values import arithmetic, casts, comparisons, dtypes, numerics
 from kpatch.values.arithmetic import apply, fold
 from kpatch.values.dtypes import Value, is_integer, literal
 
@@ -32,7 +32,7 @@ def _operator(name, op, description, example):
     """Defines the function that does what an operator does."""
 
     def rule(x1: Tensor, x2: Tensor, *, traced: Context):
-        if op in numerics.COMPARISONS:
+        if op in comparisons.COMPARISONS:
             return arithmetic.compare(op, x1, x2)
         return arithmetic.binary(op, x1, x2, traced)
 
@@ -342,8 +342,8 @@ def where(condition: Tensor, x1: Tensor, x2: Tensor):
 )
 def cast(x: Tensor, dtype: DType):
     if not x.weak:
-        return apply(dtype, x.shape, lambda a: numerics.cast(a, x.dtype, dtype), x)
+        return apply(dtype, x.shape, lambda a: casts.cast(a, x.dtype, dtype), x)
     dtypes.check_available(dtype)
     if x.data is None:
         return Value(dtype, x.shape)
-    return Value(dtype, x.shape, numerics.as_tensor(numerics.cast_array(x.data, dtype), dtype))
+    return Value(dtype, x.shape, numerics.as_tensor(casts.cast_array(x.data, dtype), dtype))

@@ -33,6 +33,7 @@ class Region:
     whole tensor in its own order and shape.
 
     Example:
+        >>> from kpatch.indexing import select
         >>> region = select((4, 6), (1, slice(None, None, -2)))
         >>> region.starts, region.counts, region.steps, region.dropped
         ((1, 5), (1, 3), (1, -2), (0,))
@@ -81,6 +82,7 @@ class Positions:
         """An index array for each axis of a variable of that shape, each as long as `flat`.
 
         Example:
+            >>> from kpatch.indexing import select
             >>> select((3, 4), (np.array([2, 0]), 1)).coordinates((3, 4))
             (array([2, 0]), array([1, 1]))
         """
@@ -126,6 +128,7 @@ class Grid:
     `exists` then says which of the offsets are entries, or is `None` if all of them are.
 
     Example:
+        >>> from kpatch.indexing import select
         >>> grid = select((None, 4, 5), (slice(1, None), np.array([0, 3]), -1))
         >>> grid.items, grid.flat, grid.block, grid.place, grid.shape
         ((slice(1, None, None), None, None), array([ 4, 19]), (2,), 1, (None, 2))

@@ -11,6 +11,7 @@ def overlap(a, b, shape):
     """Whether two selections of a tensor of that shape have an entry in common; exact.
 
     Example:
+        >>> from kpatch.indexing import select
         >>> even, odd = (select((10,), (slice(start, None, 2),)) for start in (0, 1))
         >>> overlap(even, odd, (10,)), overlap(even, select((10,), (slice(3, 5),)), (10,))
         (False, True)

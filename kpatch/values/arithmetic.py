@@ -15,7 +15,7 @@ import numpy as np
 from kpatch import backends
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
-from kpatch.values import dtypes, numerics
+from kpatch.values import casts, comparisons, dtypes, numerics
 from kpatch.values.dtypes import RANGES, Value, is_floating, is_integer, is_signed
 from kpatch.values.dtypes import literal as literal  # so that callers find it beside the operators
 from kpatch.values.numerics import any_true, guarded
@@ -89,14 +89,14 @@ def compare(op, a, b):
     shape = broadcast([a.shape, b.shape])
     dtypes.check_size(shape, a, b)
     if a.weak and b.weak:
-        return fold(shape, numerics.COMPARISONS[op], a, b, dtype="bool")
+        return fold(shape, comparisons.COMPARISONS[op], a, b, dtype="bool")
     if a.dtype == "bool" and op not in ("==", "!="):
-        return apply("bool", shape, numerics.COMPARISONS[op], a, b, to="uint8")
+        return apply("bool", shape, comparisons.COMPARISONS[op], a, b, to="uint8")
     if a.weak:
-        op, a, b = numerics.MIRRORED.get(op, op), b, a
+        op, a, b = comparisons.MIRRORED.get(op, op), b, a
     if b.weak:
-        return apply("bool", shape, lambda x: numerics.compare_literal(op, x, a.dtype, b), a)
-    return apply("bool", shape, lambda x, y: numerics.compare_tensors(op, x, y, a.dtype, b.dtype), a, b)
+        return apply("bool", shape, lambda x: comparisons.compare_literal(op, x, a.dtype, b), a)
+    return apply("bool", shape, lambda x, y: comparisons.compare_tensors(op, x, y, a.dtype, b.dtype), a, b)
 
 
 def _named(dtype):
@@ -155,7 +155,7 @@ def _check_integers(op, b, traced):
     if b.data is None:
         doubt()
         return
-    test = numerics.COMPARISONS[found[0]]
+    test = comparisons.COMPARISONS[found[0]]
     wrong = test(b.data, found[1]) if b.weak else guarded(test, b.data, numerics.scalar(found[1], b.dtype))
     if any_true(wrong):
         raise DTypeError(f"{message} is an error", argument=1, notes=[note])
@@ -338,7 +338,7 @@ def convert(value, dtype, traced=False):
             f"{value.dtype} into {dtype} could lose values, which a compiled function cannot check",
             notes=[f'cast(..., "{dtype}") says that it is meant'],
         )
-    result = compute(dtype, value.shape, lambda x: numerics.cast(x, value.dtype, dtype), value)
+    result = compute(dtype, value.shape, lambda x: casts.cast(x, value.dtype, dtype), value)
     if lossy and result.data is not None:
         guarded(_check_loss, value, result)
     elif lossy:
@@ -354,8 +354,8 @@ def _check_loss(value, result):
     if dtype in RANGES:
         low, high = RANGES[dtype]
         bad = ops.logical_or(
-            numerics.compare_literal("<", x, value.dtype, literal(low)),
-            numerics.compare_literal(">", x, value.dtype, literal(high)),
+            comparisons.compare_literal("<", x, value.dtype, literal(low)),
+            comparisons.compare_literal(">", x, value.dtype, literal(high)),
         )
         if is_floating(value.dtype):
             bad = ops.logical_or(bad, _not_whole(x, value.dtype))

@@ -1,0 +1,70 @@
+"""Conversions between dtypes with one meaning on all backends: floats truncate, wrap, and count NaN as 0."""
+
+import math
+
+import numpy as np
+
+from kpatch.values import numerics
+from kpatch.values.dtypes import INTEGERS, NUMPY, RANGES, is_floating
+
+
+def cast(x, source, dtype):
+    """A tensor in another dtype, as `cast(x, dtype)` means it: floats truncate, wrap, and count NaN as 0.
+
+    The backends' own casts saturate, wrap, or are undefined beyond the range of the target.
+    """
+    from keras import ops
+
+    if source == dtype:
+        return x
+    if dtype == "bool":
+        return x != numerics.scalar(0, source)
+    if source == "float64" and dtype == "float16":
+        return _round_to_half(x)
+    if is_floating(source) and dtype in RANGES:
+        return _wrap(x, source, dtype)
+    return ops.cast(x, dtype)
+
+
+def _wrap(x, source, dtype):
+    """Float to integer, modulo a power of two: every step is exact."""
+    from keras import ops
+
+    if source in ("float16", "bfloat16"):
+        x, source = ops.cast(x, "float32"), "float32"
+    wide = "int64" if dtype in ("int64", "uint64") else "int32"
+    half = float(RANGES[wide][1] + 1)
+    x = numerics.where(ops.isfinite(x), x, numerics.scalar(0, source), source)
+    x = numerics.truncate(x, source)
+    if half < 2.0**60 or source == "float64":
+        turns = numerics.truncate(x / numerics.scalar(2 * half, source), source)
+    else:
+        turns = numerics.truncate(x * numerics.scalar(0.5 / half, source), source)
+    x = x - turns * numerics.scalar(2 * half, source)
+    x = numerics.where(x >= numerics.scalar(half, source), x - numerics.scalar(2 * half, source), x, source)
+    x = numerics.where(x < numerics.scalar(-half, source), x + numerics.scalar(2 * half, source), x, source)
+    return ops.cast(ops.cast(x, wide), dtype)
+
+
+def _round_to_half(x):
+    """float64 to float16 by way of float32, rounded to odd there, so that it rounds once in all."""
+    from keras import ops
+
+    narrow = ops.cast(x, "float32")
+    bits, one, two = ops.view(narrow, "int32"), numerics.scalar(1, "int32"), numerics.scalar(2, "int32")
+    back = ops.cast(narrow, "float64")
+    bits = ops.where(abs(back) > abs(x), bits - one, bits)
+    inexact = ops.logical_and(back != x, x == x)
+    bits = ops.where(ops.logical_and(inexact, bits % two != one), bits + one, bits)
+    return ops.cast(ops.view(bits, "float32"), "float16")
+
+
+def cast_array(array, dtype):
+    """A NumPy array of literals as `cast` would have it."""
+    if dtype not in RANGES or array.dtype.kind == "b":
+        with np.errstate(all="ignore"):
+            return (array != 0) if dtype == "bool" else array.astype(NUMPY[dtype])
+    flat = [int(number) if math.isfinite(number) else 0 for number in array.ravel().tolist()]
+    period = 2 ** INTEGERS[dtype]
+    wrapped = [(number - RANGES[dtype][0]) % period + RANGES[dtype][0] for number in flat]
+    return np.array(wrapped, dtype=NUMPY[dtype]).reshape(array.shape)
