@@ -1,11 +1,11 @@
-"""The exceptions of kpatch, and how an error is shown.
+"""The exceptions of kpatch, and the text of an error.
 
-Every error is a `PatchError`, and also the builtin exception that fits, so that `except IndexError` and the like work.
-Two bases are not used, since they change how an error is handled: Python prints a `SyntaxError` by its own fields, and
-Keras ignores a `NotImplementedError` while it builds a model.
+Every error is a `PatchError` and also derives from the builtin exception that fits (`IndexError`, `ValueError`, ...).
+Two builtins are not used as a base: Python prints a `SyntaxError` from its own fields, and Keras ignores a
+`NotImplementedError` while it builds a model.
 
-The parts below the top (indexing, functions, backends) raise without knowing the source text; `PatchError.locate` adds
-the span and the text on the way up, so that each error ends with its statement and a caret.
+Code that does not know the source text (indexing, functions, backends) raises without a span; its callers add span and
+source by `PatchError.locate`, so the error shows the statement and a caret.
 """
 
 import unicodedata
@@ -16,18 +16,18 @@ MAX_SHOWN = 10  # errors shown in full when a patch has many
 
 
 class PatchError(Exception):
-    """Anything wrong with a patch, or with what it is applied to; nothing was changed, but for what `written` holds.
+    """A fault in a patch or in its target. Nothing was changed, except the statements in `written`.
 
     Attributes:
         message: one sentence that names the fault.
-        notes: further lines: what was found, what would have been right.
-        span: `(start, end)`, offsets of the part at fault in `source`, or `None`.
+        notes: further lines: the value found, the right form.
+        span: `(start, end)`, offsets of the faulty part in `source`, or `None`.
         source: the patch's text, or `None`.
         line, column: where `span` starts, counted from 1, or `None`.
-        statement: the line of the source that `span` starts in, or `None`.
+        statement: the source line in which `span` starts, or `None`.
         errors: all errors found in the same patch, this one first.
-        written: the statements that stay written, `(statement, variable)` each. Empty, unless the backend failed and
-            old values could not be written back, or had not been kept (`undo=False`).
+        written: the statements that stay written, as `(statement, variable)` pairs. Empty, unless the backend failed
+            and the old values could not be written back or were not kept (`undo=False`).
 
     Example:
         >>> import kpatch
@@ -40,8 +40,8 @@ class PatchError(Exception):
 
     __module__ = "kpatch"
     written: tuple = ()
-    _keras_call_info_injected = True  # Keras, which makes errors inside of calls anew, would take the caret away
-    ag_pass_through = True  # TensorFlow, which wraps errors inside of `tf.function`, would take the class away
+    _keras_call_info_injected = True  # otherwise Keras raises a copy of an error in a call, without the caret
+    ag_pass_through = True  # otherwise TensorFlow wraps an error in `tf.function` in another class
 
     def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
         super().__init__(message)
@@ -49,11 +49,11 @@ class PatchError(Exception):
         self.notes = tuple(notes)
         self.span = span
         self.source = source
-        self.argument = argument  # which argument or index item is at fault, until `locate` turns it into a span
+        self.argument = argument  # position of the faulty argument or index item, for the caller that adds the span
         self.others = ()
 
     def locate(self, span=None, source=None):
-        """Adds the span and the source where they are not yet known, and returns the error."""
+        """Sets the span and the source if they are not set yet, and returns the error."""
         if self.span is None:
             self.span = span
         if self.source is None:
@@ -116,7 +116,7 @@ def _rebuild(cls, message, state):
 
 
 def shorten(text):
-    """The text, cut to what an error shows of it."""
+    """The text, cut to `MAX_TEXT` characters."""
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
@@ -133,13 +133,13 @@ def _underline(text, start, width):
 
 
 def _columns(text):
-    """How many columns of a terminal the text takes."""
+    """The number of terminal columns that the text takes."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
 
 
 def reason(error):
-    """What the operating system says of an `OSError`.
+    """The operating system's text of an `OSError`, in lower case.
 
     Example:
         >>> reason(FileNotFoundError(2, "No such file or directory"))
@@ -149,7 +149,7 @@ def reason(error):
 
 
 def combine(errors):
-    """The first of the errors, in the order of the source, carrying the others; or `None`."""
+    """The first error in source order, with the others in its `others`; `None` if there are no errors."""
     if not errors:
         return None
     first, *others = sorted(errors, key=lambda error: error.span or (0, 0))
@@ -164,37 +164,37 @@ class PatchSyntaxError(PatchError, ValueError):
 
 
 class ResolutionError(PatchError, LookupError):
-    """A name means no variable of the model, or several: `dense_1.kernal = 0`."""
+    """A name matches no variable of the model, or several: `dense_1.kernal = 0`."""
 
     __module__ = "kpatch"
 
 
 class BindingError(PatchError, ValueError):
-    """A value handed in from Python is missing, not used, or of the wrong kind: `bias = $vectr`."""
+    """A bound value is missing, unused, or of the wrong kind: `bias = $vectr`."""
 
     __module__ = "kpatch"
 
 
 class SubscriptError(PatchError, IndexError):
-    """An index does not fit its tensor: `kernel[64] = 0` where the axis has 64 entries."""
+    """An index does not fit its tensor: `kernel[64] = 0` if the axis has 64 entries."""
 
     __module__ = "kpatch"
 
 
 class ShapeError(PatchError, ValueError):
-    """A value does not fit where it goes: `bias = [1, 2, 3]` where the bias has 2 entries."""
+    """A value's shape does not fit its target: `bias = [1, 2, 3]` if the bias has 2 entries."""
 
     __module__ = "kpatch"
 
 
 class DTypeError(PatchError, TypeError):
-    """Types that do not go together, or a conversion that would lose: `int8_scale = 300`."""
+    """Dtypes that do not combine, or a value that the dtype cannot hold: `int8_scale = 300`."""
 
     __module__ = "kpatch"
 
 
 class FunctionError(PatchError, ValueError):
-    """No such function, or wrong arguments for it: `kernel = sqr(_)`."""
+    """An unknown function, or wrong arguments: `kernel = sqr(_)`."""
 
     __module__ = "kpatch"
 
@@ -212,25 +212,25 @@ class UndoError(PatchError, RuntimeError):
 
 
 class LimitError(PatchError, ValueError):
-    """More than a patch may ask for: `bias = sum(zeros([1000000000000]))`."""
+    """A patch exceeds a limit: `bias = sum(zeros([1000000000000]))`."""
 
     __module__ = "kpatch"
 
 
 class UnsupportedError(PatchError, RuntimeError):
-    """Part of the language that this version, or this backend, cannot execute: `block1.output = 0`."""
+    """This version or this backend cannot execute a part of the language: `block1.output = 0`."""
 
     __module__ = "kpatch"
 
 
 class ExecutionError(PatchError, RuntimeError):
-    """The backend failed while a patch ran (out of memory, say); it says whether everything was put back as it was."""
+    """The backend failed while a patch ran, out of memory for example; the text says if all values were restored."""
 
     __module__ = "kpatch"
 
 
 class FileError(PatchError, OSError):
-    """A file that cannot be read or written, or that is no Keras model."""
+    """A file cannot be read or written, or is not a Keras model."""
 
     __module__ = "kpatch"
 
@@ -239,7 +239,7 @@ BACKENDS = frozenset(("jax", "openvino", "tensorflow", "torch"))  # the packages
 
 
 def of_backend(error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """An error of importing Keras, whose text says what to set if it is Keras's backend that is missing.
+    """The import error, which also says how to choose a backend if the missing package is Keras's backend.
 
     Example:
         >>> of_backend(ModuleNotFoundError("No module named 'torch'", name="torch")).msg.partition("; ")[2]

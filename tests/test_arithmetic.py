@@ -630,7 +630,7 @@ def test_conversions_that_would_lose(source, values, dtype, text):
             convert(Value(source, (2,)), dtype, traced=True)
         assert str(caught.value) == (
             f"{source} into {dtype} could lose values, which a compiled function cannot check\n"
-            f'  cast(..., "{dtype}") says that it is meant'
+            f'  cast(..., "{dtype}") allows it'
         )
 
 

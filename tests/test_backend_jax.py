@@ -391,7 +391,7 @@ def test_inside_a_traced_function():
             function(1.0)
         assert str(caught.value) == (
             "variable 'variable' cannot be edited inside a function that jax traces, or a StatelessScope\n"
-            "  kpatch.edit makes a new tensor, and works there"
+            "  kpatch.edit works there, and returns a new tensor"
         ).replace("'variable'", f"'{variable.path}'")
         writer.write(variable, Point((0, 0)), 6.0)
         assert variable.numpy()[0, 0] == 6
@@ -485,8 +485,8 @@ def test_without_the_models_values_it_says_what_to_do(run):
 
     path = trained(event, edit, run=run).layers[0].kernel.path
     text = (
-        f"variable '{path}' has no value at present\n"
-        "  inside fit, evaluate and predict the model that runs holds the values: apply the patch to that one,\n"
+        f"variable '{path}' has no value now\n"
+        "  during fit, evaluate and predict the running model holds the values: apply the patch to that model,\n"
         "  as in kpatch.apply(callback.model, ...)"
     )
     assert set(texts) == {text}

@@ -359,7 +359,7 @@ mask of shape (2,) does not fit axis 0 with 4 entries
   line 1, column 16
     dense_1.kernel[$mask] = 1
                    ^^^^^
-  a mask has the shape of the axes that it stands for
+  a mask must have the shape of the axes that it covers
 """,
     ("dense_1.bias[$half] = 1", ("half",)): """
 an index is made of integers or booleans, not of float

@@ -96,7 +96,7 @@ REFUSED = {
         "  line 1, column 13\n"
         "    _ = take(_, cast(_, 'int32'))\n"
         "                ^^^^^^^^^^^^^^^^\n"
-        "  nothing is known of its entries, but that they are int32\n"
+        "  of its entries only the dtype is known: int32\n"
         "  clip(..., 0, 2) is in range, and so is ... % 3"
     ),
     "_[_ > 1] = sum(_)": (

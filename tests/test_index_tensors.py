@@ -443,7 +443,7 @@ REFUSED = {
           line 1, column 13
             _ = take(_, argmax(_), axis=1)
                         ^^^^^^^^^
-          nothing is known of its entries, but that they are int32
+          of its entries only the dtype is known: int32
           clip(..., 0, 3) is in range, and so is ... % 4""",
     "_ = sum(_[_ > 1])": """
         how many entries a mask selects is not known inside a compiled function

@@ -483,7 +483,7 @@ NOT_AN_INDEX = "an index is an integer, a slice, '...', an array of integers or 
             0,
             (
                 "mask of shape (3,) does not fit axis 0 with 5 entries\n"
-                "  a mask has the shape of the axes that it stands for"
+                "  a mask must have the shape of the axes that it covers"
             ),
         ),
         (
@@ -492,7 +492,7 @@ NOT_AN_INDEX = "an index is an integer, a slice, '...', an array of integers or 
             1,
             (
                 "mask of shape (2, 3) does not fit axes 1 to 2 of shape (2, 4)\n"
-                "  a mask has the shape of the axes that it stands for"
+                "  a mask must have the shape of the axes that it covers"
             ),
         ),
         (
@@ -501,7 +501,7 @@ NOT_AN_INDEX = "an index is an integer, a slice, '...', an array of integers or 
             0,
             (
                 "mask of shape (0,) does not fit axis 0 with 5 entries\n"
-                "  a mask has the shape of the axes that it stands for"
+                "  a mask must have the shape of the axes that it covers"
             ),
         ),
         (

@@ -60,8 +60,8 @@ def _from_the_start():
 
 def refusal(name):
     return (
-        f"{name} works at once, and cannot be called inside a function that is being traced or compiled\n"
-        "  kpatch.edit makes a new tensor, and works there\n"
+        f"{name} cannot be called inside a function that is being traced or compiled\n"
+        "  kpatch.edit works there, and returns a new tensor\n"
         "  a layer (kpatch.layers.ScatterLayer) or kpatch.rewrite edits in each call of a model\n"
         "  kpatch.hold and kpatch.callbacks.PatchCallback edit weights while a model trains"
     )

@@ -264,7 +264,7 @@ LATE = {  # an index that the first axis lacks once its length is known → the 
           line 1, column 3
             _[[true, false]] = 0
               ^^^^^^^^^^^^^
-          a mask has the shape of the axes that it stands for""",
+          a mask must have the shape of the axes that it covers""",
     "let x = _; _[0] = x[-4]": """
         index -4 is out of range for axis 0 with 3 entries
           line 1, column 21

@@ -1,13 +1,12 @@
 """Subscript to selection, by NumPy's rules, on shapes alone: no tensors, no Keras.
 
-`select` makes of the items between the brackets one of a few selections, in normal form. So code that reads or writes
-the entries needs no rules of its own:
+`select` turns the items between the brackets into one of these selections, in normal form:
 
-* `Point`: one entry, every axis by an integer;
+* `Point`: one entry, an integer for every axis;
 * `Region`: basic indexing, an arithmetic progression on each axis;
-* `Positions`: anything else, as flat offsets in C order;
-* `Mask`: a boolean tensor of the variable's own shape; the executor makes it if the mask never leaves its device;
-* `Grid`: of a tensor with lengths that are not known yet, or by index tensors of a graph: one item an axis.
+* `Positions`: any other index, as flat offsets in C order;
+* `Mask`: a boolean tensor of the variable's shape, made by the executor so that the mask stays on its device;
+* `Grid`: one item an axis, if lengths are unknown or an index is a tensor of a graph.
 """
 
 from kpatch.indexing.kinds import (

@@ -1,4 +1,4 @@
-"""The kinds of selection, in normal form: no negative index, no `...`, everything checked."""
+"""The kinds of selection, in normal form: checked, without negative indices and `...`."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """An array among the items of which only shape (lengths may be `None`) and dtype are known."""
+    """An index array with unknown values: only its shape (lengths can be `None`) and dtype are known."""
 
     shape: tuple
     dtype: str
@@ -28,9 +28,9 @@ class Point:
 class Region:
     """Basic indexing: axis `i` takes `starts[i] + k * steps[i]` for `k` below `counts[i]`.
 
-    Normal form: `starts` are not negative, an axis of one entry has step 1, an empty one start 0 and step 1.
-    `dropped` holds the axes that an integer removed, ascending; their count is 1. `full` says that the region is the
-    whole tensor in its own order and shape.
+    Normal form: `starts` are not negative; an axis of one entry has step 1; an empty axis has start 0 and step 1.
+    `dropped` holds the axes that an integer removed, ascending; their count is 1. `full`: the region is the whole
+    tensor in its own order and shape.
 
     Example:
         >>> from kpatch.indexing import select
@@ -59,7 +59,7 @@ class Region:
 
     @property
     def slices(self):
-        """The index, of slices and integers, that takes the region from an array."""
+        """The region as an index of slices and integers."""
         axes = zip(self.starts, self.counts, self.steps, strict=True)
         return tuple(
             start if axis in self.dropped else _slice(start, count, step)
@@ -69,7 +69,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """Entries by their offsets: `flat` is int64, one-dimensional, in C order of `shape`; it may hold repeats."""
+    """Entries by their offsets: `flat` is int64, 1-d, in C order of `shape`; offsets can repeat."""
 
     flat: np.ndarray
     shape: tuple
@@ -79,7 +79,7 @@ class Positions:
         return len(self.flat)
 
     def coordinates(self, shape):
-        """An index array for each axis of a variable of that shape, each as long as `flat`.
+        """One index array for each axis of a variable of shape `shape`, each as long as `flat`.
 
         Example:
             >>> from kpatch.indexing import select
@@ -93,9 +93,9 @@ class Positions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """The entries where `mask` holds, a boolean tensor of the variable's shape; values are scalars or of that shape.
+    """The true entries of `mask`, a boolean tensor of the variable's shape; values are scalars or of that shape.
 
-    `count` is how many entries those are, or `None` if they were not counted.
+    `count` is the number of true entries, or `None` if it was not counted.
     """
 
     mask: object
@@ -109,9 +109,10 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One entry of an axis whose length the graph alone knows: `index`, not negative, and whether it `exists`.
+    """One entry of an axis whose length is known only when the graph runs.
 
-    Both are tensors of the graph. An index that does not exist is one of the axis all the same.
+    `index` is a non-negative tensor of the graph, `exists` a boolean one: whether the given index was in range. If it
+    was not, `index` is some valid index.
     """
 
     index: object
@@ -120,12 +121,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Entries of a tensor with lengths that are not known yet: the part of each axis by itself.
+    """Entries of a tensor with unknown lengths, axis by axis.
 
-    `items` holds a slice, an integer or an `Entry` for each axis, and `None` for the axes of `block`: those of index
-    arrays, which together take the offsets `flat`, counted along these axes. The dimensions that they make, `block`,
-    stand at `place` in the result. If index arrays are tensors, `flat` is one too, and lengths in `block` may be;
-    `exists` then says which of the offsets are entries, or is `None` if all of them are.
+    Attributes:
+        items: a slice, an integer or an `Entry` for each axis; `None` for an axis with an index array.
+        shape: the shape of the result.
+        flat: offsets of the index arrays, counted along their axes; a tensor if an index array is one.
+        block: the shape to which the index arrays broadcast; its lengths can be tensors if `flat` is one.
+        place: the position of the block's dimensions in the result.
+        exists: a tensor that tells which offsets are in range, or `None` if all are.
 
     Example:
         >>> from kpatch.indexing import select
@@ -144,12 +148,12 @@ class Grid:
     size = None
 
     def stride(self, axis, lengths):
-        """By how much an index on an axis of the block counts among the offsets; `lengths` are the tensor's."""
+        """The stride, in `flat`, of an axis of the block; `lengths` are the tensor's."""
         return math.prod(lengths[later] for later in range(axis + 1, len(lengths)) if self.items[later] is None)
 
 
 class PackedMask(Mask):
-    """A `Mask` on the host, an eighth of its size: for keeping."""
+    """A `Mask` kept on the host, packed to one bit an entry."""
 
     __slots__ = ("bits",)
     bits: np.ndarray
@@ -166,13 +170,13 @@ class PackedMask(Mask):
 
 
 def whole(shape):
-    """The region that is the whole tensor."""
+    """The region of the whole tensor."""
     shape = tuple(shape)
     return Region((0,) * len(shape), shape, (1,) * len(shape), (), True)
 
 
 def parts(shape, size):
-    """Regions that cover a tensor, in order, of up to `size` entries each (of one entry at least).
+    """Regions that cover a tensor in order, each of at most `size` entries (but at least one).
 
     Example:
         >>> [region.slices for region in parts((2, 5), 3)]

@@ -1,4 +1,4 @@
-"""Which entries two selections have in common, and which of repeated entries counts."""
+"""Whether two selections share an entry, and which of repeated offsets is the last."""
 
 import math
 
@@ -8,7 +8,7 @@ from kpatch.indexing.kinds import Mask, Point, Positions
 
 
 def overlap(a, b, shape):
-    """Whether two selections of a tensor of that shape have an entry in common; exact.
+    """Whether two selections of a tensor of shape `shape` share an entry. The answer is exact.
 
     Example:
         >>> from kpatch.indexing import select
@@ -30,10 +30,10 @@ def overlap(a, b, shape):
 
 
 def last_wins(flat):
-    """Indices into `flat` of each distinct offset's last occurrence, in ascending order of the offsets.
+    """The index in `flat` of the last occurrence of each distinct offset, in ascending order of the offsets.
 
-    So `flat[last_wins(flat)]` is sorted and without repeats, and writing `values[last_wins(flat)]` there does what
-    NumPy's assignment does, in any order.
+    So `flat[last_wins(flat)]` is sorted without repeats, and writing `values[last_wins(flat)]` there, in any order,
+    gives the result of NumPy's assignment.
 
     Example:
         >>> last_wins(np.array([7, 3, 7, 5]))
@@ -54,14 +54,14 @@ def _progressions(selection):
 
 
 def _meet(start, count, step, other_start, other_count, other_step):
-    """Whether two arithmetic progressions, neither empty, have a term in common."""
+    """Whether two non-empty arithmetic progressions share a term."""
     low, high, step = _ascending(start, count, step)
     other_low, other_high, other_step = _ascending(other_start, other_count, other_step)
     common = math.gcd(step, other_step)
     rounds, remainder = divmod(other_low - low, common)
     if remainder:
         return False
-    period = other_step // common  # Chinese remainder theorem: the first term of the one that lies on the other's grid
+    period = other_step // common  # Chinese remainder theorem: the first term that lies on the other's grid
     first = low + step * (rounds * pow(step // common, -1, period) % period)
     least, cycle = max(low, other_low), step * period
     first += -((first - least) // cycle) * cycle  # the first such term that is not below `least`
@@ -96,7 +96,7 @@ def _mask_overlaps(mask, other):
 
 
 def _common(a, b):
-    """Whether two arrays of offsets, neither empty, share one."""
+    """Whether two non-empty arrays of offsets share an offset."""
     few, many = (a, b) if len(a) < len(b) else (b, a)
     few = np.sort(few)
     places = np.searchsorted(few, many)

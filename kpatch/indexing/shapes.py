@@ -1,12 +1,12 @@
-"""Shapes that broadcast, and values that fit a selection; a length may be unknown."""
+"""Broadcasting of shapes, and of a value to a selection; lengths can be unknown."""
 
 from kpatch.errors import ShapeError
 
 
 def fit(value_shape, selection_shape):
-    """The value's shape without surplus leading axes of length 1; `ShapeError` where it does not broadcast.
+    """The value's shape without surplus leading axes of length 1; `ShapeError` if it does not broadcast.
 
-    `None`, an unknown length, fits any.
+    `None`, an unknown length, fits every length.
 
     Example:
         >>> fit((1, 1, 3), (2, 3))
@@ -28,9 +28,11 @@ def fit(value_shape, selection_shape):
 
 
 def broadcast(shapes):
-    """The shape that the shapes broadcast to; `None` is an unknown length. `ShapeError` where they do not.
+    """The shape to which the shapes broadcast; `None` is an unknown length.
 
-    The error's `argument` is the place, in `shapes`, of the first that does not go with one before it.
+    Raises:
+        ShapeError: the shapes do not broadcast; `argument` is the index of the first shape that does not fit an
+            earlier one.
 
     Example:
         >>> broadcast([(3, 1), (None,), (3, 4)])
@@ -52,7 +54,7 @@ def broadcast(shapes):
 
 
 def _merge(a, b):
-    """The shape that two shapes broadcast to, or `None`."""
+    """The shape to which two shapes broadcast, or `None`."""
     if len(a) < len(b):
         a, b = b, a
     surplus = len(a) - len(b)

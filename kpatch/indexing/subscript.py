@@ -1,6 +1,6 @@
-"""The items between the brackets to a selection, by NumPy's rules, on shapes alone.
+"""Index items to a selection, by NumPy's rules, on shapes alone.
 
-`infer` gives the shape of the result alone, also if index values and lengths are not known yet.
+`infer` gives only the shape of the result; index values and lengths can be unknown.
 """
 
 import math
@@ -13,19 +13,19 @@ from kpatch.errors import LimitError, ShapeError, SubscriptError
 from kpatch.indexing.kinds import Grid, Point, Positions, Region, Unknown, whole
 from kpatch.indexing.shapes import broadcast, counted
 
-MAX_AXES = 64  # of a selection; NumPy's own limit
+MAX_AXES = 64  # axes of a selection; NumPy's limit
 MAX_OFFSET = 2**62  # flat offsets stay well inside int64
-MAX_REPEATED = 2**28  # entries that repeated indices may always ask for; above, four times those of the tensor
+MAX_REPEATED = 2**28  # entries that repeated indices can always select; a larger tensor allows four times its size
 
 
 def select(shape, items):
-    """The selection that `items` (a tuple) makes of a tensor of that shape (a tuple).
+    """The selection of `items` (a tuple) in a tensor of shape `shape` (a tuple).
 
-    It is `None` if an integer or an index array meets an axis of unknown length: `layout` is for those.
+    It is `None` if an integer or an index array indexes an axis of unknown length; use `layout` for these.
 
     Raises:
-        SubscriptError: with the item's position as `argument`.
-        LimitError: where repeated indices ask for far more entries than the tensor has.
+        SubscriptError: an item does not fit; `argument` is its position.
+        LimitError: repeated indices select far more entries than the tensor has.
 
     Example:
         >>> select((3, 4), (1, -1))
@@ -37,7 +37,7 @@ def select(shape, items):
     """
     if None in shape:
         return _grid(shape, items)
-    if len(items) == len(shape):  # by far the commonest: one integer an axis
+    if len(items) == len(shape):  # the most common case: one integer an axis
         index = []
         for item, length in zip(items, shape):  # noqa: B905 (equal lengths; strict costs time here)
             if type(item) is not int:
@@ -59,9 +59,9 @@ def select(shape, items):
 
 
 def infer(shape, items):
-    """The shape of what `items` select, with `None` for unknown lengths.
+    """The shape of the entries that `items` select, with `None` for unknown lengths.
 
-    Items may be `Unknown`, and the tensor's own lengths `None`. Every check is made that needs no unknown value.
+    Items can be `Unknown`, lengths of the tensor `None`. All checks that need no unknown value are made.
 
     Example:
         >>> infer((None, 4, 5), (slice(0, 2), 1))
@@ -78,11 +78,11 @@ def infer(shape, items):
 
 
 def layout(shape, items):
-    """The `Grid` that the items make, without the offsets of index arrays, and the indices that it is made of.
+    """The `Grid` of the items without the offsets of index arrays, and its indices.
 
-    Those are `(axis, value, position of the item)` for each integer and index array. The value is checked and not
-    negative; it is `None` for an integer, and an `Unknown` for an array, that is not known or meets an axis of unknown
-    length.
+    An index is `(axis, value, position of the item)`, one for each integer and index array. The value is checked and
+    not negative. If the item is unknown or its axis has an unknown length, the value is `None` for an integer and an
+    `Unknown` for an array.
 
     Example:
         >>> grid, indices = layout((2, 4, 5), (1, slice(None), Unknown((3,), "int32")))
@@ -100,18 +100,18 @@ def layout(shape, items):
     return Grid(tuple(taken[axis] for axis in range(len(shape))), _shape(parts)), indices
 
 
-# From items to parts. A part is `(value, axis, position of the item)`, its value one of
+# From items to parts. A part is `(value, axis, position of the item)`. Its value is one of
 #   a list of (start, count, step)   for the axes of a slice or of `...`;
-#   an int                           in range, not negative (None: an integer not known yet);
-#   an int64 array, or an Unknown    indices that are in range, not negative; a mask is already the array of the places
-#                                    where it holds, counted along its axes, with the last of them as the part's axis
-#                                    (a 0-d mask has none: its places are all 0, and any axis will do).
+#   an int                           in range, not negative; None if the integer is unknown;
+#   an int64 array, or an Unknown    indices in range, not negative. A mask is converted to the offsets of its true
+#                                    entries, counted along its axes; the last of these axes is the part's axis
+#                                    (a 0-d mask has no axis: its offsets are 0, which fits any axis).
 
 _ARRAYS = (np.ndarray, Unknown)
 
 
 def _resolve(shape, items):
-    """The parts of a subscript, every item checked against its axes."""
+    """The parts of a subscript; every item is checked against its axes."""
     items = [_plain(item, position) for position, item in enumerate(items)]
     takes = [_axes_taken(item) for item in items]
     missing = _missing_axes(shape, items, takes)
@@ -139,14 +139,14 @@ def _resolve(shape, items):
 
 
 def _plain(item, position):
-    """The item, of one of the types `int`, `slice`, `ellipsis`, `ndarray`, `Unknown`."""
+    """The item as an `int`, a `slice`, `...`, an `ndarray` or an `Unknown`."""
     kind = type(item)
     if kind is int or kind is slice or item is Ellipsis:
         return item
     if isinstance(item, (bool, np.ndarray, np.generic)):
         item = np.asarray(item)
         if item.dtype.kind in "iu":
-            return item if item.ndim else int(item)  # NumPy, too, takes a 0-d integer array for an integer
+            return item if item.ndim else int(item)  # a 0-d integer array is an integer, as in NumPy
         if item.dtype.kind == "b":
             return item
         found = str(item.dtype)
@@ -174,7 +174,7 @@ def _axes_taken(item):
 
 
 def _missing_axes(shape, items, takes):
-    """How many axes `...` stands for; raises where there are too many items."""
+    """The number of axes that `...` covers; raises if there are too many items."""
     used, found = 0, False
     for position, item in enumerate(items):
         if item is Ellipsis:
@@ -189,7 +189,7 @@ def _missing_axes(shape, items, takes):
 
 
 def _progression(item, length, position):
-    """Start, count and step of a slice, in the normal form of `Region`."""
+    """Start, count and step of a slice in the normal form of `Region`."""
     try:
         start, stop, step = item.indices(0 if length is None else length)
     except ValueError:
@@ -205,7 +205,7 @@ def _progression(item, length, position):
 
 
 def _entry(index, length, axis, position):
-    """The index, from the start of its axis."""
+    """The index, made non-negative; `None` if the length is unknown."""
     if length is None:
         return None
     if not -length <= index < length:
@@ -214,7 +214,7 @@ def _entry(index, length, axis, position):
 
 
 def _entries(indices, length, axis, position):
-    """The indices as int64, from the start of their axis."""
+    """The indices as int64, made non-negative; an `Unknown` if the length is unknown."""
     if length is None:
         return Unknown(indices.shape, "int64")
     if not indices.size:
@@ -237,7 +237,7 @@ def _out_of_range(index, length, axis, position, notes=()):
 
 
 def _holding(mask, shape, axis, position):
-    """Where the mask holds, as offsets into the axes that it stands for, in C order."""
+    """The offsets of the mask's true entries, along the axes that it covers, in C order."""
     covered = tuple(shape[axis : axis + len(mask.shape)])
     if any(None not in pair and pair[0] != pair[1] for pair in zip(mask.shape, covered, strict=True)):
         last = axis + len(covered) - 1
@@ -245,7 +245,7 @@ def _holding(mask, shape, axis, position):
             where = f"axis {axis} with {counted(covered[0], 'entry', 'entries')}"
         else:
             where = f"axes {axis} to {last} of shape {covered}"
-        notes = ["a mask has the shape of the axes that it stands for"]
+        notes = ["a mask must have the shape of the axes that it covers"]
         raise SubscriptError(f"mask of shape {mask.shape} does not fit {where}", notes=notes, argument=position)
     return Unknown((None,), "int64") if type(mask) is Unknown else np.flatnonzero(mask)
 
@@ -279,12 +279,12 @@ def _grid(shape, items):
 
 
 def _shape(parts):
-    """The shape of basic indexing."""
+    """The result's shape for basic indexing."""
     return tuple(count for value, _, _ in parts if type(value) is list for _, count, _ in value)
 
 
 def _whole_axes(parts, items):
-    """The axes that slices and `...` take, and the slice of each."""
+    """The axes that slices and `...` cover, with the slice of each."""
     taken = {}
     for value, axis, position in parts:
         if type(value) is list:
@@ -298,7 +298,7 @@ def _positions(shape, parts):
     _bound(shape, result, parts)
     if not math.prod(result):
         return Positions(np.empty(0, np.int64), result)
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))] + [0]  # the last: of a 0-d tensor's masks
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))] + [0]  # 0: for masks of a 0-d tensor
     offsets = sum(value * strides[axis] for value, axis, _ in parts if type(value) is not list)
     dimensions = [_offsets(dimension, strides) for dimension in before]
     dimensions.append(offsets.reshape(-1))
@@ -312,10 +312,10 @@ def _offsets(dimension, strides):
 
 
 def _arrange(parts):
-    """What stands before and after the block of dimensions that the index arrays make together, and the whole's shape.
+    """The dimensions before and after the block of the index arrays, and the shape of the result.
 
-    Integers beside arrays belong to the block. It stands where the first of them was, or in front where a slice or
-    `...` divides them. Before and after are lists of `(axis, count, start, step)`.
+    Integers beside arrays belong to the block. The block takes the place of its first index, or comes first if a slice
+    or `...` divides its indices. Before and after are lists of `(axis, count, start, step)`.
     """
     block = _block(parts)
     members = [place for place, (value, _, _) in enumerate(parts) if type(value) is not list]
@@ -332,7 +332,7 @@ def _arrange(parts):
 
 
 def _block(parts):
-    """The shape that the index arrays broadcast to."""
+    """The shape to which the index arrays broadcast."""
     arrays = [(value, position) for value, _, position in parts if type(value) in _ARRAYS]
     try:
         return broadcast([value.shape for value, _ in arrays])
@@ -343,7 +343,7 @@ def _block(parts):
 
 
 def _bound(shape, result, parts):
-    """Refuses, before anything is allocated, a selection whose offsets would not fit or that repeats without bound."""
+    """Raises, before allocation, if the offsets do not fit int64 or repeated indices select too many entries."""
     position = next(position for value, _, position in parts if type(value) in _ARRAYS)
     if len(result) > MAX_AXES:
         raise LimitError(f"the selection has {len(result)} axes, more than {MAX_AXES}", argument=position)

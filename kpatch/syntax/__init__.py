@@ -1,4 +1,4 @@
-"""The language: text to tree, with no knowledge of Keras."""
+"""The language: text to tree, without Keras."""
 
 from kpatch.syntax.ast import (
     MAX_DEPTH,

@@ -1,10 +1,9 @@
-"""The tree of a patch: frozen nodes, compared by meaning.
+"""The tree of a patch: frozen nodes.
 
-Every node ends in a `span`, the offsets of its text in the source, which takes no part in equality. `str(node)` is
-canonical source: parsing it gives an equal node.
+The last field of every node is `span`, the offsets of its text in the source; `==` ignores it. `str(node)` is canonical
+source: parsing it gives an equal node.
 
-The tree is at most `MAX_DEPTH` levels deep, which the parser sees to, so that `hash`, `==`, `repr`, `str` and `pickle`
-may recurse.
+The parser limits the tree to `MAX_DEPTH` levels, so `hash`, `==`, `repr`, `str` and `pickle` can recurse.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ MAX_DEPTH = 100  # levels of nested operators, brackets, lists and calls in an e
 
 
 class Node:
-    """What all nodes share. `span` is the last field of each, and takes no part in equality."""
+    """The base class of all nodes. `span` is the last field of each; `==` ignores it."""
 
     __slots__ = ()
     __match_args__: tuple = ()
@@ -51,7 +50,7 @@ class Name(Node):
 
 @dataclass(frozen=True, slots=True)
 class Position(Node):
-    """`layers[2]`, followed by a further part."""
+    """`layers[2]`, always followed by another part."""
 
     index: int
     span: tuple = _span()
@@ -73,7 +72,7 @@ class Glob(Node):
 
 @dataclass(frozen=True, slots=True)
 class Selector(Node):
-    """`encoder.layers[0].kernel`: which tensor, or with globs, which tensors."""
+    """`encoder.layers[0].kernel`: names one tensor, or several by globs."""
 
     parts: tuple
     span: tuple = _span()
@@ -83,13 +82,13 @@ class Selector(Node):
 
     @property
     def is_glob(self):
-        """Whether it may mean several tensors."""
+        """Whether the selector can match several tensors."""
         return any(type(part) is Glob for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Implied(Node):
-    """`_`: the implied tensor, or the present value of what is being assigned or indexed."""
+    """`_`: the implied tensor, or the current value of the target or of the indexed tensor."""
 
     span: tuple = _span()
 
@@ -99,7 +98,7 @@ class Implied(Node):
 
 @dataclass(frozen=True, slots=True)
 class Target(Node):
-    """What an edit writes to. `index` is `None` for a whole tensor."""
+    """The left side of an edit. `index` is `None` for a whole tensor."""
 
     selector: Selector | Implied
     index: tuple | None = None
@@ -154,7 +153,7 @@ class Let(Node):
 
 @dataclass(frozen=True, slots=True)
 class Integer(Node):
-    """`64`, `-1`: a directly preceding minus belongs to it."""
+    """`64`, `-1`: includes a minus sign directly before it."""
 
     value: int
     span: tuple = _span()
@@ -198,7 +197,7 @@ class Constant(Node):
 
 @dataclass(frozen=True, slots=True)
 class List(Node):
-    """`[[1, 2], [3, 4]]`: rectangular as far as it is written out."""
+    """`[[1, 2], [3, 4]]`: the nested literals are rectangular."""
 
     items: tuple
     span: tuple = _span()
@@ -209,7 +208,7 @@ class List(Node):
 
 @dataclass(frozen=True, slots=True)
 class Local(Node):
-    """A name that an earlier `let` has bound."""
+    """A name bound by an earlier `let`."""
 
     name: str
     span: tuple = _span()
@@ -220,7 +219,7 @@ class Local(Node):
 
 @dataclass(frozen=True, slots=True)
 class Reference(Node):
-    """Another variable, by a selector without globs. One part alone is printed quoted, lest it read as a local."""
+    """Another variable, by a selector without globs. A single part is printed in quotes, to differ from a local."""
 
     selector: Selector
     span: tuple = _span()
@@ -232,7 +231,7 @@ class Reference(Node):
 
 @dataclass(frozen=True, slots=True)
 class Binding(Node):
-    """`$x`, `$donor.dense.kernel`, `$donor._`: a value handed in from Python, or a variable of a model handed in."""
+    """`$x`, `$donor.dense.kernel`, `$donor._`: a bound value, or a variable of a bound model."""
 
     name: str
     path: Selector | Implied | None = None
@@ -301,13 +300,13 @@ class String(Node):
 
     @property
     def reference(self):
-        """What the string means to a function that takes none there: a quoted name, `mean("encoder/kernel")`."""
+        """The string as a quoted name, for a parameter that takes no strings: `mean("encoder/kernel")`."""
         return Reference(Selector((Name(self.value, self.span),), self.span), self.span)
 
 
 @dataclass(frozen=True, slots=True)
 class Argument(Node):
-    """One argument of a call; `name` is `None` for a positional one."""
+    """One argument of a call; `name` is `None` if it is positional."""
 
     name: str | None
     value: Node
@@ -405,7 +404,7 @@ def walk(node):
 
 
 def mapped(node, change):
-    """The tree with each node, from the leaves up, replaced by what `change` makes of it."""
+    """The tree with each node replaced by `change(node)`, leaves first."""
 
     def new(value):
         if isinstance(value, Node):
@@ -416,7 +415,7 @@ def mapped(node, change):
 
 
 def _operand(node, power):
-    """The node's text, in parentheses if it holds together less tightly than `power`."""
+    """The node's text, in parentheses if its binding power is below `power`."""
     return str(node) if _power(node) >= power else f"({node})"
 
 

@@ -35,7 +35,7 @@ def read_argument(p: Parser) -> Argument:
     value = read_passed(p)
     if p.kind == "=":
         if kind != "name" or p.end != stop:
-            raise p.fail("only a name stands before the '=' of an argument; '==' compares")
+            raise p.fail("only a name can precede the '=' of an argument; '==' compares")
         p.advance()
         value = read_passed(p)
     else:
@@ -45,7 +45,7 @@ def read_argument(p: Parser) -> Argument:
 
 
 def read_passed(p: Parser) -> Node:
-    """What a call is passed. A string alone is a string there, and not a quoted name."""
+    """The value of an argument. A string alone is a `String`, not a quoted name."""
     kind, text, span = p.kind, p.value, (p.start, p.stop)
     if kind == "string" and not text:
         p.advance()

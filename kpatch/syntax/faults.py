@@ -1,4 +1,4 @@
-"""The errors of the parser: each names the mistake at the current token, and the right form."""
+"""The errors of the parser: each names the mistake at the current token and the right form."""
 
 import re
 
@@ -12,7 +12,7 @@ _RUN = re.compile(r"[\w.$]+|[-+*/=<>!]+|\S")
 
 
 def keyword(word, span):
-    return PatchSyntaxError(f"'{word}' is a keyword; as a name it is quoted: {quote(word)}", span=span)
+    return PatchSyntaxError(f"'{word}' is a keyword; quote it to use it as a name: {quote(word)}", span=span)
 
 
 def too_deep(p):
@@ -42,7 +42,8 @@ def no_assignment(p):
     if kind == "(":
         return p.fail("a call cannot be assigned to")
     if kind == "glob" or kind.startswith("**"):
-        return p.fail(f"unexpected {p.found()}", "'k *= 2' multiplies, 'k* = 2' sets all whose name begins with k")
+        note = "'k *= 2' multiplies, 'k* = 2' sets all variables whose name begins with k"
+        return p.fail(f"unexpected {p.found()}", note)
     if kind.endswith("="):
         op = shorten(kind[:-1])
         return p.fail(f"there is no operator '{shorten(kind)}'; write 'x = _ {op} ...'")
@@ -59,9 +60,9 @@ def no_part(p):
     if kind in KEYWORDS:
         return keyword(kind, (p.start, p.stop))
     if kind == "_":
-        return p.fail("'_' is reserved; as a name it is quoted: \"_\"")
+        return p.fail("'_' is reserved; quote it to use it as a name: \"_\"")
     if kind in ("*", "**"):
-        return p.fail("a glob stands only in a target; a reference means exactly one variable")
+        return p.fail("a glob is allowed only in a target; a reference means exactly one variable")
     if kind == "number":
         return p.fail(f"a name is missing after '.', found {p.found()}", "the i-th layer is layers[i]")
     return p.fail(f"a name is missing after '.', found {p.found()}")
@@ -93,13 +94,13 @@ def no_value(p):
     if kind in KEYWORDS:
         return keyword(kind, (p.start, p.stop))
     if kind in ("*", "**"):
-        return p.fail("a glob stands only in a target; a reference means exactly one variable")
+        return p.fail("a glob is allowed only in a target; a reference means exactly one variable")
     if kind == "+":
         return p.fail("there is no unary '+'")
     if kind == "...":
-        return p.fail("'...' stands only in an index, alone")
+        return p.fail("'...' is allowed only in an index, alone")
     if kind == ":":
-        return p.fail("a slice stands only in an index")
+        return p.fail("a slice is allowed only in an index")
     return p.fail(f"a value is missing after {before(p)}, found {p.found()}")
 
 
@@ -128,16 +129,16 @@ def unclosed(p, opened, expected):
 
 
 def misplaced(p):
-    """What is often written, and stands nowhere after a value."""
+    """The error of a common mistake after a value, or `None`."""
     kind = p.kind
     if kind == ".":
-        return p.fail("a value has no attributes; only functions are called on it, as in 'mean(x)'")
+        return p.fail("a value has no attributes; call a function on it, as in 'mean(x)'")
     if kind == "(":
         return p.fail("only a function's name can be called")
     if kind == "=":
         return p.fail("a second '=' in the statement; '==' compares")
     if kind == ":":
-        return p.fail("a slice stands only in an index")
+        return p.fail("a slice is allowed only in an index")
     if kind == "name" and p.value == "if":
         return p.fail("there is no 'if'; 'where(condition, a, b)' chooses element by element")
     if kind == "name" and p.value == "for":

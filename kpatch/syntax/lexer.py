@@ -1,12 +1,14 @@
 """Text to tokens.
 
-A token is a tuple `(kind, value, start, end)`: the kind is the text itself for punctuation, operators and keywords,
-`"_"` for the implied tensor, one of "name", "glob", "number", "string", "binding" for what carries a value, "end" for
-the end of a statement, and "" for the end of the text.
+A token is a tuple `(kind, value, start, end)`. The kind is
 
-There is one regular expression for each of three modes. A statement starts in the target's mode, where `*` and `?` make
-globs; the statement's operator leads to the mode of an expression, and an open bracket to that of an expression that
-runs over newlines. None of the expressions repeats a group without a bound: time and memory stay linear in the text.
+* the text itself for punctuation, operators, keywords and `_`;
+* "name", "glob", "number", "string" or "binding" for tokens with a value;
+* "end" for the end of a statement, "" for the end of the text.
+
+Each of three modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs. An
+assignment operator switches to LINE, an open bracket to BRACKET, in which newlines are space. Every repeated group has
+a bound, so time and memory are linear in the text.
 """
 
 import re
@@ -16,9 +18,9 @@ from kpatch.errors import PatchSyntaxError
 from kpatch.syntax.words import KEYWORDS, quote
 
 CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff"  # and lone surrogates, which UTF-8 cannot hold
-MAX_TOKENS = 6_000_000  # in a patch; a tree costs some 200 bytes a token
+MAX_TOKENS = 6_000_000  # in a patch; a tree takes about 200 bytes a token
 MAX_QUOTED = 40  # characters of the source quoted in a message
-MAX_NAME = 200  # characters looked at on either side for a name that needs quotes
+MAX_NAME = 200  # characters searched on either side for a name that needs quotes
 
 _DIGITS = r"[0-9]+(?:_[0-9]+){0,99}"
 _NUMBER = (
@@ -60,10 +62,7 @@ _SPECIAL = {word: word for word in (*KEYWORDS, "_")}
 
 
 def tokens(text, position=0):
-    """The tokens of the statements from `position` on, and then the end of the text, again and again.
-
-    It stops after MAX_TOKENS.
-    """
+    """The tokens from `position` on, then the token of the end of the text repeatedly; MAX_TOKENS in all."""
     match = outer = TARGET
     depth = 0
     for _ in repeat(None, MAX_TOKENS):
@@ -144,7 +143,7 @@ _INSTEAD = {
     "~": "write 'not'",
     "!": "write 'not'",
     "^": "a power is written '**'",
-    "?": "a glob stands only in a target",
+    "?": "a glob is allowed only in a target",
     "$": "a binding is '$' and a name, as in '$x'",
     "{": "a list is written '[1, 2]'",
     "\\": "a statement runs over lines only inside brackets",
@@ -156,7 +155,7 @@ _INSTEAD = {
 
 
 def _fault(text, start, in_target):
-    """Why there is no token at `start`."""
+    """The error if no token starts at `start`."""
     char = text[start]
     if _CONTROL_CHARACTER.match(char):
         return _control_character(text, start)
@@ -168,7 +167,7 @@ def _fault(text, start, in_target):
             return misnamed(text[start:end], (start, end))
         return PatchSyntaxError(f"unexpected {describe(char)}{_instead(char)}", span=(start, start + 1))
     end = _end(_NUMBER_LIKE, text, start)
-    notes = ["a number ends before a letter, a digit, '_' or '.'"]
+    notes = ["a number cannot be followed by a letter, a digit, '_' or '.'"]
     name = odd_name(text, start)
     if name:
         notes = [f"if it is part of a name, quote the name: {quote(text[slice(*name)])}"]
@@ -176,7 +175,7 @@ def _fault(text, start, in_target):
 
 
 def _end(pattern, text, start):
-    """Where the match that starts there ends; these patterns match nothing rather than not at all."""
+    """The end of the match that starts at `start`; the patterns always match, at least the empty string."""
     return pattern.match(text, start).end()
 
 
@@ -190,14 +189,14 @@ def _control_character(text, position):
 
 
 def _broken_string(text, start, position):
-    """The string that starts at `start` cannot go on at `position`."""
+    """The error of a string that starts at `start` and breaks off at `position`."""
     if position < len(text) and _CONTROL_CHARACTER.match(text[position]):
         return _control_character(text, position)
     return PatchSyntaxError(f"the string is not closed; a {text[start]} is missing", span=(start, position))
 
 
 def odd_name(text, position):
-    """The span of the name with odd characters around a position, of conv-1, say; or `None`."""
+    """The span of a name that needs quotes around `position`, such as conv-1; or `None`."""
     begin = max(0, position - MAX_NAME)
     start = position - _end(_NAME_LIKE, text[begin:position][::-1], 0)
     end = min(_end(_NAME_LIKE, text, position), position + MAX_NAME)
@@ -211,10 +210,10 @@ def misnamed(name, span):
 
 
 def describe(char):
-    """A character in a message: itself, or its code point where it would not be seen."""
+    """A character in a message: itself, or its code point if it is not visible."""
     return f"character '{char}'" if char.isprintable() and char != " " else f"character U+{ord(char):04X}"
 
 
 def shorten(text):
-    """The text, cut to what a message can hold."""
+    """The text, cut to `MAX_QUOTED` characters."""
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"

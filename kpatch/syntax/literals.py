@@ -6,7 +6,7 @@ from kpatch.syntax.ast import Boolean, Constant, Float, Integer, List, Unary
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.pratt import Parser, prefix
 
-_OPEN = (...,)  # the shape of what is not written out: anything may follow
+_OPEN = (...,)  # the shape of an item that is no literal: unknown
 
 
 @prefix("number")
@@ -79,7 +79,7 @@ def _is_scalar(node):
 
 
 def _merge(a, b):
-    """The shape that fits both, or `None`; where one is open, the other says more."""
+    """The shape that fits both, or `None`; `...` in one stands for the axes of the other."""
     if a == b:
         return a
     for m, n in zip(a, b, strict=False):

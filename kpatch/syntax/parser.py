@@ -1,4 +1,4 @@
-"""Tokens to tree: a Pratt parser, by the table of binding powers in `kpatch.syntax.words.LEVELS`.
+"""Tokens to tree: a Pratt parser. The binding powers are in `kpatch.syntax.words.LEVELS`.
 
     patch      = { statement ( NEWLINE | ";" ) }
     statement  = edit | assertion | local
@@ -17,29 +17,28 @@
     call       = name "(" [ argument { "," argument } [ "," ] ] ")"
     argument   = [ name "=" ] ( expression | string )
 
-`layers[2]` is a part only where a "." follows. Globs stand only in a target. A name is a call before "(", the start of
-a selector before ".", and else a local, a constant or a selector, in this order; which names are local is known from
-the `let` statements before.
+`layers[2]` is a part only if a "." follows. Only a target has globs. A name before "(" is a call, before "." the start
+of a selector, else a local, a constant or a selector, in this order. Locals are bound by earlier `let` statements.
 """
 
 import re
 
 from kpatch.errors import LimitError, PatchSyntaxError, combine
-from kpatch.syntax import faults, literals, operators  # noqa: F401 - these two register what they read
+from kpatch.syntax import faults, literals, operators  # noqa: F401 - both register their constructs
 from kpatch.syntax.faults import ENDS
 from kpatch.syntax.lexer import MAX_TOKENS
 from kpatch.syntax.pratt import Parser
 from kpatch.syntax.statements import read_statement
 
 MAX_ERRORS = 100  # errors reported together; then the parser stops
-RECOVERY = 10_000  # characters looked through for the end of a faulty statement
+RECOVERY = 10_000  # characters searched for the end of a faulty statement
 
 _STOPS = ("\n", "\r\n", "\r", ";")
 _LANDMARK = re.compile(r"\#[^\r\n]*|\"(?:[^\"\\\r\n]|\\.){0,999}\"|'(?:[^'\\\r\n]|\\.){0,999}'|[\[\]();]|\r\n|[\r\n]")
 
 
 def read_statements(text):
-    """The statements of a text; all its faults are raised together."""
+    """The statements of a text. All faults are raised together."""
     p = Parser(text)
     statements, errors = [], []
     begin: int | None = 1 if p.text.startswith("\ufeff") else 0
@@ -55,7 +54,7 @@ def read_statements(text):
 
 
 def _statements(p, begin, statements):
-    """Reads statements from `begin` on. Returns where the first faulty one begins, and its fault, or `None`."""
+    """Reads statements from `begin` on. Returns the start of the first faulty statement and its error, or `None`."""
     try:
         p.restart(begin)
         while p.kind:
@@ -75,10 +74,10 @@ def _statements(p, begin, statements):
 
 
 def _recover(text, begin, fault):
-    """Where the statement after the faulty one begins, or `None` at the end of the text.
+    """The start of the statement after the faulty one, or `None` at the end of the text.
 
-    That is after the first newline or `;` behind the fault and outside brackets. Where a bracket is not closed
-    nearby, it is the line of the fault if the fault is the first on it, else the line after the fault.
+    It is after the first newline or `;` that follows the fault outside brackets. If a bracket is not closed nearby, it
+    is the line of the fault if the fault comes first on it, else the line after the fault.
     """
     depth = 0
     fallback = None

@@ -1,4 +1,4 @@
-"""A whole patch: `parse` makes it of a text, `join` of several patches."""
+"""A whole patch: `parse` makes it from a text, `join` from several patches."""
 
 import gc
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ from kpatch.syntax.lexer import shorten
 from kpatch.syntax.parser import read_statements
 
 MAX_SOURCE = 16 * 2**20  # characters in the text of a patch
-MAX_CACHED = 2**14  # characters in a text whose tree is kept: at most 128 of these
+MAX_CACHED = 2**14  # characters in a text whose tree is cached; the cache holds 128 trees
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Patch(Node):
-    """A whole patch: `kpatch.parse` makes it of a text, `kpatch.load` of a file. `a + b` is one patch of both.
+    """A whole patch: `kpatch.parse` makes it from a text, `kpatch.load` from a file. `a + b` joins two patches.
 
     Attributes:
-        statements: the statements; `Patch(text)` parses.
+        statements: the statements; `Patch(text)` parses a text.
         source: the text.
-        bindings: values that come with the patch, for its `$names`; those that a function is given come before them.
+        bindings: default values of the patch's `$names`; the bindings given to a function override them.
 
     Example:
         >>> import kpatch
@@ -34,7 +34,7 @@ class Patch(Node):
     source: str = ""
     span: tuple = field(default=(0, 0), compare=False, repr=False)
     bindings: dict = field(default_factory=dict)
-    _hash: int = field(default=0, init=False)  # computed once: plans are looked up by it
+    _hash: int = field(default=0, init=False)  # computed once: the plan cache looks patches up by it
 
     def __post_init__(self):
         given: Any = self.statements
@@ -68,7 +68,7 @@ class Patch(Node):
             return NotImplemented
         if hash(self) != hash(other) or self.statements != other.statements:
             return False
-        mine, others = self.bindings, other.bindings  # the same objects: to compare arrays would cost too much
+        mine, others = self.bindings, other.bindings  # compared by identity: comparing arrays costs too much
         return mine.keys() == others.keys() and all(value is others[name] for name, value in mine.items())
 
 
@@ -79,11 +79,13 @@ def parse(text: str) -> Patch:
         text: the source, a string.
 
     Returns:
-        A `Patch`. Short texts are parsed once and then remembered.
+        A `Patch`. The trees of short texts are cached.
 
     Raises:
-        PatchSyntaxError: the text is not a patch. All faults are reported together, in the `errors` of the first.
-        LimitError: the text is longer than `MAX_SOURCE`, or an expression deeper than `MAX_DEPTH`.
+        PatchSyntaxError: the text is not a patch. Its `errors` holds all faults.
+        LimitError: the text has more than `MAX_SOURCE` characters or `MAX_TOKENS` tokens, or an expression is deeper
+            than `MAX_DEPTH`.
+        TypeError: `text` is not a string.
 
     Example:
         >>> from kpatch.syntax import parse
@@ -102,11 +104,11 @@ def parse(text: str) -> Patch:
 
 
 def join(patches: Iterable[Patch]) -> Patch:
-    """One patch of several: their statements in a row, and their bindings together.
+    """One patch with the statements of all patches in order, and all their bindings.
 
     Raises:
-        PatchSyntaxError: together they are no patch: a local is bound twice.
-        BindingError: two of them bring different values for one `$name`.
+        PatchSyntaxError: two patches bind the same local.
+        BindingError: two patches have different values for one `$name`.
     """
     bindings: dict = {}
     for patch in patches:
@@ -117,7 +119,7 @@ def join(patches: Iterable[Patch]) -> Patch:
 
 
 def _text(patch):
-    """The source of a patch, for which errors are shown, or its own text if it is a part of another."""
+    """The source of a patch, so that errors show it; its canonical text if the source has other statements."""
     return patch.source if parse(patch.source).statements == patch.statements else str(patch)
 
 
@@ -128,7 +130,7 @@ def _parse(text):
 
 
 def _parse_long(text):
-    """Without garbage collection: it would go over all nodes again and again, and none of them is garbage."""
+    """Parses without garbage collection, which would scan all nodes repeatedly and free none."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
-"""The parser's state: the current token, the loop over operators, and the bounds of depth.
+"""The parser's state: the current token, the loop over operators, and the limits of depth.
 
-Each construct is a function in one of the modules beside this one. It takes the `Parser`, whose current token begins
-the construct, reads to its end, and returns its node. Those that stand in expressions register themselves: `prefix`
-says which kind of token begins a construct, `infix` which operator follows a left operand.
+Each construct is a function in a module of this package. It takes the `Parser` at the first token of the construct,
+reads to its end, and returns its node. Constructs of expressions register themselves: `prefix` by the kind of their
+first token, `infix` by the operator that follows a left operand.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def prefix(*kinds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def infix(*operators: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a function `(parser, left, start)` for these operators; `BINDING_POWER` says how tightly they bind."""
+    """Registers a function `(parser, left, start)` for these operators, with their powers from `BINDING_POWER`."""
 
     def register(function):
         INFIX.update({operator: (BINDING_POWER[operator], function) for operator in operators})
@@ -43,15 +43,15 @@ def infix(*operators: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Parser:
-    """The current token is in `kind`, `value`, `start` and `stop`; `end` is where the one before it ended.
+    """The current token is in `kind`, `value`, `start` and `stop`; `end` is the end of the token before it.
 
-    Depth is bounded on the way down, by `depth`, for the parser's own recursion, and on the way up, by `height`, the
-    levels of the node read last, since a sum of a million terms is deep without any recursion here.
+    Two counts limit the depth: `depth` the parser's recursion, `height` the levels of the last node read. Both are
+    needed: a sum of a million terms is a deep tree, but needs no recursion here.
 
     Attributes:
         text: the source.
         locals: the names that `let` has bound so far.
-        shape: of the list that was read last.
+        shape: the shape of the last list read.
     """
 
     __slots__ = ("depth", "end", "height", "kind", "locals", "next", "shape", "start", "stop", "text", "value")
@@ -74,7 +74,7 @@ class Parser:
         self.kind, self.value, self.start, self.stop = self.next()
 
     def expression(self, power=0):
-        """Reads operators that bind more tightly than `power`."""
+        """Reads an operand, and the operators after it that bind more tightly than `power`."""
         self.depth = depth = self.depth + 1
         if depth > MAX_DEPTH + 1:  # one more, for the parentheses around a leaf
             raise faults.too_deep(self)
@@ -93,7 +93,7 @@ class Parser:
         return node
 
     def grow(self, height=0):
-        """One level above the node read last, and above `height`."""
+        """Sets the height to one level above the last node read and above `height`."""
         self.height = height = max(height, self.height) + 1
         if height > MAX_DEPTH:
             raise faults.too_deep(self)
@@ -105,7 +105,7 @@ class Parser:
 
     def fail(self, message, *notes):
         """An error at the current token."""
-        if self.kind in ENDS:  # nothing to see there: after the token before it
+        if self.kind in ENDS:  # an invisible token: the caret goes after the token before it
             return PatchSyntaxError(message, span=(self.end, self.end), notes=notes)
         return PatchSyntaxError(message, span=(self.start, self.stop), notes=notes)
 

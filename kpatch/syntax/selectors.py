@@ -23,7 +23,7 @@ from kpatch.syntax.words import CONSTANTS
 
 
 def read_selector(p: Parser, part: Name | Glob, start: int) -> tuple[Selector, tuple | None]:
-    """The selector that goes on after its first part; and the index, if one was read to tell `layers[i]` by."""
+    """The selector that starts with `part`, and the index after it if it was read to recognise `layers[i]`."""
     parts: list[Name | Glob | Position] = [part]
     while True:
         if p.kind == "[" and type(part) is Name and part.value == "layers" and p.text[part.span[0]] == "l":
@@ -93,7 +93,7 @@ def read_string(p: Parser) -> Node:
 
 
 def read_reference(p: Parser, part: Name | Glob, start: int, local: Local | None = None) -> Node:
-    """What goes on after its first part; it is the local if no further part follows."""
+    """The reference that starts with `part`, or `local` if no further part follows; with its index if it has one."""
     selector, index = read_selector(p, part, start)
     node = local if local and len(selector.parts) == 1 else Reference(selector, selector.span)
     if index is None:
@@ -113,7 +113,7 @@ def read_placeholder(p: Parser) -> Implied:
 def read_binding(p: Parser) -> Node:
     name, start = p.value[1:], p.start
     if name == "_":
-        raise p.fail("'_' is reserved; a binding has a name, as '$x' has")
+        raise p.fail("'_' is reserved; a binding needs a name, such as '$x'")
     p.advance()
     if p.kind != ".":
         return Binding(name, None, (start, p.end))

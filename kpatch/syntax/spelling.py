@@ -5,15 +5,15 @@ from heapq import nsmallest
 from itertools import islice
 
 MAX_WORD = 100  # longer words are not compared
-MAX_CANDIDATES = 100_000  # looked at
-MAX_COMPARED = 200  # compared letter by letter
-CUTOFF = 0.6  # difflib's ratio from which two words are near
+MAX_CANDIDATES = 100_000  # candidates read
+MAX_COMPARED = 200  # candidates compared letter by letter
+CUTOFF = 0.6  # difflib's ratio above which two words are near
 
 
 def nearest(word, candidates):
-    """The candidate spelled most like the word, or `None` where none comes near.
+    """The candidate with the most similar spelling, or `None` if none is near.
 
-    One that differs in case alone is nearest. Time is bounded, whatever the word and the candidates are.
+    A candidate that differs only in case is nearest. Time is bounded for any word and candidates.
 
     Example:
         >>> from kpatch.syntax import nearest
@@ -25,7 +25,7 @@ def nearest(word, candidates):
         return None
     close = []
     for candidate in islice(candidates, MAX_CANDIDATES):
-        # The bound that difflib itself starts from, without its cost: most candidates end here.
+        # difflib's own upper bound of the ratio, which is cheap and excludes most candidates
         if 2 * min(len(word), len(candidate)) >= CUTOFF * (len(word) + len(candidate)):
             if candidate.lower() == word.lower():
                 return candidate

@@ -28,7 +28,7 @@ def read_index(p: Parser) -> tuple[Node, ...]:
             break
         p.advance()
     if p.kind == ":":
-        raise p.fail("a slice has a start, a stop and a step, and no more")
+        raise p.fail("a slice has at most a start, a stop and a step")
     p.close("]", opened)
     if not items:
         raise PatchSyntaxError("an index needs an item; '[...]' is everything", span=(opened, p.end))

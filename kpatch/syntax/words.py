@@ -1,4 +1,4 @@
-"""The words and operators of the language, and how names and strings are spelled."""
+"""The words and operators of the language, and the spelling of names and strings."""
 
 import re
 
@@ -7,7 +7,7 @@ CONSTANTS = frozenset({"inf", "nan", "pi", "e"})
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "**=")
 
-# The one table of binding powers, loosest first; the parser reads it, and `str` places its parentheses by it.
+# The binding powers, loosest first: for the parser, and for the parentheses of `str`.
 LEVELS = (
     ("or",),
     ("and",),
@@ -16,7 +16,7 @@ LEVELS = (
     ("+", "-"),
     ("*", "/", "//", "%", "@"),
     ("-x",),
-    ("**",),  # to the right; its right operand may be a unary minus
+    ("**",),  # right-associative; its right operand can be a unary minus
     ("[",),
 )
 BINDING_POWER = {operator: power for power, level in enumerate(LEVELS, 1) for operator in level}

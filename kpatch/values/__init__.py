@@ -1,1 +1,1 @@
-"""Values while a patch is planned and run: their dtypes, the operators, and the operations that backends differ in."""
+"""Values of expressions: dtypes, operators, and the operations that differ between backends."""

@@ -1,9 +1,9 @@
-"""The operators and the conversions, with one meaning on every backend.
+"""Operators and conversions, with one meaning on every backend.
 
-Each operation checks dtypes, shapes and sizes first, so that planning (no data) finds what running would, and then
-computes if all data is present. Operands are brought to one dtype before a backend sees them, and are combined by
-Python's operators, which every backend defines for its tensors: `keras.ops` would narrow 64-bit dtypes to 32.
-Literals alone are folded by Python's own integers and NumPy's doubles, and stay literals.
+Each operation first checks dtypes, shapes and sizes, so that planning (without data) finds the same errors, then
+computes if all data is present. Operands are converted to one dtype and combined by Python's operators, which every
+backend defines: `keras.ops` narrows 64-bit dtypes to 32. Operations on literals give literals, computed in Python's
+integers and NumPy's doubles.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
 from kpatch.values import casts, comparisons, dtypes, numerics
 from kpatch.values.dtypes import RANGES, Value, is_floating, is_integer, is_signed
-from kpatch.values.dtypes import literal as literal  # so that callers find it beside the operators
+from kpatch.values.dtypes import literal as literal  # for callers that also use the operators
 from kpatch.values.numerics import any_true, guarded
 from kpatch.values.numerics import is_traced as is_traced
 
@@ -72,7 +72,7 @@ def binary(op, a, b, traced=False):
 
 
 def compare(op, a, b):
-    """`a op b` for `== != < <= > >=`, exact whatever the dtypes; lists compare by `==` and `!=` to one boolean.
+    """`a op b` for `== != < <= > >=`, exact for all dtypes; `==` and `!=` of lists give one boolean.
 
     Example:
         >>> compare("<", literal(2**53 + 1), literal(2.0**53)).data
@@ -128,7 +128,7 @@ def _logical_not(x):
 
 
 def _compare_lists(op, a, b):
-    """One boolean: the same shape and entries."""
+    """One boolean: whether the lists have the same shape and entries."""
     if a.data is None or b.data is None:
         if len(a.shape) == len(b.shape):
             return Value("bool", (), None, True)
@@ -139,7 +139,7 @@ def _compare_lists(op, a, b):
 
 
 def _check_integers(op, b, traced):
-    """Integers are not divided by zero, nor raised to a negative power."""
+    """Raises if integers are divided by zero or raised to a negative power."""
     if op in ("/", "//", "%"):
         message, found = f"'{op}' of integers by zero", ("==", 0)
         note = "with a float on either side the result would be infinite or nan"
@@ -165,7 +165,7 @@ def _check_integers(op, b, traced):
 
 
 def apply(dtype, shape, function, *operands, to=None):
-    """The `Value` that an element-wise function makes of operands that broadcast to `shape`; see `compute`."""
+    """The `Value` of an element-wise function of operands that broadcast to `shape`; see `compute`."""
 
     def spread(*data):
         return function(*(numerics.spread(part, shape) for part in data))
@@ -174,10 +174,10 @@ def apply(dtype, shape, function, *operands, to=None):
 
 
 class Planning:
-    """What is found out while nothing is computed.
+    """The state of a planning pass.
 
     Attributes:
-        doubtful: something can be checked only when the values are known.
+        doubtful: a check must wait until the values are known.
         traced: a compiled function is planned.
     """
 
@@ -193,7 +193,7 @@ _planning: contextvars.ContextVar[Planning | None] = contextvars.ContextVar("pla
 
 @contextlib.contextmanager
 def planning(traced=False):
-    """While it lasts nothing is computed, not even `zeros([1000000])`, which needs no tensor. Gives the `Planning`."""
+    """A block in which nothing is computed, not even `zeros([1000000])`. Yields the `Planning`."""
     found = Planning(traced)
     token = _planning.set(found)
     try:
@@ -203,28 +203,28 @@ def planning(traced=False):
 
 
 def doubt():
-    """Notes, while planning, that what is asked for may be an error once the values are known."""
+    """Records, while planning, that a check must wait until the values are known."""
     found = _planning.get()
     if found is not None:
         found.doubtful = True
 
 
 def is_planning():
-    """Whether what a patch would do is being planned."""
+    """Whether a planning pass is active."""
     return _planning.get() is not None
 
 
 def stays_unknown():
-    """Whether a length that is unknown while planning still is when the patch runs: in tensorflow's graphs."""
+    """Whether a length unknown while planning stays unknown when the patch runs, as in TensorFlow's graphs."""
     found = _planning.get()
     return found is not None and found.traced and backends.current().lengths_stay_unknown
 
 
 def compute(dtype, shape, function, *operands, to=None):
-    """The `Value` of that dtype and shape that `function` makes of the operands' data; unknown if one of them is.
+    """The `Value` of `function` of the operands' data; without data if an operand has none.
 
     Args:
-        to: the dtype that the operands are brought to; `None` leaves each as it is.
+        to: the dtype to which the operands are converted; `None` converts none.
     """
     dtypes.check_available(dtype)
     for value in operands:
@@ -234,13 +234,13 @@ def compute(dtype, shape, function, *operands, to=None):
     fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
     if unknown:
         return Value(dtype, shape)
-    if 0 in shape:  # the backends differ in what they do where there are no entries
+    if 0 in shape:  # the backends differ for empty tensors
         return Value(dtype, shape, guarded(lambda: numerics.full(shape, numerics.scalar(0, dtype), dtype)))
     return Value(dtype, shape, guarded(function, *(value.data for value in fitted)))
 
 
 def prepared(value, dtype, place=None, check_only=False):
-    """The operand with its data in `dtype`: a literal is fitted, a tensor cast; with `check_only` without the data."""
+    """The operand in `dtype`: a literal is fitted, a tensor cast. `check_only` makes the checks alone."""
     if value.weak and value.data is not None:
         try:
             array = dtypes.fit(value, dtype)
@@ -256,7 +256,7 @@ def prepared(value, dtype, place=None, check_only=False):
 
 
 def fold(shape, function, *operands, dtype=None):
-    """A literal from literals: integers exactly (as Python's own, in arrays of objects), floats in double precision."""
+    """A literal from literals: integers exactly (Python's, in arrays of objects), floats in double precision."""
     if dtype is None:
         dtype = "float" if any(x.dtype == "float" for x in operands) else operands[0].dtype
     is_list = bool(shape) and dtype != "bool" and any(x.is_list for x in operands)
@@ -313,10 +313,10 @@ def matmul(a, b):
 
 
 def convert(value, dtype, traced=False):
-    """The value in another dtype, for an assignment; an error where that would lose anything but rounding.
+    """The value in another dtype, for an assignment. Rounding is allowed; any other loss is a `DTypeError`.
 
     Returns:
-        A `Value` of that dtype. Where literals made it, its data is a NumPy array, and it stays `weak`.
+        A `Value` of that dtype. If it is made of literals, its data is a NumPy array and it stays `weak`.
 
     Example:
         >>> convert(literal([1, 2]), "float16").data
@@ -336,7 +336,7 @@ def convert(value, dtype, traced=False):
     if lossy and (traced or (value.data is not None and is_traced(value.data))):
         raise DTypeError(
             f"{value.dtype} into {dtype} could lose values, which a compiled function cannot check",
-            notes=[f'cast(..., "{dtype}") says that it is meant'],
+            notes=[f'cast(..., "{dtype}") allows it'],
         )
     result = compute(dtype, value.shape, lambda x: casts.cast(x, value.dtype, dtype), value)
     if lossy and result.data is not None:
@@ -347,7 +347,7 @@ def convert(value, dtype, traced=False):
 
 
 def _check_loss(value, result):
-    """Raises for the first entry that is not what it was, rounding among floats apart."""
+    """Raises for the first entry that the conversion changed by more than rounding."""
     from keras import ops
 
     x, dtype = value.data, result.dtype
@@ -373,5 +373,5 @@ def _check_loss(value, result):
 
 
 def _not_whole(x, dtype):
-    """Fractions, infinities and NaN."""
+    """Which entries are fractions, infinities or NaN."""
     return x - numerics.truncate(x, dtype) != numerics.scalar(0, dtype)  # infinity minus infinity is NaN

@@ -1,11 +1,14 @@
-"""Values, their dtypes, and the one promotion table: which dtype two operands meet in, and which literal fits where.
+"""Values, their dtypes, and the promotion table.
 
 The table does not depend on the backend or on `floatx`:
 
-* equal dtypes stay; floats take the wider one, float16 with bfloat16 gives float32; an integer beside a float becomes
-  that float; integers of one sign take the wider one; a signed and an unsigned integer the smallest signed one that
-  holds both (int8 with uint8 gives int16), where there is one (uint64 with a signed one is an error);
-* a literal takes the dtype of the tensor it meets, if it fits; a float literal beside integers makes float32;
+* equal dtypes stay;
+* two floats give the wider one; float16 with bfloat16 gives float32;
+* an integer with a float gives that float;
+* two integers of the same signedness give the wider one;
+* a signed with an unsigned integer gives the smallest signed one that holds both (int8 with uint8 gives int16); a
+  signed integer with uint64 is an error;
+* a literal takes the dtype of the tensor, if it fits; a float literal with integers gives float32;
 * booleans are not numbers.
 """
 
@@ -21,8 +24,8 @@ from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.values.symbols import lengths
 
 MAX_SIZE = 2**28  # entries of a result that is larger than all its inputs
-MAX_CONSTANT = 2**20  # entries of a result made of literals alone: those are folded on the host
-MAX_AXES = 8  # of a result; TensorFlow has no more
+MAX_CONSTANT = 2**20  # entries of a result of literals alone, which is computed on the host
+MAX_AXES = 8  # axes of a result; TensorFlow's limit
 
 INTEGERS = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)}
 FLOATS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
@@ -35,18 +38,18 @@ DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}  # bits of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
-    """What an expression stands for.
+    """The value of an expression.
 
     Attributes:
-        dtype: the dtype's name; of a literal `"int"`, `"float"` or `"bool"`.
-        shape: the lengths of its axes, `None` where a length is not known yet.
-        data: a backend tensor; of a literal a NumPy array (int64, uint64, float64 or bool); `None` while planning.
-        weak: made of literals only. (Its data is unknown only where a shape is: `shape(x)` with a free axis.)
-        is_list: written as a list, or `shape(x)`: compares by `==` and `!=` to one boolean.
-        range: the `ranges.Range` of its entries, while a compiled function is planned and one is known.
-        axes: then, the names of its unknown lengths, one for each axis, `None` where there is none; or `()`.
-        exists: while one runs, which entries were made of entries that exist: a tensor of booleans that broadcasts to
-            the shape. `None` if all were.
+        dtype: the dtype's name; `"int"`, `"float"` or `"bool"` for a literal.
+        shape: the lengths of its axes; `None` is an unknown length.
+        data: a backend tensor; for a literal a NumPy array (int64, uint64, float64 or bool); `None` while planning.
+        weak: made of literals only. It has data unless it depends on an unknown length, as `shape(x)` can.
+        is_list: a list or `shape(x)`; `==` and `!=` give one boolean.
+        range: the `ranges.Range` of the entries, if a compiled function is planned and the range is known.
+        axes: while a compiled function is planned, a name for each unknown length and `None` for the others; or `()`.
+        exists: while a compiled function runs, a boolean tensor that broadcasts to the shape: false for entries
+            computed from an index out of range. `None` if all are true.
     """
 
     dtype: str
@@ -72,7 +75,7 @@ def is_signed(dtype):
 
 
 def literal(value):
-    """The `Value` of a Python number or boolean, of a rectangular nested list of them, or of a NumPy array.
+    """The `Value` of a Python number or boolean, a rectangular nested list of these, or a NumPy array.
 
     Example:
         >>> literal([[1, 2], [3, 4]])
@@ -92,7 +95,7 @@ def literal(value):
 
 
 def constant(array, is_list=False):
-    """The weak `Value` that holds a NumPy array of booleans, integers (also of dtype object) or floats."""
+    """The weak `Value` of a NumPy array of booleans, integers (also of dtype object) or floats."""
     if array.dtype == bool:
         return Value("bool", array.shape, array, True, is_list)
     if array.dtype.kind in "iuO":
@@ -101,7 +104,7 @@ def constant(array, is_list=False):
 
 
 def integers(values):
-    """Python integers as an array of int64, else of uint64, else an error.
+    """Python integers as an array of int64 or, if they do not fit, uint64; else `LimitError`.
 
     Example:
         >>> integers([1, 2**63]).dtype
@@ -170,7 +173,7 @@ EVERYWHERE = ("bool", "float32", "int32", "float16")  # dtypes that every backen
 
 
 def check_available(dtype):
-    """`UnsupportedError` where the backend has no such dtype: Keras would narrow or widen it in silence."""
+    """Raises `UnsupportedError` if the backend has no such dtype: Keras would convert it silently."""
     if dtype in EVERYWHERE:
         return
     refusal = backends.current().refusal(dtype)
@@ -179,13 +182,13 @@ def check_available(dtype):
 
 
 def check_readable(dtype):
-    """`UnsupportedError` if the backend would change a tensor of that dtype by computing with it."""
+    """Raises `UnsupportedError` if the backend changes a tensor of that dtype when it computes with it."""
     if dtype not in EVERYWHERE and backends.current().computes_in is not None:
         check_available(dtype)
 
 
 def promote(a, b):
-    """The dtype that tensors of two dtypes meet in.
+    """The dtype to which two tensor dtypes promote.
 
     Example:
         >>> promote("int8", "uint8"), promote("int32", "float16"), promote("float16", "bfloat16")
@@ -209,10 +212,10 @@ def promote(a, b):
 
 
 def common(values):
-    """The dtype that values meet in, literals among them; of literals alone `"int"`, `"float"` or `"bool"`.
+    """The dtype to which values promote; `"int"`, `"float"` or `"bool"` if all are literals.
 
     Raises:
-        DTypeError: with the position of the value at fault as `argument`.
+        DTypeError: the values have no common dtype; `argument` is the position of the faulty value.
     """
     result = None
     for place, value in sorted(enumerate(values), key=lambda item: item[1].weak):
@@ -237,7 +240,7 @@ def _meet(dtype, value):
 
 
 def fit(value, dtype):
-    """A literal's data as a NumPy array of a tensor's dtype; `DTypeError` where an entry does not fit.
+    """A literal's data as a NumPy array of a tensor's dtype; `DTypeError` if an entry does not fit.
 
     Example:
         >>> fit(literal(200), "uint8")
@@ -266,13 +269,13 @@ def fit(value, dtype):
 
 
 def check_convertible(source, dtype):
-    """Numbers do not become booleans by assignment."""
+    """Raises `DTypeError` if an assignment would convert numbers to booleans."""
     if dtype == "bool" and source != "bool":
         raise DTypeError("a number is not a boolean; write '!= 0', or true and false")
 
 
 def refuse_loss(entry, place, dtype):
-    """Raises the error for an entry that a dtype cannot hold."""
+    """Raises the `DTypeError` for an entry that a dtype cannot hold."""
     where = f" at {list(place)}" if place else ""
     if dtype in INTEGERS:
         low, high = RANGES[dtype]
@@ -293,7 +296,7 @@ def _meant(dtype, how):
 
 
 def could_lose(source, dtype):
-    """Whether some value of the source dtype has no place in the other one (rounding is no loss).
+    """Whether `dtype` cannot hold some value of `source`; rounding is no loss.
 
     Example:
         >>> could_lose("int8", "int16"), could_lose("int32", "float32"), could_lose("float32", "float16")
@@ -312,7 +315,7 @@ def could_lose(source, dtype):
 
 
 def check_size(shape, *inputs):
-    """`LimitError` where a result would be larger than both the fixed bound and its largest input."""
+    """Raises `LimitError` if a result would exceed both the fixed limit and its largest input."""
     if len(shape) > MAX_AXES:
         raise LimitError(f"a result has at most {MAX_AXES} axes, this one would have {len(shape)}")
     size = _size(shape)
@@ -324,7 +327,7 @@ def check_size(shape, *inputs):
 
 
 def _size(shape):
-    """The number of entries; a length not known yet counts as 1."""
+    """The number of entries; an unknown length counts as 1."""
     size = 1
     for length in shape:
         size *= 1 if length is None else length

@@ -1,12 +1,15 @@
-"""Entries of a tensor axis by axis, also along axes whose length is known only when a compiled function runs.
+"""Reads and writes entries of a tensor axis by axis; lengths can be unknown until a compiled function runs.
 
-A read is a slice and one `take`. A write of slices is a copy and a write into it; with steps or index arrays it is one
-`where` between the tensor and the values, spread out to its axes. The mask is a small constant vector for each axis
-that is not taken whole, so that compilers fuse it. Either way the gradient of what is overwritten is exactly zero.
+* A read is a slice and one `take`.
+* A write of slices copies the tensor and writes into the copy.
+* A write with steps or index arrays is one `where` between the tensor and the values, expanded to its axes. The mask is
+  a small constant vector for each partly selected axis, so that compilers fuse it.
 
-Index arrays may be tensors of a graph. If entries repeat, the last of each is found by a maximum over segments, which
-has one result on every backend, as a scatter of values has not. An entry that does not exist is read as 0, and a write
-leaves it out; neither has a gradient.
+The gradient of overwritten entries is exactly zero.
+
+Index arrays can be tensors of a graph. If indices repeat, a maximum over segments finds the last of each: unlike a
+scatter of values, it has the same result on every backend. An index out of range reads 0 and writes nothing; neither
+has a gradient.
 """
 
 import dataclasses
@@ -22,12 +25,12 @@ from kpatch.values import slices, symbols, widths
 
 
 class Span:
-    """Which entries of an axis a slice or an integer takes. `start`, `count` and `length` may be tensors of a graph.
+    """The entries of an axis that a slice or an integer selects. `start`, `count`, `length` can be graph tensors.
 
     Attributes:
-        whole: all of them, in their order.
+        whole: all entries are selected, in order.
         static: the numbers are known.
-        exists: of an `Entry`, whether it does, a tensor of a graph; else `None`.
+        exists: for an `Entry`, its `exists`; else `None`.
     """
 
     __slots__ = ("count", "exists", "item", "length", "start", "static", "step", "whole")
@@ -57,7 +60,7 @@ class Span:
         from keras import ops
 
         forward = self.step > 0
-        length = ops.zeros((), "int32") + self.length  # of a symbol Keras itself would make a constant in torch
+        length = ops.zeros((), "int32") + self.length  # in torch, Keras would convert a symbol to a constant
         low, high = (0, length) if forward else (-1, length - 1)
 
         def bound(given, default):
@@ -71,7 +74,7 @@ class Span:
         self.count = ops.maximum((reach + abs(self.step) - 1) // abs(self.step), 0)
 
     def places(self):
-        """The axis's entries as places in the span, and which of them are in it."""
+        """For each entry of the axis, its position in the span, and whether it is in the span."""
         if self.static:
             offset = np.arange(self.length) - self.start
             place, on = offset // self.step, offset % self.step == 0
@@ -88,17 +91,17 @@ class Span:
 
 
 def layout(tensor, items, tensors, proved):
-    """The grid that items make of a tensor of a graph, and what is left to check when the graph runs.
+    """The grid of items in a tensor of a graph, and the checks left for when the graph runs.
 
     Args:
-        tensors: those of the items that are tensors of integers, `{position: tensor}`.
-        proved: the positions of those that are certain to be in range.
+        tensors: the items that are integer tensors, `{position: tensor}`.
+        proved: the positions of those that are proved to be in range.
 
     Returns:
-        The `Grid`, and `{position of the item: whether its entries exist}`, tensors of booleans.
+        The `Grid`, and for each unproved item a boolean tensor, `{position: in range}`.
 
     Raises:
-        SubscriptError: for an index that is known to be out of range; with the item's position as `argument`.
+        SubscriptError: an index is known to be out of range; `argument` is the item's position.
     """
     known = [_stand_in(tensors[at]) if at in tensors else item for at, item in enumerate(items)]
     grid, indices = indexing.layout(symbols.lengths(tensor.shape), known)
@@ -132,7 +135,7 @@ def _mask_axes(item):
 
 
 def _lengths(tensor):
-    """The lengths of a tensor's axes, those that are not known as tensors of the graph."""
+    """The lengths of a tensor's axes; an unknown length is a tensor of the graph."""
     if None not in tensor.shape:
         return tensor.shape
     from keras import ops
@@ -143,11 +146,11 @@ def _lengths(tensor):
 def _in_graph(length):
     from keras import ops
 
-    return ops.zeros((), "int32") + length  # of a symbol Keras itself would make a constant in torch
+    return ops.zeros((), "int32") + length  # in torch, Keras would convert a symbol to a constant
 
 
 def _integer(index, length, axis, position):
-    """An integer of an axis, and whether it exists, or `None` if that is certain."""
+    """An integer index, and whether it is in range: a boolean tensor, or `None` if it certainly is."""
     inside = backends.current().holds(lambda: -length <= index < length)
     if inside is None:
         return _array(index, length, False)
@@ -158,7 +161,7 @@ def _integer(index, length, axis, position):
 
 
 def _array(index, length, proved):
-    """Indices of an axis as int32, none of them negative, all in range; and which exist, or `None` if all do."""
+    """Indices as non-negative int32, and which were in range (`None` if proved); the others are replaced by 0."""
     import keras
     from keras import ops
 
@@ -176,7 +179,7 @@ def _array(index, length, proved):
 
 
 def _offsets(index, length):
-    """The index as a tensor, not negative."""
+    """The index as a non-negative tensor."""
     from keras import ops
 
     if isinstance(index, int):
@@ -185,7 +188,7 @@ def _offsets(index, length):
 
 
 def _same(shape, lengths):
-    """Whether the axes have the lengths of a mask, or `None` if that is certain."""
+    """Whether the axes have the lengths of a mask: a boolean tensor, or `None` if they certainly have."""
     from keras import ops
 
     unknown = [_in_graph(b) == a for a, b in zip(shape, lengths, strict=True) if not isinstance(b, int)]
@@ -193,7 +196,7 @@ def _same(shape, lengths):
 
 
 def _with_offsets(grid, placed, lengths):
-    """The grid with the offsets of its block, and which of them exist."""
+    """The grid with the offsets of its block, and which of them are in range."""
     from keras import ops
 
     flat = sum(_offsets(value, lengths[axis]) * grid.stride(axis, lengths) for axis, (value, _) in placed.items())
@@ -204,7 +207,7 @@ def _with_offsets(grid, placed, lengths):
 
 
 def take(tensor, grid):
-    """The entries of the grid, as a tensor of the shape that they make."""
+    """The entries of the grid as a tensor of shape `grid.shape`; 0 for an index out of range."""
     from keras import ops
 
     taken, exists = _taken(tensor, grid), existing(grid)
@@ -212,7 +215,7 @@ def take(tensor, grid):
 
 
 def _taken(tensor, grid):
-    """The same, with any entry in place of one that does not exist."""
+    """`take`, with an arbitrary entry for an index out of range."""
     from keras import ops
 
     spans = _spans(tensor, grid)
@@ -237,7 +240,7 @@ def _taken(tensor, grid):
 
 
 def existing(grid):
-    """Which of the grid's entries exist, a tensor that broadcasts to its shape; `None` if all do."""
+    """Which of the grid's indices are in range, a tensor that broadcasts to its shape; `None` if all are."""
     if grid.exists is not None:
         from keras import ops
 
@@ -265,7 +268,7 @@ def _take_block(tensor, grid):
 
 
 def replace(tensor, grid, values):
-    """A new tensor with the entries of the grid replaced; `values` broadcasts to them."""
+    """A new tensor with the entries of the grid replaced; `values` broadcasts to `grid.shape`."""
     spans = _spans(tensor, grid)
     if slices.fills(spans.values(), values):
         return slices.fill(tensor, spans.values(), values)
@@ -292,13 +295,13 @@ def replace(tensor, grid, values):
 
 
 def _spans(tensor, grid):
-    """The span of each axis; `None` for those of the block."""
+    """The span of each axis; `None` for the axes of the block."""
     lengths = _lengths(tensor)
     return {axis: None if item is None else Span(item, lengths[axis]) for axis, item in enumerate(grid.items)}
 
 
 def _where_existing(values, grid, tensor):
-    """The values, and in place of those of entries that do not exist what is there."""
+    """The values; the tensor's own entry where an index is out of range."""
     exists = existing(grid)
     if exists is None:
         return values
@@ -306,7 +309,7 @@ def _where_existing(values, grid, tensor):
 
 
 def _on_axes(values, grid, tensor, held):
-    """The values with one dimension for each axis of the tensor; the block's mask joins those `held`."""
+    """The values with one dimension for each axis of the tensor. Appends the block's mask to `held`."""
     from keras import ops
 
     if grid.flat is None:
@@ -323,7 +326,7 @@ def _on_axes(values, grid, tensor, held):
 
 
 def _last_of_each(grid, size):
-    """For each entry of the block, the place in `flat` of the last offset that means it, or −1."""
+    """For each entry along the block's axes, the position in `flat` of its last offset, or −1."""
     flat = grid.flat
     if isinstance(flat, np.ndarray):
         places, last = np.full(size, -1, "int32"), last_wins(flat)
@@ -332,7 +335,7 @@ def _last_of_each(grid, size):
     from keras import ops
 
     if grid.exists is not None:
-        flat = ops.where(grid.exists, flat, _in_graph(size))  # one more entry, for those that do not exist
+        flat = ops.where(grid.exists, flat, _in_graph(size))  # an extra segment for indices out of range
     if flat.shape[0] == 1:
         return ops.where(ops.arange(size, dtype="int32") == flat, 0, -1)
     places = ops.arange(ops.shape(flat)[0], dtype="int32")
@@ -341,10 +344,10 @@ def _last_of_each(grid, size):
 
 
 def _over_block(values, grid, sizes, last):
-    """The values with the block's dimensions last, one for each of its axes, of these sizes or of 1.
+    """The values with the block's dimensions last: one for each of its axes, of length `sizes` or 1.
 
     Args:
-        last: where among the block's dimensions, in one row, the value of each entry is, or −1.
+        last: for each entry, the position of its value in the flattened block, or −1.
     """
     from keras import ops
 
@@ -363,7 +366,7 @@ def _over_block(values, grid, sizes, last):
 
 
 def _spread(values, axis, span, places):
-    """The values of a span at the places of the whole axis; what stands elsewhere is masked."""
+    """The values of a span expanded to the whole axis; the other entries are arbitrary, and masked later."""
     from keras import ops
 
     if not span.static:
@@ -384,7 +387,7 @@ def _padding(values, axis, before, after):
 
 
 def _along(mask, axis, count):
-    """The mask of an axis, beside the other axes."""
+    """The mask of an axis, shaped to broadcast along the other axes."""
     return _shaped(mask, [-1 if a == axis else 1 for a in range(count)])
 
 
@@ -402,7 +405,7 @@ def _block_axes(grid):
 
 
 def _all(held):
-    """The conjunction of masks; those that are constants are combined beforehand."""
+    """The conjunction of masks, the constant ones last."""
     from keras import ops
 
     constant = [mask for mask in held if isinstance(mask, np.ndarray)]

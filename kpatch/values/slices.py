@@ -1,7 +1,7 @@
-"""Basic slices of a tensor replaced purely, by what is fastest in each backend: mostly a copy, and a write into it.
+"""Replaces slices of a tensor, as a pure function, in each backend's fastest way: mostly a write into a copy.
 
-`keras.ops.slice_update` writes into its argument on numpy, and has no gradient on tensorflow. By `where` the same
-costs three times as much as a copy on most backends.
+`keras.ops.slice_update` writes into its argument on numpy and has no gradient on tensorflow. `where` costs three times
+as much as a copy on most backends.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ from kpatch import backends
 
 
 def replace(tensor, spans, values):
-    """A new tensor with the entries that the spans take replaced.
+    """A new tensor with the entries of the spans replaced.
 
     Args:
-        spans: a `grids.Span` for each axis, with steps of 1 and -1.
-        values: a tensor with as many axes, that broadcasts to the entries.
+        spans: a `grids.Span` for each axis, with step 1 or -1.
+        values: a tensor with as many axes that broadcasts to the entries.
     """
     from keras import ops
 
@@ -25,7 +25,7 @@ def replace(tensor, spans, values):
 
 
 def suits(spans):
-    """Whether the entries are slices that the compiler knows: XLA's have no steps, and a length that is a number."""
+    """Whether `replace` takes these spans: steps of 1 or -1, and bounds that the backend accepts."""
     backend = backends.current()
     for span in spans:
         known = span.static or span.whole or type(span.item) is int or backend.takes_tensors_as_bounds
@@ -35,7 +35,7 @@ def suits(spans):
 
 
 def fills(spans, values):
-    """Whether `fill` can do it: the values are one number."""
+    """Whether `fill` applies: the values are one number, and `suits(spans)`."""
     return (
         isinstance(values, np.ndarray)
         and values.size == 1
@@ -46,12 +46,12 @@ def fills(spans, values):
 
 
 def fill(tensor, spans, values):
-    """A new tensor with the entries that the spans take replaced by one number."""
+    """A new tensor with the entries of the spans replaced by one number."""
     starts, counts = _bounds(spans)
     return backends.current().replace_slices(tensor, starts, counts, values.item())
 
 
 def _bounds(spans):
-    """Where the spans begin, in the order of the axes, and their counts."""
+    """The lowest index of each span, and the counts."""
     starts = [span.start if span.step > 0 else span.start - span.count + 1 for span in spans]
     return starts, [span.count for span in spans]

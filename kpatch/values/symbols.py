@@ -1,10 +1,10 @@
-"""Lengths of axes that are symbols: jax and torch have such while they export a function for any length."""
+"""Symbolic lengths, which jax and torch use while they export a function for any length."""
 
 from kpatch import backends
 
 
 def lengths(shape):
-    """A tensor's shape, with `None` for the symbols of jax and torch that stand for any length while they export."""
+    """A tensor's shape as a tuple, with `None` for each symbolic length."""
     shape = tuple(shape)
     if all(type(length) is int for length in shape):
         return shape

@@ -1,7 +1,7 @@
-"""Reading and replacing entries of a tensor, as pure functions by `keras.ops` alone, on any backend.
+"""Reads and replaces entries of a tensor by pure functions, on any backend.
 
-They hide where the backends' own indexing differs: torch has no negative steps, `keras.ops.scatter_update` and
-`slice_update` write into their argument on numpy, TensorFlow takes −1 for an entry before the first.
+They hide differences of the backends: torch has no negative steps; `keras.ops.scatter_update` and `slice_update` write
+into their argument on numpy; TensorFlow takes a stop of −1 for a position before the first entry.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from kpatch.values import grids, widths
 
 
 def take(tensor, selection):
-    """The selected entries, of shape `selection.shape`, as a tensor of the same dtype."""
+    """The selected entries: a tensor of shape `selection.shape` and of the same dtype. A `Mask` is not accepted."""
     from keras import ops
 
     if isinstance(selection, Point):
@@ -32,7 +32,7 @@ def replace(tensor, selection, values):
     """A new tensor with the selected entries replaced; `values` broadcasts to `selection.shape`.
 
     Raises:
-        UnsupportedError: if the backend would change the other entries.
+        UnsupportedError: the backend would change the other entries.
     """
     _check_moved(tensor)
     if isinstance(selection, Grid):
@@ -68,7 +68,7 @@ def _check_moved(tensor):
 
 
 def positions(selection, shape):
-    """The selection as flat offsets into a tensor of that shape."""
+    """The selection as flat offsets into a tensor of shape `shape`."""
     if isinstance(selection, Positions):
         return selection
     if isinstance(selection, Point):
@@ -82,7 +82,7 @@ def positions(selection, shape):
 
 
 def mask_of(selection, shape):
-    """The selection as a boolean array of that shape."""
+    """The selection as a boolean array of shape `shape`."""
     if isinstance(selection, Mask):
         return np.array(to_numpy(selection.mask))
     mask = np.zeros(shape, bool)
@@ -94,7 +94,7 @@ def mask_of(selection, shape):
 
 
 def _take_region(tensor, region):
-    """Slices with positive steps, then flips: every backend can do both."""
+    """Takes slices with positive steps, then flips, which every backend supports."""
     from keras import ops
 
     slices, backward, kept = [], [], 0
@@ -120,7 +120,7 @@ def of_variable(variable):
 def detached(variable):
     """The tensor that a variable holds, as a constant for gradients."""
     value = of_variable(variable)
-    if isinstance(value, np.ndarray):  # which Keras would narrow from 64 bits to 32
+    if isinstance(value, np.ndarray):  # Keras would narrow 64 bits to 32
         return value
     from keras import ops
 
@@ -128,7 +128,7 @@ def detached(variable):
 
 
 def to_numpy(tensor):
-    """The tensor as a NumPy array; TensorFlow gives one for 0-d bfloat16 only by way of an axis."""
+    """The tensor as a NumPy array; for 0-d bfloat16, TensorFlow needs an axis."""
     if isinstance(tensor, np.ndarray | np.generic):
         return np.asarray(tensor)
     from keras import ops

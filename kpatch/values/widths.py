@@ -1,4 +1,4 @@
-"""Tensors of 64 bits, which Keras makes tensors of 32 of on some backends."""
+"""Conversion that keeps 64 bits: on some backends Keras narrows such tensors to 32."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from kpatch import backends
 
 
 def as_tensor(values):
-    """The values as a tensor: a NumPy array in its own dtype, a tensor as it is."""
+    """The values as a tensor: a NumPy array in its own dtype, a tensor unchanged."""
     from keras import ops
 
     if not isinstance(values, (np.ndarray, np.generic)):
