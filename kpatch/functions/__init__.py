@@ -1,4 +1,4 @@
-"""The functions of the language: which there are, and their call by name."""
+"""The functions of the language: the table of all, and calls by name."""
 
 from kpatch.errors import FunctionError
 from kpatch.functions import (
@@ -26,12 +26,12 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
     """Calls a function of the table.
 
     Args:
-        args, kwargs: `Value`s; a string where the function takes one; a list of `Value`s where it joins tensors.
-        traced: inside jit, where values cannot be looked at.
-        stream: which of independent random sequences the seeds mean: under a glob the number of the match.
+        args, kwargs: `Value`s; a string for a parameter that takes one; a list of `Value`s for a list of tensors.
+        traced: in a compiled function, whose values are unknown.
+        stream: the number of the random sequence: under a glob the number of the match.
 
     Raises:
-        PatchError: with the position or the keyword of the argument at fault as `argument`.
+        PatchError: the call is wrong; `argument` is the position or the keyword of the faulty argument.
 
     Example:
         >>> from kpatch.values.dtypes import literal
@@ -47,7 +47,7 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
 
 
 def is_elementwise(name):
-    """Whether each entry of the result depends on the entries at that place alone.
+    """Whether each entry of the result depends only on the operands' entries at the same index.
 
     Example:
         >>> is_elementwise("exp"), is_elementwise("sum")
@@ -57,7 +57,7 @@ def is_elementwise(name):
 
 
 def is_random(name):
-    """Whether the function makes random numbers.
+    """Whether the function generates random numbers.
 
     Example:
         >>> is_random("normal"), is_random("mean")

@@ -21,7 +21,7 @@ ALONG = Group("Along an axis", names=ranges.of_axes)
 
 
 def _line(x, axis):
-    """The operand and the axis to work along; for `None` all entries in one row."""
+    """The operand and the axis to work along; for axis `None` the flattened operand and axis 0."""
     if axis is None or not x.shape:
         x = ravel(x)
     return x, 0 if axis is None else normal_axis(axis, len(x.shape))
@@ -39,7 +39,7 @@ def sort(x: Tensor, axis: Axis = -1):
 
 
 def _sorted(x, dtype):
-    """Along the middle of three axes."""
+    """Sorts along the middle of three axes."""
     from keras import ops
 
     result = backends.current().sort(x, dtype)
@@ -57,12 +57,12 @@ def argsort(x: Tensor, axis: Axis = -1):
 
 
 def order(x, axis, dtype):
-    """The indices that sort along an axis: stable, NaN last, as int32."""
+    """The indices that sort along an axis, as int32: stable, NaN last."""
     return in_rows(lambda rows: _order(rows, dtype), x, axis)
 
 
 def _order(x, dtype):
-    """Along the middle of three axes."""
+    """The indices that sort along the middle of three axes."""
     from keras import ops
 
     if dtype == "bool":
@@ -76,7 +76,7 @@ def _order(x, dtype):
 
 
 def sortable(x, dtype):
-    """Integers in the order of the floats, all NaN equal and last, −0 equal to 0."""
+    """Maps floats to integers of the same order: all NaN equal and last, −0 equal to 0."""
     from keras import ops
 
     whole = "int64" if dtype == "float64" else "int32"
@@ -90,12 +90,12 @@ def sortable(x, dtype):
 # -- running sums and softmax ------------------------------------------------------------------------------------------
 
 
-@ALONG("the sums of all up to each entry", "cumsum([1, 2, 3]) is [1, 3, 6]")
+@ALONG("running sums", "cumsum([1, 2, 3]) is [1, 3, 6]")
 def cumsum(x: Numeric, axis: Axis = None):
     return _accumulated("cumsum", x, axis)
 
 
-@ALONG("the products of all up to each entry", "cumprod([1, 2, 3]) is [1, 2, 6]")
+@ALONG("running products", "cumprod([1, 2, 3]) is [1, 2, 6]")
 def cumprod(x: Numeric, axis: Axis = None):
     return _accumulated("cumprod", x, axis)
 
@@ -112,7 +112,7 @@ def _accumulated(name, x, axis):
     return compute(dtype, x.shape, run, x, to=inner)
 
 
-@ALONG("logsumexp of all up to each entry", "logcumsumexp([0, 0, 0]) is about [0, 0.693147, 1.09861]")
+@ALONG("running logsumexp", "logcumsumexp([0, 0, 0]) is about [0, 0.693147, 1.09861]")
 def logcumsumexp(x: Numeric, axis: Axis = None):
     x, axis = _line(x, axis)
     if x.weak:
@@ -123,7 +123,7 @@ def logcumsumexp(x: Numeric, axis: Axis = None):
 
 
 def _logcumsumexp(x, dtype, axis):
-    """By doubling: sums of 1, 2, 4, ... entries. Powers scaled by the largest of all would lose what is far below."""
+    """By doubling: sums of 1, 2, 4, ... entries. Scaling by the overall maximum would underflow far smaller entries."""
 
     def scan(rows):
         count = 1
@@ -136,7 +136,7 @@ def _logcumsumexp(x, dtype, axis):
     return in_rows(scan, x, axis)
 
 
-@ALONG("exp(x), scaled to the sum 1", "softmax([0, 1]) is about [0.268941, 0.731059]")
+@ALONG("exp(x), scaled so that the sum is 1", "softmax([0, 1]) is about [0.268941, 0.731059]")
 def softmax(x: Numeric, axis: Axis = -1):
     return _in_floats(partial(_softmax, log=False), x, axis)
 
@@ -147,7 +147,7 @@ def log_softmax(x: Numeric, axis: Axis = -1):
 
 
 def _in_floats(kernel, x, axis):
-    """Of integers in float32; of 16-bit floats computed in float32 and rounded once."""
+    """Integers are computed in float32; 16-bit floats in float32 and rounded once."""
     x, axis = _line(x, axis)
     dtype = float_of(x)
     return compute(dtype, x.shape, lambda a: in_float32(partial(kernel, axis=axis), dtype, a), x, to=dtype)
@@ -161,7 +161,7 @@ def _softmax(x, dtype, axis, log):
 
 
 def in_rows(function, x, axis):
-    """Applies a function that works along the middle of three axes, and keeps the shape."""
+    """Applies a shape-preserving function of the middle of three axes along `axis`."""
     from keras import ops
 
     shape = ops.shape(x)

@@ -1,4 +1,4 @@
-"""Axes and lengths, on shapes alone: `None` is a length not known yet."""
+"""Axes and lengths, on shapes alone; `None` is an unknown length."""
 
 import math
 
@@ -6,7 +6,7 @@ from kpatch.errors import ShapeError
 
 
 def normal_axis(axis, count, name="axis"):
-    """A normalised axis."""
+    """The axis as a non-negative number."""
     if not -count <= axis < count:
         axes = f"{count} ax{'i' if count == 1 else 'e'}s"
         raise ShapeError(f"axis {axis} is out of range for {axes}", argument=name)
@@ -14,7 +14,7 @@ def normal_axis(axis, count, name="axis"):
 
 
 def normal_axes(axis, count, name="axis"):
-    """Normalised axes, all different; all of them for `None`."""
+    """The axes as distinct non-negative numbers; all axes for `None`."""
     if axis is None:
         return tuple(range(count))
     axes = tuple(normal_axis(a, count, name) for a in (axis if isinstance(axis, tuple) else (axis,)))
@@ -24,7 +24,7 @@ def normal_axes(axis, count, name="axis"):
 
 
 def widens(shape, target):
-    """Whether a shape broadcasts to another one, as far as the lengths are known."""
+    """Whether a shape broadcasts to `target`; an unknown length fits every length."""
     if len(shape) > len(target):
         return False
     return all(a in (1, b) or None in (a, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
@@ -41,5 +41,5 @@ def differ(a, b):
 
 
 def size(shape):
-    """The number of entries, or `None` if a length is not known."""
+    """The number of entries, or `None` if a length is unknown."""
     return None if None in shape else math.prod(shape)

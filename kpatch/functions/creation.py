@@ -1,4 +1,4 @@
-"""Functions that make new tensors of constants."""
+"""Functions that create tensors of constants."""
 
 import math
 
@@ -22,12 +22,12 @@ def _of_value(result, fill_value, **_):
     return ranges.of(fill_value)
 
 
-@CREATION("zeros, float32 unless said otherwise", "zeros([2, 3]) is [[0, 0, 0], [0, 0, 0]]", bounds=between(0, 0))
+@CREATION("zeros; float32 by default", "zeros([2, 3]) is [[0, 0, 0], [0, 0, 0]]", bounds=between(0, 0))
 def zeros(shape: Lengths, dtype: DType = None):
     return _filled(shape, 0, dtype)
 
 
-@CREATION("ones, float32 unless said otherwise", 'ones(2, "int8") is [1, 1]', bounds=between(1, 1))
+@CREATION("ones; float32 by default", 'ones(2, "int8") is [1, 1]', bounds=between(1, 1))
 def ones(shape: Lengths, dtype: DType = None):
     return _filled(shape, 1, dtype)
 
@@ -39,7 +39,7 @@ def _filled(shape, number, dtype):
     return compute(dtype, shape, lambda: numerics.full(shape, numerics.scalar(number, dtype), dtype))
 
 
-@CREATION("one value throughout", "full([2, 2], 0.5) is [[0.5, 0.5], [0.5, 0.5]]", bounds=_of_value)
+@CREATION("a tensor filled with one value", "full([2, 2], 0.5) is [[0.5, 0.5], [0.5, 0.5]]", bounds=_of_value)
 def full(shape: Lengths, fill_value: Tensor, dtype: DType = None):
     _check_fill(shape, fill_value)
     dtypes.check_size(shape, fill_value)
@@ -69,7 +69,7 @@ def ones_like(x: Tensor, dtype: DType = None):
 
 
 def _filled_like(x, number, dtype):
-    """Of a literal a literal."""
+    """A literal if `x` is one and no dtype is given."""
     if x.weak and dtype is None:
         return fold(x.shape, lambda a: np.full_like(a, number), x)
     dtype = dtype or x.dtype
@@ -78,7 +78,7 @@ def _filled_like(x, number, dtype):
     return _filled(x.shape, number, dtype)
 
 
-@CREATION("one value throughout, of x's shape and dtype", "full_like([1.5, 2.5], 7) is [7, 7]", bounds=_of_value)
+@CREATION("one value in x's shape and dtype", "full_like([1.5, 2.5], 7) is [7, 7]", bounds=_of_value)
 def full_like(x: Tensor, fill_value: Tensor, dtype: DType = None):
     if dtype is None:
         dtype = fill_value.dtype if x.weak and not fill_value.weak else x.dtype
@@ -100,7 +100,7 @@ def eye(N: Length, M: Length = None, k: Integer = 0, dtype: DType = None):  # no
 
 
 def _between(result, start, stop, step, dtype):
-    """The bounds themselves, without looking at where the steps lead."""
+    """The range from the bounds alone, whatever the step."""
     numbers = (0, start) if stop is None else (start, stop)
     whole = all(isinstance(number, int) for number in (*numbers, step or 1))
     if not whole or numbers[0] == numbers[1]:
@@ -136,7 +136,7 @@ def _finite(length):
     return length
 
 
-@CREATION("num numbers, evenly spaced", "linspace(0, 1, 5) is [0, 0.25, 0.5, 0.75, 1]")
+@CREATION("num evenly spaced numbers", "linspace(0, 1, 5) is [0, 0.25, 0.5, 0.75, 1]")
 def linspace(start: Number, stop: Number, num: Integer = 50, endpoint: Flag = True, dtype: DType = None):
     if num < 0:
         raise FunctionError(f"'num' of linspace() cannot be negative: {num}", argument="num")

@@ -1,4 +1,4 @@
-"""Functions of single entries: operators by name, mathematics, tests, choice and conversion."""
+"""Element-wise functions: operators by name, mathematics, tests, choice and conversion."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ ARITHMETIC = Group("Arithmetic and comparison", elementwise=True, names=ranges.a
 
 
 def _operator(name, op, description, example):
-    """Defines the function that does what an operator does."""
+    """Defines the function of an operator."""
 
     def rule(x1: Tensor, x2: Tensor, *, traced: Context):
         if op in comparisons.COMPARISONS:
@@ -49,13 +49,15 @@ _operator("mod", "%", "the remainder, with the sign of x2, as `%`", "mod([7, -7]
 _operator("power", "**", "x1 to the power of x2, as `**`", "power([2, 3], 2) is [4, 9]")
 
 
-@ARITHMETIC("the opposite, as unary `-`", "negative([1, -2]) is [-1, 2]", bounds=each(ranges.negative))
+@ARITHMETIC("the negative, as unary `-`", "negative([1, -2]) is [-1, 2]", bounds=each(ranges.negative))
 def negative(x: Tensor):
     return arithmetic.unary("-", x)
 
 
-_operator("equal", "==", "as `==`; of two lists one boolean", 'equal(cast([1, 2], "int8"), 2) is [false, true]')
-_operator("not_equal", "!=", "as `!=`; of two lists one boolean", 'not_equal(cast([1, 2], "int8"), 2) is [true, false]')
+_operator("equal", "==", "as `==`; one boolean for two lists", 'equal(cast([1, 2], "int8"), 2) is [false, true]')
+_operator(
+    "not_equal", "!=", "as `!=`; one boolean for two lists", 'not_equal(cast([1, 2], "int8"), 2) is [true, false]'
+)
 _operator("less", "<", "as `<`", "less([1, 2, 3], 2) is [true, false, false]")
 _operator("less_equal", "<=", "as `<=`", "less_equal([1, 2, 3], 2) is [true, true, false]")
 _operator("greater", ">", "as `>`", "greater([1, 2, 3], 2) is [false, false, true]")
@@ -67,7 +69,7 @@ _operator("logical_or", "or", "as `or`", "logical_or([true, true, false], [true,
 
 
 @ARITHMETIC(
-    "whether exactly one holds", "logical_xor([true, true, false], [true, false, false]) is [false, true, false]"
+    "whether exactly one is true", "logical_xor([true, true, false], [true, false, false]) is [false, true, false]"
 )
 def logical_xor(x1: Tensor, x2: Tensor):
     arithmetic.need_booleans("logical_xor()", x1, x2)
@@ -83,11 +85,11 @@ MATHEMATICS = Group("Element-wise mathematics", elementwise=True, names=ranges.a
 
 
 def _in_floats(kernel, formula, *operands):
-    """Of integers in float32; of 16-bit floats computed in float32 and rounded once.
+    """Integers are computed in float32; 16-bit floats in float32 and rounded once.
 
     Args:
-        kernel: takes the tensors and their dtype, and gives the result.
-        formula: takes literals, as NumPy arrays; with `None` they become tensors of float32.
+        kernel: the result from the tensors and their dtype.
+        formula: the result from literals, as NumPy arrays; with `None`, literals become float32 tensors.
     """
     shape = _broadcast(*operands)
     if formula and all(x.weak for x in operands):
@@ -105,7 +107,7 @@ def _by_name(name, *operands):
 
 
 def _function(name, description, example, operands=1):
-    """Defines the function of `keras.ops` of that name, of one or two operands."""
+    """Defines the function `keras.ops.name` of one or two operands."""
 
     def of_one(x: Numeric):
         return _by_name(name, x)
@@ -153,12 +155,12 @@ def gelu(x: Numeric, approximate: Flag = True):
     return _in_floats(partial(numerics.gelu, approximate=approximate), None, x)
 
 
-@MATHEMATICS("x, and below 0 alpha * (exp(x) - 1)", "elu([2, -1]) is about [2, -0.632121]")
+@MATHEMATICS("x; alpha * (exp(x) - 1) below 0", "elu([2, -1]) is about [2, -0.632121]")
 def elu(x: Numeric, alpha: Number = 1.0):
     return _in_floats(partial(numerics.elu, alpha=alpha), None, x)
 
 
-@MATHEMATICS("x, and below 0 negative_slope * x", "leaky_relu([2, -1]) is about [2, -0.2]")
+@MATHEMATICS("x; negative_slope * x below 0", "leaky_relu([2, -1]) is about [2, -0.2]")
 def leaky_relu(x: Numeric, negative_slope: Number = 0.2):
     return _in_floats(partial(numerics.leaky_relu, negative_slope=negative_slope), None, x)
 
@@ -171,7 +173,7 @@ SAME_DTYPE = Group("Element-wise, in the same dtype", elementwise=True, names=ra
 
 
 def _in_one_dtype(kernel, formula, *operands):
-    """The operands' common dtype is the result's; `kernel` and `formula` are as for `_in_floats`."""
+    """The result has the operands' common dtype. `kernel` and `formula` are as for `_in_floats`."""
     shape, dtype = _broadcast(*operands), dtypes.common(operands)
     if dtype in ("int", "float"):
         return fold(shape, formula, *operands, dtype=dtype)
@@ -179,7 +181,7 @@ def _in_one_dtype(kernel, formula, *operands):
 
 
 def _unless_whole(formula):
-    """The formula of literals; integers, which come as objects, stay what they are."""
+    """The formula of literals that leaves integers (arrays of objects) unchanged."""
     return lambda x: x if x.dtype == object else formula(x)
 
 
@@ -199,7 +201,7 @@ def _rounded(name, description, example, kernel):
 _of_one("abs", numerics.absolute, np.abs, "the absolute value", "abs([1, -2]) is [1, 2]", ranges.absolute)
 
 
-@SAME_DTYPE("1, 0 or -1; of nan nan", "sign([3.5, 0.0, -2.0]) is [1, 0, -1]", bounds=between(-1, 1))
+@SAME_DTYPE("1, 0 or -1; nan for nan", "sign([3.5, 0.0, -2.0]) is [1, 0, -1]", bounds=between(-1, 1))
 def sign(x: Numeric):
     return _in_one_dtype(numerics.sign, np.sign, x)
 
@@ -223,7 +225,7 @@ def round_(x: Numeric, decimals: Integer = 0):
     return _in_one_dtype(kernel, _unless_whole(lambda x: np.round(x, decimals)), x)
 
 
-@SAME_DTYPE("x, and below 0 0", "relu([2, -1]) is [2, 0]", bounds=each(lambda x: ranges.maximum(x, Range(0, 0))))
+@SAME_DTYPE("x; 0 below 0", "relu([2, -1]) is [2, 0]", bounds=each(lambda x: ranges.maximum(x, Range(0, 0))))
 def relu(x: Numeric):
     return maximum(x, literal(0))
 
@@ -270,7 +272,7 @@ TESTS = Group("Tests of entries", elementwise=True, names=ranges.aligned)
 
 
 def _test(name, description, example):
-    """Defines the function of `keras.ops` of that name; integers are finite."""
+    """Defines the test `keras.ops.name`; all integers are finite."""
 
     def rule(x: Numeric):
         if x.weak:
@@ -282,16 +284,16 @@ def _test(name, description, example):
     TESTS(description, example, name)(rule)
 
 
-_test("isnan", "whether it is nan", "isnan([1.0, nan, inf]) is [false, true, false]")
-_test("isinf", "whether it is infinite", "isinf([1.0, nan, inf]) is [false, false, true]")
-_test("isfinite", "whether it is neither nan nor infinite", "isfinite([1.0, nan, inf]) is [true, false, false]")
+_test("isnan", "whether an entry is nan", "isnan([1.0, nan, inf]) is [false, true, false]")
+_test("isinf", "whether an entry is infinite", "isinf([1.0, nan, inf]) is [false, false, true]")
+_test("isfinite", "whether an entry is neither nan nor infinite", "isfinite([1.0, nan, inf]) is [true, false, false]")
 
 CLOSENESS = Group("Closeness")
 
 
 @CLOSENESS("|x1 - x2| <= atol + rtol * |x2|", "isclose([1.0, 1.000001, 1.1], 1) is [true, true, false]")
 def isclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, equal_nan: Flag = False):
-    """NumPy's definition, in the operands' float dtype, float32 at least."""
+    """NumPy's definition, computed in float64 for float64 operands, else in float32."""
     shape, dtype = _broadcast(x1, x2), dtypes.common((x1, x2))
     if dtype in ("int", "float"):
         return fold(shape, lambda a, b: np.isclose(a, b, rtol, atol, equal_nan), as_floats(x1), as_floats(x2))
@@ -300,7 +302,7 @@ def isclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, 
     return apply("bool", shape, near, x1, x2, to=wide)
 
 
-@CLOSENESS("whether isclose holds everywhere", "allclose([1.0, 1.000001], 1) is true")
+@CLOSENESS("whether isclose is true for all entries", "allclose([1.0, 1.000001], 1) is true")
 def allclose(x1: Numeric, x2: Numeric, rtol: Number = 1e-5, atol: Number = 1e-8, equal_nan: Flag = False):
     return all_(isclose(x1, x2, rtol, atol, equal_nan))
 
@@ -310,7 +312,7 @@ CONVERSION = Group("Conversion", elementwise=True, names=ranges.aligned)
 
 
 @CHOICE(
-    "x1 where the condition holds, else x2",
+    "x1 where the condition is true, else x2",
     "where([true, false, true], [1, 2, 3], 0) is [1, 0, 3]",
     bounds=each(lambda condition, x1, x2: ranges.hull(x1, x2)),
 )
@@ -336,7 +338,7 @@ def where(condition: Tensor, x1: Tensor, x2: Tensor):
 
 
 @CONVERSION(
-    "in another dtype; to integers it truncates and wraps, and nan is 0",
+    "x in another dtype; to integers it truncates and wraps, nan becomes 0",
     'cast([2.9, -2.9, 300.0, nan], "int8") is [2, -2, 44, 0]',
     bounds=lambda result, x, dtype: ranges.cast(ranges.of(x), dtype),
 )

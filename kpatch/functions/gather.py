@@ -1,4 +1,4 @@
-"""Entries picked by their indices or by their size."""
+"""Functions that pick entries by index or by size."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ SELECTION = Group("Selection", bounds=ranges.of_x)
 
 
 @SELECTION(
-    "the k largest of the last axis, descending, nan last; argsort(-x)[..., :k] are their places",
+    "the k largest of the last axis, descending, nan last; their indices are argsort(-x)[..., :k]",
     "top_k([3, 9, 1, 7], 2) is [9, 7]",
 )
 def top_k(x: Tensor, k: Integer):
@@ -29,7 +29,7 @@ def top_k(x: Tensor, k: Integer):
         raise ShapeError("top_k() takes a tensor of at least one axis, found a number", argument="x")
     length = x.shape[-1]
     if k < 0 or (length is not None and k > length):
-        raise FunctionError(f"'k' of top_k() lies between 0 and the length of the last axis: {k}", argument="k")
+        raise FunctionError(f"'k' of top_k() must be between 0 and the length of the last axis: {k}", argument="k")
     shape = (*x.shape[:-1], k)
     if x.weak:
         return fold(shape, lambda a: _largest_literals(a, k), x, dtype=x.dtype)
@@ -49,7 +49,7 @@ def _largest(x, k, dtype):
 
 
 def _reversed(x, dtype):
-    """Numbers in the opposite order, NaN still last; of integers without overflow."""
+    """Numbers of the opposite order, NaN still last; integers do not overflow."""
     if dtype == "bool":
         return x == False  # noqa: E712 ('~' is not defined on every backend's booleans)
     if is_floating(dtype):
@@ -57,13 +57,14 @@ def _reversed(x, dtype):
     return numerics.scalar(-1 if is_signed(dtype) else dtypes.RANGES[dtype][1], dtype) - x
 
 
-@SELECTION("the entries at some indices", "take([[1, 2, 3], [4, 5, 6]], [0, -1], axis=1) is [[1, 3], [4, 6]]")
+@SELECTION("the entries at the indices", "take([[1, 2, 3], [4, 5, 6]], [0, -1], axis=1) is [[1, 3], [4, 6]]")
 def take(x: Tensor, indices: Tensor, axis: Axis = None, *, traced: Context):
     return _picked("take", _taken_shape, _take, x, indices, axis, traced)
 
 
 @SELECTION(
-    "the entries at indices of each row", "take_along_axis([[1, 2, 3], [4, 5, 6]], [[0], [2]], axis=1) is [[1], [6]]"
+    "the entries at the indices of each row",
+    "take_along_axis([[1, 2, 3], [4, 5, 6]], [[0], [2]], axis=1) is [[1], [6]]",
 )
 def take_along_axis(x: Tensor, indices: Tensor, axis: Axis = None, *, traced: Context):
     return _picked("take_along_axis", _along_shape, _take_along, x, indices, axis, traced)
@@ -92,10 +93,10 @@ def _check_dtype(name, indices):
 
 
 def _check_bounds(name, x, indices, axis, traced):
-    """Refuses indices out of range, and in a compiled function those that could be."""
+    """Raises if an index is out of range or, in a compiled function, if it could be."""
     length = x.shape[axis]
     if not indices.weak and (traced or (indices.data is not None and numerics.is_traced(indices.data))):
-        if is_planning() or not traced:  # when it runs, it has been proved
+        if is_planning() or not traced:  # planning has proved it before the function runs
             with blaming("indices"):
                 ranges.check(indices, x, axis)
         return
@@ -117,7 +118,7 @@ def _check_bounds(name, x, indices, axis, traced):
 
 
 def _normal(indices, x, axis):
-    """Checked indices along an axis of `x`, none of them negative, as int32."""
+    """Checked indices along an axis of `x` as non-negative int32."""
     from keras import ops
 
     length = ops.shape(x)[axis]
@@ -135,7 +136,7 @@ def _taken_shape(shape, indices, axis):
 
 def _along_shape(shape, indices, axis):
     if len(shape) != len(indices):
-        message = f"indices of shape {indices} do not go along an axis of shape {shape}; they need {len(shape)} axes"
+        message = f"indices of shape {indices} do not fit the shape {shape}; they need {len(shape)} axes"
         raise ShapeError(message, argument="indices")
     rest = [(*other[:axis], 1, *other[axis + 1 :]) for other in (shape, indices)]
     try:
@@ -153,7 +154,7 @@ def _take(x, indices, axis, dtype):
 
 
 def _take_along(x, indices, axis, dtype):
-    """Both are first repeated to one shape beside the axis: the backends differ in whether they do so."""
+    """First repeats both to one shape along the other axes, because not all backends broadcast them."""
     from keras import ops
 
     spread = _spread(indices, x, axis)
@@ -161,7 +162,7 @@ def _take_along(x, indices, axis, dtype):
 
 
 def _spread(x, other, axis):
-    """The tensor repeated to the lengths of another beside the axis, where its own are 1."""
+    """The tensor with axes of length 1, except `axis`, repeated to the lengths of `other`."""
     from keras import ops
 
     lengths = enumerate(zip(x.shape, ops.shape(other), strict=True))

@@ -1,9 +1,10 @@
-"""Linear algebra: matrices in the last two axes, the axes before them in a batch.
+"""Linear algebra: matrices in the last two axes, batches in the axes before them.
 
-Of integers it is done in float32, of 16-bit floats in float32 and rounded once, of literals in double precision. The
-backends disagree on matrices that have no inverse or factor: some raise, some give infinities or NaN, and which ones
-those are depends on rounding. So what is refused is said here, and is the same everywhere: a matrix that cannot be
-told from a singular one within the rounding of its dtype. Inside compiled functions values cannot be looked at.
+Integers are computed in float32, 16-bit floats in float32 and rounded once, literals in double precision.
+
+For a matrix without an inverse or a factor some backends raise, others give infinities or NaN, depending on rounding.
+So kpatch itself refuses, on every backend alike, a matrix that is singular within the rounding of its dtype. Compiled
+functions make no such check, because their values are unknown.
 """
 
 import functools
@@ -22,16 +23,16 @@ from kpatch.values.arithmetic import compute, doubt, fold
 from kpatch.values.tensors import to_numpy
 
 LINEAR_ALGEBRA = Group("Linear algebra")
-MAX_WORK = 2**38  # multiplications, about, that one call asks for: the inverse of a matrix of 6,500 by 6,500
-FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # what backends raise of a matrix
+MAX_WORK = 2**38  # approximate multiplications of one call: the inverse of a matrix of 6,500 by 6,500
+FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # the backends' errors for a matrix
 
 
 def _of_matrix(description, example, shape=lambda shape: shape, square=True):
-    """The decorator of a kernel, which defines the function of that name, of a matrix.
+    """The decorator of a kernel: defines the function of one matrix with the kernel's name.
 
     Args:
-        shape: of the matrix's shape that of the result.
-        square: whether the matrix has to be.
+        shape: the result's shape from the matrix's shape.
+        square: whether the matrix must be square.
     """
 
     def define(kernel):
@@ -49,7 +50,7 @@ def _of_matrix(description, example, shape=lambda shape: shape, square=True):
 
 
 def _computed(name, kernel, shape, *operands):
-    """The `Value` that a kernel makes of the operands, in one float dtype."""
+    """The `Value` of a kernel of the operands, in one float dtype."""
     dtypes.check_size(shape, *operands)
     need_lengths(name, *operands)
     if any(value.data is None for value in operands):
@@ -101,16 +102,16 @@ def _least(shape):
 
 
 def _engines(x):
-    """Where the functions on arrays are, and those of linear algebra."""
+    """The modules with the functions of arrays and of linear algebra."""
     if isinstance(x, np.ndarray):
-        return np, np.linalg  # of literals, too, where the backend is another
+        return np, np.linalg  # literals are arrays on every backend
     from keras import ops
 
     return ops, ops
 
 
 def _attempt(refuse, function, *data):
-    """Calls a backend's function; what it raises of a matrix becomes the error that `refuse` makes."""
+    """Calls a backend's function; one of its `FAILURES` becomes the error made by `refuse`."""
     try:
         return function(*data)
     except Exception as error:  # each backend has its own, with no common base
@@ -124,7 +125,7 @@ def _transposed(x):
 
 
 def _symmetric(x):
-    """The lower triangle, and its mirror image: some backends read one, some the mean of both."""
+    """The lower triangle and its mirror image: some backends read one triangle, some the mean of both."""
     arrays = _engines(x)[0]
     return arrays.tril(x) + _transposed(arrays.tril(x, -1))
 
@@ -136,16 +137,17 @@ def _det(x, dtype):
 
 
 def _singular(name):
-    note = "pinv(x) has a result for every matrix" if name == "inv" else "pinv(a) @ b is the nearest there is"
+    note = "pinv(x) has a result for every matrix" if name == "inv" else "pinv(a) @ b is the least-squares solution"
     return FunctionError(f"{name}() of a singular matrix", argument=0, notes=[note])
 
 
 @_of_matrix("the inverse matrix", "inv([[2, 0], [1, 1]]) is about [[0.5, 0], [-0.5, 1]]")
 def _inv(x, dtype, name="inv"):
-    """Refused where the rounding of the entries alone could make the matrix singular.
+    """Raises `FunctionError` if rounding the entries could make the matrix singular.
 
     The measure is the condition number of R. D. Skeel, "Scaling for numerical stability in Gaussian elimination",
-    J. ACM 26, 1979, which ignores the rows' scales; or that of the transposed matrix, which ignores the columns'.
+    J. ACM 26, 1979, which ignores the scales of the rows, or that of the transposed matrix, which ignores the scales
+    of the columns; the smaller counts.
 
     Example:
         >>> _inv(np.array([[2.0, 0.0], [0.0, 4.0]]), "float64")
@@ -173,7 +175,7 @@ def _inv(x, dtype, name="inv"):
     square=False,
 )
 def _pinv(x, dtype):
-    """Singular values below the rounding of the largest count as 0, on every backend the same way."""
+    """Singular values below the rounding of the largest one count as 0, on every backend alike."""
     arrays, linalg = _engines(x)
     u, s, v = linalg.svd(x, full_matrices=False)
     least = arrays.max(s, axis=-1, keepdims=True) * (max(x.shape[-2:]) * float(np.finfo(dtype).eps))
@@ -184,14 +186,14 @@ def _pinv(x, dtype):
 
 @LINEAR_ALGEBRA("x such that a @ x == b", "solve([[2, 0], [1, 1]], [2, 5]) is about [1, 4]")
 def solve(a: Numeric, b: Numeric):
-    """`b` is one vector where it has one axis, else matrices, whose batch broadcasts with that of `a`."""
+    """`b` with one axis is a vector, else matrices whose batch broadcasts with that of `a`."""
     _need_matrix("solve", a.shape)
     if not b.shape:
         raise ShapeError("solve() takes a vector or a matrix on the right, found a number", argument=1)
     vector = len(b.shape) == 1
     rows, columns = (b.shape[0], 1) if vector else b.shape[-2:]
     if differ(a.shape[-1], rows):
-        message = f"the shapes {a.shape} and {b.shape} are not solved: {a.shape[-1]} is not {rows}"
+        message = f"the shapes {a.shape} and {b.shape} do not fit: {a.shape[-1]} is not {rows}"
         raise ShapeError(message, argument=1)
     batch = broadcast([a.shape[:-2], () if vector else b.shape[:-2]])
     size = a.shape[-1] if rows is None else rows
@@ -202,7 +204,7 @@ def solve(a: Numeric, b: Numeric):
 def _solve(a, b, dtype):
     arrays, linalg = _engines(a)
     if not numerics.is_traced(a):
-        _inv(a, dtype, "solve")  # a backend's own judgement differs from the others'
+        _inv(a, dtype, "solve")  # the check of `inv`: the backends' own differ
     vector = len(b.shape) == 1
     right = arrays.expand_dims(b, -1) if vector else b
     batch = broadcast([tuple(a.shape[:-2]), tuple(right.shape[:-2])])
@@ -212,7 +214,7 @@ def _solve(a, b, dtype):
 
 
 @_of_matrix(
-    "the lower triangle l with positive diagonal such that l @ transpose(l) == x",
+    "the lower triangular l with positive diagonal such that l @ transpose(l) == x",
     "cholesky([[4, 2], [2, 5]]) is about [[2, 0], [1, 2]]",
 )
 def _cholesky(x, dtype):
@@ -229,7 +231,7 @@ def _cholesky(x, dtype):
 
 
 @_of_matrix(
-    "the orthogonal factor q of x == q @ r, where no entry of r's diagonal is negative",
+    "the orthogonal factor q of x == q @ r, with no negative entry on the diagonal of r",
     "qr([[3, 0], [4, 5]]) is about [[0.6, -0.8], [0.8, 0.6]]",
     lambda shape: (*shape[:-1], _least(shape)),
     square=False,
@@ -238,7 +240,7 @@ def _qr(x, dtype):
     arrays, linalg = _engines(x)
     q, r = linalg.qr(x)
     diagonal = arrays.diagonal(r, axis1=-2, axis2=-1)
-    sign = arrays.sign(arrays.sign(diagonal) * 2 + 1)  # of 0 it is 1
+    sign = arrays.sign(arrays.sign(diagonal) * 2 + 1)  # 1 for 0
     return q * arrays.expand_dims(sign, -2)
 
 

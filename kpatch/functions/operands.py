@@ -1,4 +1,4 @@
-"""What functions of several groups do with their operands: check, convert, move and join them."""
+"""Checks, conversions, moves and joins of operands, shared by several groups of functions."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ from kpatch.values.dtypes import RANGES, Value
 
 @contextlib.contextmanager
 def blaming(argument):
-    """Errors of the block are those of an argument: a parameter, or a place among the tensors."""
+    """Errors of the block name this argument as faulty: a parameter, or a position among the tensors."""
     try:
         yield
     except PatchError as error:
@@ -29,14 +29,14 @@ def need_numbers(name, *values):
 
 
 def need_lengths(name, *operands):
-    """Refuses lengths that are not known: while planning they may be known later."""
+    """Raises if lengths are unknown and stay so; while planning, they can become known later."""
     unknown = any(None in value.shape for value in operands)
     if unknown and (all(value.data is not None for value in operands) or arithmetic.stays_unknown()):
         raise UnsupportedError(f"{name}() of a tensor with an axis of unknown length is not supported", argument=0)
 
 
 def float_of(*values):
-    """The float dtype in which the mathematics of operands is done; of integers and of literals it is float32."""
+    """The float dtype in which operands are computed; float32 for integers and literals."""
     dtype = dtypes.common(values)
     return dtype if dtype in dtypes.FLOATS else "float32"
 
@@ -48,7 +48,7 @@ def as_floats(value):
 
 
 def strong(*literals):
-    """Literals that meet no tensor, as tensors: float32, int32 (int64 where they need it) or bool."""
+    """Literals as tensors, if no operand is a tensor: float32, int32 (int64 if needed) or bool."""
     dtype = {"float": "float32", "int": "int32"}.get(dtypes.common(literals), "bool")
     if dtype == "int32":
         low, high = RANGES["int32"]
@@ -59,11 +59,11 @@ def strong(*literals):
 
 
 def moved(name, x, shape, *options):
-    """What a function of NumPy and `keras.ops` makes that moves entries.
+    """The `Value` of a function of NumPy and `keras.ops` that moves entries.
 
     Args:
-        shape: of the result.
-        options: the function's arguments by position, after `x`.
+        shape: the result's shape.
+        options: the positional arguments after `x`.
     """
     dtypes.check_size(shape, x)
     if x.weak and None in shape:
@@ -74,7 +74,7 @@ def moved(name, x, shape, *options):
 
 
 def join(name, values, axis):
-    """`concatenate` or `stack`: one tensor of several, which meet in one dtype."""
+    """`concatenate` or `stack` of tensors, converted to one dtype."""
     if not values:
         raise FunctionError(f"{name}() of no tensors", argument=0)
     if any(isinstance(value, str) for value in values):

@@ -1,4 +1,4 @@
-"""The kinds of parameters: each is an annotation of a definition, and says how an argument is checked and read.
+"""The kinds of parameters: annotations of a definition, each with a reader that checks and reads an argument.
 
 A reader takes the `Function`, the parameter's name and the argument: a `Value`, a string, or a list of `Value`s.
 """
@@ -14,7 +14,7 @@ from kpatch.values import arithmetic, dtypes
 from kpatch.values.dtypes import Value, constant
 
 METHODS = ("linear", "lower", "higher", "midpoint", "nearest")
-MAX_OPERANDS = 16  # of einsum, which looks at pairs of them
+MAX_OPERANDS = 16  # operands of einsum, which compares all pairs
 MAX_NAME = 60  # characters of a wrong name that are shown
 
 
@@ -23,7 +23,7 @@ def shown(name):
 
 
 def hint(name, names):
-    """The end of a message about a wrong name: which one is meant."""
+    """The end of a message about a wrong name: the nearest right one."""
     near = nearest(name, names)
     return f"; did you mean '{near}'?" if near else ""
 
@@ -52,7 +52,7 @@ def _numeric(function, parameter, value):
 
 
 def _tensors(function, parameter, value):
-    """A list of tensors; of a literal list, its items."""
+    """A list of tensors; the items of a literal list."""
     if isinstance(value, list):
         return value
     if isinstance(value, str) or not value.weak or not value.shape or value.data is None:
@@ -68,7 +68,7 @@ def _operands(function, parameter, values):
 
 
 def _constant(wanted, kinds, axes=(0,)):
-    """The reader of a constant of some literal dtypes, and of one of the numbers of axes."""
+    """The reader of a constant whose literal dtype is in `kinds` and whose number of axes is in `axes`."""
 
     def read(function, parameter, value):
         if isinstance(value, str | list) or not value.weak or value.dtype not in kinds or len(value.shape) not in axes:
@@ -93,7 +93,7 @@ def _axis(function, parameter, value):
 
 
 def _read_lengths(wanted, axes):
-    """The reader of a shape. While planning a length may be unknown: `shape(_)` under a mask is known when it runs."""
+    """The reader of a shape. While planning, a length can be unknown: that of `shape(_)` under a mask."""
     known = _constant(wanted, ("int",), axes)
 
     def read(function, parameter, value):
@@ -138,12 +138,12 @@ def _one_of(names, error, what, where, *given):
 # -- the kinds ---------------------------------------------------------------------------------------------------------
 
 Tensor = Annotated[Value, _tensor]  # a tensor, a number, or a list of them
-Numeric = Annotated[Value, _numeric]  # the same, but not of booleans
+Numeric = Annotated[Value, _numeric]  # the same, without booleans
 Tensors = Annotated[list[Value], _tensors]
-Operands = Annotated[Any, _operands]  # of a parameter with a star, which takes all further ones
+Operands = Annotated[Any, _operands]  # for a starred parameter, which takes all further ones
 Integer = Annotated[Any, _constant("a constant integer", ("int",))]
 Axis = Annotated[Any, _axis]  # a constant integer
-Integers = Annotated[Any, _integers]  # one, or a tuple of them
+Integers = Annotated[Any, _integers]  # an integer or a tuple of integers
 Pairs = Annotated[Any, _constant("a constant integer or a list of two lists", ("int",), (0, 1, 2))]
 Flag = Annotated[Any, _constant("true or false", ("bool",))]
 Number = Annotated[Any, _constant("a constant number", ("int", "float"))]
@@ -156,4 +156,4 @@ Method = Annotated[str, _method]  # how quantiles interpolate
 
 STRINGS = (Text, DType, Method)
 TENSORS = (Tensor, Numeric, Tensors)
-Context = Annotated[Any, None]  # no argument: what the caller of a function knows, by the parameter's name
+Context = Annotated[Any, None]  # no argument: a fact that the caller passes by the parameter's name

@@ -1,4 +1,4 @@
-"""Sums of products: each becomes products of matrices, whose sizes are checked one by one."""
+"""Sums of products, computed as matrix products whose sizes are checked one by one."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ def matmul(x1: Numeric, x2: Numeric):
 
 
 def _contract(name, x1, x2, first, second):
-    """Sums the products over the axes `first` of `x1` and `second` of `x2`: one product of matrices."""
+    """Sums the products over the axes `first` of `x1` and `second` of `x2` by one matrix product."""
     lengths = [x1.shape[axis] for axis in first], [x2.shape[axis] for axis in second]
     if len(first) != len(second) or any(map(differ, *lengths)):
         raise ShapeError(f"shapes {x1.shape} and {x2.shape} do not multiply over these axes", argument=1)
@@ -46,7 +46,7 @@ def _contract(name, x1, x2, first, second):
 
 
 def _unknown(name, shape, *operands):
-    """The result while planning, where lengths are not known yet."""
+    """The result while planning with unknown lengths."""
     need_lengths(name, *operands)
     return Value(dtypes.common(operands), tuple(shape), None, all(x.weak for x in operands))
 
@@ -73,7 +73,7 @@ def inner(x1: Numeric, x2: Numeric):
 def vdot(x1: Numeric, x2: Numeric):
     a, b = ravel(x1), ravel(x2)
     if differ(a.shape[0], b.shape[0]):
-        message = f"vdot() takes as many entries on both sides, found the shapes {x1.shape} and {x2.shape}"
+        message = f"vdot() needs the same number of entries on both sides, found the shapes {x1.shape} and {x2.shape}"
         raise ShapeError(message, argument=1)
     return _contract("vdot", a, b, (0,), (0,))
 
@@ -85,7 +85,7 @@ def outer(x1: Numeric, x2: Numeric):
 
 @PRODUCTS("the Kronecker product: each entry of x1 times the whole of x2", "kron([1, 10], [1, 2]) is [1, 2, 10, 20]")
 def kron(x1: Numeric, x2: Numeric):
-    """All products, their axes interleaved and joined in pairs; a missing axis counts as one of length 1."""
+    """All products, with axes interleaved and joined in pairs; a missing axis counts as length 1."""
     count = max(len(x1.shape), len(x2.shape))
     left, right = ((1,) * (count - len(x.shape)) + x.shape for x in (x1, x2))
     shape = tuple(size(pair) for pair in zip(left, right, strict=True))
@@ -113,7 +113,7 @@ def cross(x1: Numeric, x2: Numeric):
 
 
 def _crossed(a, b, stack=None):
-    """By its definition; `stack` joins the three components."""
+    """The cross product by its definition; `stack` joins the three components."""
     (a0, a1, a2), (b0, b1, b2) = ([x[..., place] for place in range(3)] for x in (a, b))
     parts = a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
     return (stack or functools.partial(np.stack, axis=-1))(parts)
@@ -130,7 +130,9 @@ def tensordot(x1: Numeric, x2: Numeric, axes: Pairs = 2):
     counts = len(x1.shape), len(x2.shape)
     if isinstance(axes, int):
         if not 0 <= axes <= min(counts):
-            raise ShapeError(f"tensors of {counts[0]} and {counts[1]} axes share no {axes}", argument="axes")
+            raise ShapeError(
+                f"tensors of {counts[0]} and {counts[1]} axes cannot be contracted over {axes}", argument="axes"
+            )
         return _contract("tensordot", x1, x2, tuple(range(counts[0] - axes, counts[0])), tuple(range(axes)))
     if len(axes) != 2:
         raise FunctionError("'axes' is an integer or a list of two lists of axes", argument="axes")
@@ -149,9 +151,9 @@ def tensordot(x1: Numeric, x2: Numeric, axes: Pairs = 2):
     'einsum("ij,j->i", [[1, 2], [3, 4]], [10, 1]) is [12, 34]',
 )
 def einsum(subscripts: Text, *operands: Operands):
-    """Sums of products: a letter stands for an axis, and one that the result has not is summed over.
+    """Sums of products. A letter stands for an axis; axes whose letter is not in the result are summed over.
 
-    Operands are joined in pairs, that pair first whose result is smallest.
+    Operands are contracted in pairs, the pair with the smallest product first.
 
     Example:
         >>> from kpatch.values.dtypes import literal
@@ -181,10 +183,10 @@ def einsum(subscripts: Text, *operands: Operands):
 
 
 def _read(subscripts, count):
-    """The letters of each operand, and of the result."""
+    """The letters of each operand and of the result."""
     text = "".join(subscripts.split())
     if "..." in text:
-        raise UnsupportedError("'...' in einsum() is not executed; give each axis a letter", argument="subscripts")
+        raise UnsupportedError("'...' in einsum() is not supported; give each axis a letter", argument="subscripts")
     inputs, arrow, result = text.partition("->")
     wrong = next((c for c in inputs.replace(",", "") + result if c not in string.ascii_letters), None)
     if wrong is not None:
@@ -192,16 +194,18 @@ def _read(subscripts, count):
     terms = inputs.split(",")
     if len(terms) != count:
         found = f"{len(terms)} operand" + "s" * (len(terms) != 1)
-        raise FunctionError(f"the subscripts are those of {found}, {count} given", argument="subscripts")
+        raise FunctionError(f"the subscripts name {found}, {count} given", argument="subscripts")
     if not arrow:
         once = Counter(inputs.replace(",", ""))
         result = "".join(sorted(letter for letter in once if once[letter] == 1))
     twice = next((letter for letter in result if result.count(letter) > 1), None)
     if twice is not None:
-        raise FunctionError(f"'{twice}' stands twice in the result of einsum()", argument="subscripts")
+        raise FunctionError(f"'{twice}' occurs twice in the result of einsum()", argument="subscripts")
     unknown = next((letter for letter in result if letter not in inputs), None)
     if unknown is not None:
-        raise FunctionError(f"'{unknown}' of the result is no axis of an operand of einsum()", argument="subscripts")
+        raise FunctionError(
+            f"'{unknown}' in the result of einsum() is not an axis of an operand", argument="subscripts"
+        )
     return terms, result
 
 
@@ -216,13 +220,13 @@ def _lengths_of(terms, operands):
         for letter, length in zip(term, x.shape, strict=True):
             known = lengths.get(letter)
             if differ(known, length):
-                raise ShapeError(f"'{letter}' has length {known}, and in the shape {x.shape} {length}", argument=place)
+                raise ShapeError(f"'{letter}' has length {known}, but {length} in the shape {x.shape}", argument=place)
             lengths[letter] = length if known is None else known
     return lengths
 
 
 def _widened(x, dtype, wide, place):
-    """An operand in the dtype of the result, and then in the one that is computed in."""
+    """An operand converted to the result's dtype, then to the dtype of the computation."""
     if dtype in ("int", "float"):
         return x
     with blaming(place):
@@ -231,7 +235,7 @@ def _widened(x, dtype, wide, place):
 
 
 def _summed(x, letters, kept):
-    """Diagonals of letters that repeat, and sums over those that nobody needs."""
+    """Takes the diagonal of repeated letters and sums over letters that are not in `kept`."""
     while twice := next((letter for letter in letters if letters.count(letter) > 1), None):
         first = letters.index(twice)
         second = letters.index(twice, first + 1)
@@ -244,7 +248,7 @@ def _summed(x, letters, kept):
 
 
 def _join_best(parts, result, lengths):
-    """The parts with one pair of them joined: that with the smallest product."""
+    """The parts, with the pair that has the smallest product contracted."""
 
     def needed(pair):
         others = (letters for place, (_, letters) in enumerate(parts) if place not in pair)
@@ -260,7 +264,7 @@ def _join_best(parts, result, lengths):
 
 
 def _joined(first, second, needed, lengths):
-    """Two operands as one: a batch of products of matrices."""
+    """Two operands contracted by a batch of matrix products."""
     (a, a_letters), (b, b_letters) = first, second
     a, a_letters = _summed(a, a_letters, needed | set(b_letters))
     b, b_letters = _summed(b, b_letters, needed | set(a_letters))

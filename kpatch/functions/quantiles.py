@@ -26,7 +26,7 @@ def median(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     return _quantile("median", x, 0.5, axis, "linear", keepdims)
 
 
-@QUANTILES("what a share q is below", "quantile([0, 1, 2, 3, 4], [0.25, 0.5]) is [1, 2]")
+@QUANTILES("the value with a share q of the entries below it", "quantile([0, 1, 2, 3, 4], [0.25, 0.5]) is [1, 2]")
 def quantile(x: Numeric, q: Numbers, axis: Integers = None, method: Method = "linear", keepdims: Flag = False):
     return _quantile("quantile", x, q, axis, method, keepdims)
 
@@ -35,9 +35,9 @@ def _quantile(name, x, q, axis, method, keepdims):
     shares = q if isinstance(q, list) else [q]
     wrong = next((share for share in shares if not 0 <= share <= 1), None)
     if wrong is not None:
-        raise FunctionError(f"'q' of quantile() lies between 0 and 1: {wrong}", argument="q")
+        raise FunctionError(f"'q' of quantile() must be between 0 and 1: {wrong}", argument="q")
     if isinstance(axis, tuple):
-        raise UnsupportedError("quantiles over several axes are not executed yet; reshape first", argument="axis")
+        raise UnsupportedError("quantiles over several axes are not supported yet; reshape first", argument="axis")
     axes = normal_axes(axis, len(x.shape))
     need_entries(name, x, axis)
     need_lengths(name, x)
@@ -57,7 +57,7 @@ def _quantile(name, x, q, axis, method, keepdims):
 
 
 def _quantiles(x, shares, axes, method, dtype):
-    """The quantiles along a new first axis for the shares; NaN where one entry is."""
+    """The quantiles, with a new first axis for the shares; NaN if an entry is NaN."""
     from keras import ops
 
     last = math.prod(x.shape[axis] for axis in axes) - 1
@@ -87,7 +87,7 @@ def _quantiles(x, shares, axes, method, dtype):
 
 
 def _between(low, high, top, part, choose, made=lambda share: share):
-    """The numbers a share `part` of the way from `low` to `high`; `top` is NaN where one of the entries is."""
+    """Interpolates from `low` to `high` by the share `part`; the result is NaN where `top`, the largest entry, is."""
     near, far = (made(share.astype(NUMPY[dtype_name(low.dtype)])) for share in (part, 1 - part))
     with np.errstate(all="ignore"):
         step = high - low
@@ -98,12 +98,12 @@ def _between(low, high, top, part, choose, made=lambda share: share):
 
 
 def _view(x):
-    """The tensor as an array of NumPy, where its memory is within reach."""
+    """The tensor as a NumPy view, or `None` if the host cannot address its memory."""
     return None if is_traced(x) else backends.current().view(x)
 
 
 def _placed(x, places, dtype):
-    """The entries at some places along the last axis, were it sorted, NaN last; the order of −0 and 0 is left open."""
+    """The entries at `places` of the sorted last axis, NaN last; the order of −0 and 0 is unspecified."""
     from keras import ops
 
     backend = backends.current()
@@ -116,7 +116,7 @@ def _placed(x, places, dtype):
 
 
 def _from_sortable(bits, dtype):
-    """The floats that `sortable` made integers of."""
+    """The inverse of `sortable`."""
     from keras import ops
 
     whole = "int64" if dtype == "float64" else "int32"

@@ -1,11 +1,11 @@
-"""Which strings of a patch are names: decided here, once, before anything else looks at a parsed statement."""
+"""Decides, once and before all other steps, which strings of a parsed statement are names."""
 
 from kpatch.functions import TABLE
 from kpatch.syntax import ast
 
 
 def with_names(node):
-    """The tree in which strings are left only where a function takes a string; elsewhere they are quoted names.
+    """The tree with each string replaced by a quoted name, except for parameters that take a string.
 
     Example:
         >>> from kpatch.syntax import parse
@@ -18,7 +18,7 @@ def with_names(node):
 
 
 def _named(node):
-    if type(node) is not ast.Call or node.function not in TABLE:  # of no function: the error will be about that
+    if type(node) is not ast.Call or node.function not in TABLE:  # an unknown function fails later
         return node
     takes_string, arguments = TABLE[node.function].takes_string, []
     for place, argument in enumerate(node.arguments):

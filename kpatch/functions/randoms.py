@@ -1,11 +1,10 @@
 """Random numbers from one counter-based generator: the same bits on every backend and every machine.
 
-The words are those of Philox4x64-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as
-1, 2, 3", SC 2011), of which NumPy promises that they stay what they are; it does not promise that of its
-distributions. The key is the seed and the stream, and the top word of the counter is the function's own number, so
-that two functions with one seed are independent. What becomes of the words is computed in float64 by operations that
-are rounded exactly everywhere (`+ - * /`, the square root, powers of two); logarithms and the like are not, since
-they differ from one processor to the next.
+The words come from Philox4x64-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as
+1, 2, 3", SC 2011). NumPy promises that these words never change; for its distributions it does not. The key is the seed
+and the stream. The top word of the counter is the function's number, so that two functions with one seed are
+independent. Distributions are computed in float64 by operations that every processor rounds alike (`+ - * /`, square
+root, powers of two); library logarithms differ between processors and are not used.
 """
 
 import math
@@ -21,10 +20,10 @@ from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute
 from kpatch.values.dtypes import LARGEST, NUMPY, RANGES, is_floating
 
-BLOCK = 2**16  # entries made at a time, so that little memory beyond the result is needed
+BLOCK = 2**16  # entries computed at a time, to need little memory beyond the result
 WORD = 2**64
 RANDOM = Group("Random")
-FARTHEST = 8.5  # no normal number is this many deviations away: the smallest probability drawn is 2**-54
+FARTHEST = 8.5  # exceeds all standard normal numbers drawn: the smallest tail probability is 2**-54
 
 # -- words -------------------------------------------------------------------------------------------------------------
 
@@ -33,9 +32,9 @@ def words(salt, seed, stream, count):
     """Random words for one call of a function, in blocks of uint64 arrays.
 
     Args:
-        salt: the function's own number.
-        seed: any integer, of which the low 64 bits count.
-        stream: which of independent sequences with the same seed.
+        salt: the function's number.
+        seed: any integer; its low 64 bits count.
+        stream: the number of the sequence; sequences of one seed are independent.
 
     Example:
         >>> [block.tolist() for block in words(2, 1, 0, 2)]
@@ -48,7 +47,7 @@ def words(salt, seed, stream, count):
 
 
 def _shares(block):
-    """Numbers from 0 up to but not including 1: multiples of 2**-53."""
+    """Multiples of 2**-53 in [0, 1)."""
     return (block >> np.uint64(11)).astype("float64") * 2.0**-53
 
 
@@ -56,11 +55,11 @@ def _shares(block):
 
 
 def deviates(block):
-    """Standard normal numbers from words, as float64: the inverse of the distribution function.
+    """Standard normal numbers from words, as float64, by the inverse of the distribution function.
 
     Algorithm AS 241 (M. J. Wichura, "The percentage points of the normal distribution", Applied Statistics 37, 1988),
-    whose relative error is about 1e-16. The lowest bit of a word is the sign; the 52 highest ones say how much
-    probability lies beyond the number, between 2**-54 and a half.
+    relative error about 1e-16. The lowest bit of a word is the sign; the 52 highest bits give the tail probability,
+    between 2**-54 and a half.
 
     Example:
         >>> deviates(np.array([0, 1, 2**63], "uint64"))
@@ -87,7 +86,7 @@ def _outer(beyond):
 
 
 def logarithm(x):
-    """The natural logarithm of positive float64 numbers, with a relative error of about 2e-16, by exact operations.
+    """The natural logarithm of positive float64 numbers by reproducible operations; relative error about 2e-16.
 
     With `x = m * 2**e` and `s = (m - 1) / (m + 1)` it is `e * log(2) + 2 * (s + s**3 / 3 + s**5 / 5 + ...)`.
 
@@ -104,7 +103,7 @@ def logarithm(x):
 
 
 def _polynomial(coefficients, x):
-    """By Horner's scheme, the constant term first in the list."""
+    """Horner's scheme; the constant term is first in the list."""
     result = np.full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = result * x + coefficient
@@ -138,11 +137,11 @@ _F = [
     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15,
 ]  # fmt: skip
 
-# -- the functions: the salt of each, in its first line, never changes -------------------------------------------------
+# -- the functions; the salt in the first line of each must never change -----------------------------------------------
 
 
 def _drawn(dtype, shape, blocks, make):
-    """The `Value` whose entries `make` computes from the words, one from each."""
+    """The `Value` whose entries `make` computes, each from one word."""
     dtypes.check_size(shape)
 
     def draw():
@@ -173,7 +172,9 @@ def normal(
     return _drawn(dtype, shape, blocks, lambda block: rounded(mean + stddev * deviates(block), dtype))
 
 
-@RANDOM("evenly distributed floats, below maxval", "uniform(3, -1, 1, seed=1) is [0.50322026, 0.9084169, 0.55301285]")
+@RANDOM(
+    "uniformly distributed floats, below maxval", "uniform(3, -1, 1, seed=1) is [0.50322026, 0.9084169, 0.55301285]"
+)
 def uniform(
     shape: Lengths, minval: Number = 0.0, maxval: Number = 1.0, dtype: DType = None, *, seed: Integer, stream: Context
 ):
@@ -195,7 +196,7 @@ def uniform(
 
 
 @RANDOM(
-    "evenly distributed integers, below maxval",
+    "uniformly distributed integers, below maxval",
     "randint([2, 3], 0, 10, seed=1) is [[3, 4, 7], [0, 6, 0]]",
     bounds=lambda result, minval, maxval, **_: Range(minval, maxval - 1),
 )
@@ -217,9 +218,9 @@ def randint(
 
 
 def scaled(block, count):
-    """Words as integers from 0 up to but not including `count`: the high word of the product of 128 bits.
+    """Words as integers in [0, count): the high word of the 128-bit product.
 
-    No integer's probability is off by more than 2**-64.
+    Each integer's probability is exact to 2**-64.
 
     Example:
         >>> scaled(np.array([0, 2**63, 2**64 - 1], "uint64"), 6).tolist()
@@ -239,7 +240,7 @@ def scaled(block, count):
 def bernoulli(shape: Lengths, p: Number, *, seed: Integer, stream: Context):
     blocks = partial(words, 4, seed, stream)
     if not 0 <= p <= 1:
-        raise FunctionError(f"'p' of bernoulli() lies between 0 and 1: {p}", argument="p")
+        raise FunctionError(f"'p' of bernoulli() must be between 0 and 1: {p}", argument="p")
     return _drawn("bool", shape, blocks, lambda block: _shares(block) < p)
 
 
@@ -249,7 +250,7 @@ def bernoulli(shape: Lengths, p: Number, *, seed: Integer, stream: Context):
     bounds=lambda result, n, **_: None if n is None else Range(0, max(0, n - 1)),
 )
 def permutation(n: Length, *, seed: Integer, stream: Context):
-    """The order that sorts as many random words; should two be equal, the first comes first."""
+    """The order that sorts n random words; of two equal words the first comes first."""
     blocks = partial(words, 5, seed, stream)
     dtypes.check_size((n,))
 
@@ -293,5 +294,5 @@ def _need_finite(name, **numbers):
 
 
 def _refuse_bounds(name, minval, maxval, dtype):
-    message = f"'minval' of {name}() lies below 'maxval' in {dtype}: found {minval} and {maxval}"
+    message = f"'minval' of {name}() must be less than 'maxval' in {dtype}: found {minval} and {maxval}"
     raise FunctionError(message, argument="maxval")

@@ -1,11 +1,11 @@
-"""Between which numbers the entries of an expression lie, whatever its tensors hold: interval analysis.
+"""Interval analysis: the range of an expression's entries for all values of its tensors.
 
-Inside a compiled function an index tensor cannot be looked at. It is allowed where its range proves that it fits the
-axis. Ranges are worked out while such a function is planned, each from those of the operands, and travel on the
-`Value`s. Where nothing is known, the range is the dtype's; where a result could leave its dtype, and wrap, likewise.
+In a compiled function the values of an index tensor are unknown. The index is allowed if its range proves that it fits
+the axis. Planning such a function computes each range from those of the operands and stores it in the `Value`. If
+nothing is known, or if the result could wrap, the range is that of the dtype.
 
-A length that is not known yet has a name, `("_", 0)`, so that `argmax(_, axis=0)` fits the first axis of `_`. Names
-travel as `Value.axes`, one for each axis.
+An unknown length has a name, such as `("_", 0)`, so that `argmax(_, axis=0)` fits the first axis of `_`. `Value.axes`
+holds the names, one for each axis.
 """
 
 import math
@@ -23,9 +23,9 @@ from kpatch.values.tensors import to_numpy
 
 
 class Range(NamedTuple):
-    """From `low` to `high`, both of them included; floats may be NaN besides.
+    """From `low` to `high`, both included; floats can also be NaN.
 
-    With `over`, the name of an unknown length, `high` is counted from that length: −1 is its last index.
+    With `over`, the name of an unknown length, `high` is relative to that length: −1 is its last index.
     """
 
     low: float
@@ -69,7 +69,7 @@ def fits(index, tensor, axis):
 
 
 def proves(index, tensor, axis):
-    """Whether an index tensor is certain to be in range for an axis; raises if it is certain not to be."""
+    """Whether an index tensor is certainly in range for an axis; raises if it is certainly out of range."""
     low, high, over = of(index)
     length = tensor.shape[axis]
     if length is not None and over is None and 0 not in index.shape and (low >= length or high < -length):
@@ -79,18 +79,20 @@ def proves(index, tensor, axis):
 
 
 def check(index, tensor, axis):
-    """Refuses an index of an axis, be it a tensor, an array or an integer, that is not certain to be in range."""
+    """Raises if an index (a tensor, an array or an integer) is not certainly in range for an axis."""
     length, is_tensor = tensor.shape[axis], isinstance(index, Value)
-    if fits(index, tensor, axis) if is_tensor else length is not None:  # what is no tensor was checked where it can be
+    if (
+        fits(index, tensor, axis) if is_tensor else length is not None
+    ):  # arrays and integers are checked already if the length is known
         return
     if length is not None:
         where = _axis(axis, length)
         right = f"clip(..., 0, {length - 1}) is in range, and so is ... % {length}" if length else "the axis is empty"
     else:
-        where = f"axis {axis}, whose length is not known"
+        where = f"axis {axis} of unknown length"
         right = f"argmax, argmin and argsort along that axis are in range, and so is arange(shape(...)[{axis}])"
         if isinstance(index, int):
-            right = "a slice is empty where there is no such entry: 0:1 for 0, -1: for -1"
+            right = "a slice is empty if the entry does not exist: 0:1 for 0, -1: for -1"
     notes = [_found(index), right] if is_tensor else [right]
     raise UnsupportedError(f"a compiled function cannot check that this index is in range for {where}", notes=notes)
 
@@ -102,14 +104,14 @@ def _axis(axis, length):
 def _found(index):
     low, high, over = found = of(index)
     if over is not None:
-        return "its entries lie below a length that is not known"
+        return "its entries are below an unknown length"
     if found == _widest(index.dtype):
-        return f"nothing is known of its entries, but that they are {index.dtype}"
+        return f"of its entries only the dtype is known: {index.dtype}"
     return f"its entries lie between {low} and {high}"
 
 
 def places(x, axis):
-    """The value of `arange(shape(x)[axis])`, of an axis of unknown length."""
+    """The value of `arange(shape(x)[axis])` for an axis of unknown length."""
     name = named(x.axes, axis)
     return Value("int32", (None,), range=name and Range(0, -1, name), axes=(name,) if name else ())
 
@@ -126,8 +128,8 @@ def _widest(dtype):
 
 
 def _with(result, found, axes=()):
-    """The result with its range, where its dtype holds that, and with the names of its axes."""
-    if result.weak and result.data is not None:  # which says more
+    """The result with its range, if the dtype holds it, and with the names of its axes."""
+    if result.weak and result.data is not None:  # the data itself says more
         return result
     if found is not None:
         widest = _widest(result.dtype)
@@ -148,7 +150,7 @@ def unary(result, op, x):
 
 
 def binary(result, op, a, b):
-    """The result of `a op b`, with its range; floats round, and are left alone."""
+    """The result of `a op b`, with its range if it is an integer; floats round."""
     rule = _OPERATORS.get(op) if is_integer(result.dtype) else None
     return _with(result, rule and rule(of(a), of(b)), () if op == "@" else _aligned(result.shape, [a, b]))
 
@@ -159,7 +161,7 @@ def compare(result, operands):
 
 
 def entries(result, value, items):
-    """Some entries of a value, with its range; basic indices keep the names of axes."""
+    """The indexed entries with the value's range; basic indices keep the names of axes."""
     return _with(result, of(value), _kept(value, items))
 
 
@@ -175,7 +177,7 @@ def _kept(value, items):
 
 
 def _aligned(shape, operands):
-    """The names of the axes of an element-wise result. Where its length is unknown, the operands' are, or are 1."""
+    """The names of an element-wise result's axes. For each unknown length, the operands' lengths are unknown or 1."""
     names = []
     for back in range(len(shape), 0, -1):
         unknown = [value for value in operands if len(value.shape) >= back and value.shape[-back] is None]
@@ -197,7 +199,7 @@ def _difference(a, b):
 
 
 def _corners(function):
-    """The range of a function that takes its extremes where both operands do."""
+    """The range of a function that takes its extremes at the operands' extremes."""
 
     def rule(a, b):
         if a.over or b.over:
@@ -209,12 +211,12 @@ def _corners(function):
 
 
 def _quotient(a, b):
-    """By divisors of one sign."""
+    """The range of `//` for divisors of one sign."""
     return _corners(lambda x, y: x // y)(a, b) if not b.over and (b.low > 0 or b.high < 0) else None
 
 
 def _remainder(a, b):
-    """It has the sign of the divisor."""
+    """The range of `%`, which has the sign of the divisor."""
     if b.over or b.low <= 0 <= b.high:
         return None
     if b.high < 0:
@@ -232,7 +234,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "%": _remainder,
 }
 
-# -- functions: the rules that stand at their definitions, as `bounds` and `names` -------------------------------------
+# -- functions: the rules for `bounds` and `names` of their definitions ------------------------------------------------
 
 
 def called(function, result, given):
@@ -240,24 +242,24 @@ def called(function, result, given):
 
     Args:
         function: the `Function`.
-        given: the arguments as its rule takes them, by parameter, in the order of the signature.
+        given: the arguments of its rule, by parameter, in the order of the signature.
     """
     found = function.bounds(result, **given) if function.bounds else None
     return _with(result, found, function.names(result, **given) if function.names else ())
 
 
 def between(low, high):
-    """The `bounds` of a function whose entries always lie there."""
+    """The `bounds` of a function whose entries always lie between `low` and `high`."""
     return lambda *_, **__: Range(low, high)
 
 
 def each(rule):
-    """The `bounds` of an element-wise function, by the rule that takes the ranges of its operands to its own."""
+    """The `bounds` of an element-wise function; `rule` maps the operands' ranges to the result's."""
     return lambda result, **given: rule(*(brought(of(value), result.dtype) for value in _tensors(given)))
 
 
 def operator(op):
-    """The `bounds` of the function that does what an operator does."""
+    """The `bounds` of the function of an operator."""
     rule = _OPERATORS.get(op)
     return lambda result, x1, x2: rule(of(x1), of(x2)) if rule and is_integer(result.dtype) else None
 
@@ -282,7 +284,7 @@ def of_axes(result, x, **_):
 
 
 def without_reduced(result, x, axis=None, keepdims=False, **_):
-    """The `names` of a result that keeps those axes of `x` that are not reduced."""
+    """The `names` of a reduction of `x`."""
     if not x.axes:
         return ()
     gone = normal_axes(axis, len(x.shape))
@@ -295,7 +297,7 @@ def _tensors(given):
 
 
 def brought(found, dtype):
-    """The range when it is brought to the dtype of a result; rounding keeps the order."""
+    """The range after conversion to a result's dtype; rounding keeps the order."""
     if dtype not in FLOATS:
         return found
     if found.over:
@@ -306,7 +308,7 @@ def brought(found, dtype):
 
 
 def cast(found, dtype):
-    """Floats are truncated, and NaN is 0; what does not fit wraps."""
+    """The range of `cast`: floats are truncated, NaN becomes 0, integers wrap."""
     if not is_integer(dtype):
         return brought(found, dtype) if dtype in FLOATS else None
     if all(isinstance(bound, int) for bound in found[:2]):
@@ -327,7 +329,7 @@ def maximum(a, b):
 def minimum(a, b):
     if a.over and not b.over:
         a, b = b, a
-    high = min(a.high, b.high) if a.over == b.over else a.high  # both are bounds, and one that is a number is kept
+    high = min(a.high, b.high) if a.over == b.over else a.high  # both are upper bounds; a known number is kept
     return Range(min(a.low, b.low), high, a.over)
 
 
@@ -336,7 +338,7 @@ def clip(x, low, high):
 
 
 def hull(first, *others):
-    """The smallest range that holds all of them."""
+    """The smallest range that holds all ranges."""
     every = (first, *others)
     if any(other.over != first.over for other in others):
         return None
@@ -350,7 +352,7 @@ def absolute(x):
 
 
 def rounded(x):
-    """Between the whole numbers around it; integers and infinities are whole."""
+    """The range extended to whole numbers; integers and infinities are whole."""
     low, high = (bound if isinstance(bound, int) else float(to(bound)) for to, bound in zip(_OUTWARDS, x, strict=False))
     return Range(low, high, x.over)
 

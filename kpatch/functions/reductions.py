@@ -1,7 +1,7 @@
-"""Sums and the like along any axes, with one result on every backend.
+"""Reductions along any axes, with one result on every backend.
 
-Adjacent axes are worked on together, as the middle one of three: so nothing depends on how many axes a backend takes,
-and few of the backends' kernels are needed.
+Adjacent axes are reshaped into the middle one of three, so backends' limits on the number of axes do not matter, and
+few of their kernels are needed.
 """
 
 import math
@@ -23,10 +23,10 @@ from kpatch.values.arithmetic import compute, fold
 from kpatch.values.dtypes import NUMPY, RANGES, Value, is_floating
 from kpatch.values.numerics import engine, recast, scalar, where
 
-BLOCK = 256  # terms added one after the other; longer sums are sums of such sums
+BLOCK = 256  # terms added one by one; a longer sum is a sum of such sums
 REDUCTIONS = Group("Reductions", names=ranges.without_reduced)
 
-# -- dtype rules: what is reduced, the result's dtype, and the dtype in which it is reduced ----------------------------
+# -- dtype rules: the operand, the result's dtype, and the dtype of the reduction --------------------------------------
 
 
 def same(x):
@@ -42,7 +42,7 @@ def _floats(x):
 
 
 def sums(x):
-    """Booleans are counted, and integers summed in 32 bits at least."""
+    """Booleans are counted; integers are summed in at least 32 bits."""
     if x.weak and x.dtype == "bool":
         x = Value("int", x.shape, None if x.data is None else x.data.astype("int64"), True)
     if x.weak:
@@ -64,12 +64,12 @@ def _whole(x):
 
 
 def reduce(kernel, x, axis, keepdims, rule, formula):
-    """What a kernel makes of entries along axes.
+    """The `Value` of a kernel that reduces axes.
 
     Args:
-        kernel: takes a tensor, the axes, and the dtype to reduce it in; gives the result without those axes.
+        kernel: takes a tensor, the axes and the dtype of the reduction; returns the result without these axes.
         rule: the dtype rule.
-        formula: NumPy's function, for literals; with `None` they become tensors of float32.
+        formula: NumPy's function, for literals; with `None`, literals become float32 tensors.
     """
     axes = normal_axes(axis, len(x.shape))
     shape = reduced(x.shape, axes, keepdims)
@@ -79,7 +79,7 @@ def reduce(kernel, x, axis, keepdims, rule, formula):
         x, dtype, inner = rule(x)
     if x.weak and formula:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the mean of nothing is NaN, and no warning beside it
+            warnings.simplefilter("ignore")  # the mean of no entries is NaN, without a warning
             return fold(shape, lambda a: formula(a, axis=axis, keepdims=keepdims), x, dtype=dtype)
 
     def run(a):
@@ -99,13 +99,13 @@ def need_entries(name, x, axis):
 
 
 def _hits(result, x, axis, **_):
-    """Between which numbers a count of entries lies."""
+    """The range of a count of entries."""
     count = size([x.shape[place] for place in normal_axes(axis, len(x.shape))])
     return None if count is None else Range(0, count)
 
 
 @REDUCTIONS(
-    "the sum; of booleans, how many hold",
+    "the sum; for booleans, the number of true entries",
     "sum([[1, 2], [3, 4]], axis=0) is [4, 6]",
     bounds=lambda result, x, **options: _hits(result, x, **options) if x.dtype == "bool" else None,
 )
@@ -114,13 +114,13 @@ def sum_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
 
 
 def total(x, axes, dtype):
-    """The sum. Long float sums are taken in blocks where the backend would add one term after the other."""
+    """The sum. Float sums are taken in blocks if the backend adds terms one by one."""
     x, in_blocks = recast(x, dtype), is_floating(dtype) and backends.current().sums_one_by_one
     return reduce_along(_sum_in_blocks, x, axes) if in_blocks else by_name("sum", x, axes)
 
 
 def _sum_in_blocks(x):
-    """Sums of at most `BLOCK` terms; a contiguous axis needs no help, NumPy and TensorFlow add that pairwise."""
+    """Sums of at most `BLOCK` terms, except along a contiguous axis, which NumPy and TensorFlow add pairwise."""
     from keras import ops
 
     outer, count, inner = x.shape
@@ -132,7 +132,7 @@ def _sum_in_blocks(x):
     return result if whole == count else result + ops.sum(x[:, whole:], axis=1)
 
 
-@REDUCTIONS("the mean; of booleans, the share that holds", "mean([[1, 2], [3, 4]]) is 2.5")
+@REDUCTIONS("the mean; for booleans, the share of true entries", "mean([[1, 2], [3, 4]]) is 2.5")
 def mean(x: Tensor, axis: Integers = None, keepdims: Flag = False):
     return reduce(_mean, x, axis, keepdims, _floats, np.mean)
 
@@ -142,7 +142,7 @@ def _mean(x, axes, dtype):
 
 
 def _length(x, axes, dtype):
-    """How many entries are reduced to one, as a scalar of a float dtype."""
+    """The number of entries reduced to one, as a float scalar."""
     from keras import ops
 
     shape = ops.shape(x)
@@ -160,14 +160,16 @@ def prod(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     return reduce(kernel, x, axis, keepdims, sums, np.prod)
 
 
-@REDUCTIONS("the largest; nan if one is", "max([[1, 2], [3, 4]], axis=1) is [2, 4]", bounds=ranges.of_x)
+@REDUCTIONS("the largest entry; nan if an entry is nan", "max([[1, 2], [3, 4]], axis=1) is [2, 4]", bounds=ranges.of_x)
 def max_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     need_entries("max", x, axis)
     return reduce(partial(by_name, "max"), x, axis, keepdims, same, np.max)
 
 
 @REDUCTIONS(
-    "the smallest; nan if one is", "min([[1, 2], [3, 4]], axis=1, keepdims=true) is [[1], [3]]", bounds=ranges.of_x
+    "the smallest entry; nan if an entry is nan",
+    "min([[1, 2], [3, 4]], axis=1, keepdims=true) is [[1], [3]]",
+    bounds=ranges.of_x,
 )
 def min_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     need_entries("min", x, axis)
@@ -192,12 +194,12 @@ def std(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     return reduce(kernel, x, axis, keepdims, _floats, np.std)
 
 
-@REDUCTIONS("whether one holds", "any([true, false]) is true")
+@REDUCTIONS("whether an entry is not 0", "any([true, false]) is true")
 def any_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
     return _whether("any", x, axis, keepdims)
 
 
-@REDUCTIONS("whether all hold", "all([true, false]) is false")
+@REDUCTIONS("whether no entry is 0", "all([true, false]) is false")
 def all_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
     return _whether("all", x, axis, keepdims)
 
@@ -213,7 +215,7 @@ def _as_flags(x, dtype):
     return x if dtype == "bool" else x != scalar(0, dtype)
 
 
-@REDUCTIONS("how many are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_hits)
+@REDUCTIONS("the number of entries that are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_hits)
 def count_nonzero(x: Tensor, axis: Integers = None):
     def kernel(a, axes, dtype):
         return total(_as_flags(a, dtype), axes, "int32")
@@ -222,7 +224,7 @@ def count_nonzero(x: Tensor, axis: Integers = None):
 
 
 def index_bounds(result, x, axis, **_):
-    """Of an index along an axis, or for `None` along all entries in one row."""
+    """The range of an index along an axis or, for `None`, into the flattened tensor."""
     if len(x.shape) < 2:
         axis = 0
     length = size(x.shape) if axis is None or not x.shape else x.shape[axis]
@@ -232,14 +234,14 @@ def index_bounds(result, x, axis, **_):
     return name and Range(0, -1, name)
 
 
-@REDUCTIONS("the index of the first largest, or of the first nan", "argmax([1, 9, 9]) is 1", bounds=index_bounds)
+@REDUCTIONS("the index of the first largest entry or first nan", "argmax([1, 9, 9]) is 1", bounds=index_bounds)
 def argmax(x: Tensor, axis: Axis = None, keepdims: Flag = False):
     need_entries("argmax", x, axis)
     return reduce(partial(_first_best, "max"), x, axis, keepdims, _whole, np.argmax)
 
 
 @REDUCTIONS(
-    "the index of the first smallest, or of the first nan",
+    "the index of the first smallest entry or first nan",
     "argmin([[1, 2], [4, 3]], axis=1) is [0, 1]",
     bounds=index_bounds,
 )
@@ -249,9 +251,9 @@ def argmin(x: Tensor, axis: Axis = None, keepdims: Flag = False):
 
 
 def _first_best(how, x, axes, dtype):
-    """The index of the first NaN, else of the first best entry, as int32; of several axes, into all of them.
+    """The index of the first NaN, else of the first best entry, as int32; for several axes, into all of them.
 
-    The backends disagree on NaN, on ties, and (by design of Keras) on the order of −0 and 0.
+    The backends differ for NaN, for ties, and (by design of Keras) for −0 and 0.
     """
     from keras import ops
 
@@ -289,18 +291,18 @@ def _logsumexp(x, axes, dtype):
     return engine("log", dtype)(total(scaled, axes, dtype)) + top
 
 
-@REDUCTIONS("the length as a vector; ord 1, 2, inf or -inf", "norm([3, 4]) is about 5")
+@REDUCTIONS("the vector norm; ord is 1, 2, inf or -inf", "norm([3, 4]) is about 5")
 def norm(x: Numeric, ord: Number = None, axis: Integers = None, keepdims: Flag = False):  # noqa: A002
     axes = normal_axes(axis, len(x.shape))
     if ord not in (None, 1, 2, math.inf, -math.inf):
         raise FunctionError(f"'ord' of norm() is 1, 2, inf or -inf, not {ord}", argument="ord")
     if ord is not None and len(axes) > 1:
-        raise UnsupportedError("norms of matrices are not executed yet; name one axis, or ravel", argument="ord")
+        raise UnsupportedError("norms of matrices are not supported yet; name one axis, or ravel", argument="ord")
     return reduce(partial(_norm, ord), x, axis, keepdims, _floats, None)
 
 
 def _norm(degree, x, axes, dtype):
-    """Of a vector; of several axes, as if they were one."""
+    """The norm of a vector; several axes count as one."""
     if degree == np.inf:
         return by_name("max", abs(x), axes) if 0 not in x.shape else total(x, axes, dtype)
     if degree == -np.inf:
@@ -314,7 +316,7 @@ def _norm(degree, x, axes, dtype):
 
 
 def runs(axes):
-    """Adjacent axes grouped, as half-open intervals.
+    """The axes grouped into half-open intervals of adjacent ones.
 
     Example:
         >>> runs([0, 2, 3])
@@ -330,7 +332,7 @@ def runs(axes):
 
 
 def reduce_along(function, x, axes):
-    """Applies a function that reduces the middle of three axes, to each run of adjacent axes in turn."""
+    """Applies a function that reduces the middle of three axes to each run of adjacent axes."""
     from keras import ops
 
     shape = ops.shape(x)
@@ -342,14 +344,14 @@ def reduce_along(function, x, axes):
 
 
 def by_name(name, x, axes, dtype=None):
-    """A reduction of `keras.ops` that has one meaning everywhere."""
+    """A reduction of `keras.ops` with the same meaning on every backend."""
     from keras import ops
 
     return reduce_along(lambda part: getattr(ops, name)(part, axis=1), x, axes)
 
 
 def restore_axes(x, axes):
-    """Reduced axes put back, with length 1."""
+    """The tensor with the reduced axes put back, with length 1."""
     from keras import ops
 
     return ops.expand_dims(x, tuple(axes)) if axes else x

@@ -1,4 +1,4 @@
-"""What the definition of a function says, and its call. `docs/architecture.md` shows how a function is defined."""
+"""The definition of a function, and its call. `docs/architecture.md` shows how to define one."""
 
 import inspect
 import re
@@ -24,15 +24,15 @@ class Function:
         group: the heading of its group.
         description: one line.
         example: an expression of literals.
-        result: what that is, as the language writes it.
-        exact: whether it is that to the bit, or to the digits shown.
-        rule: of the arguments, read and completed, the `Value` of the result. A `PatchError` that it raises names the
-            argument at fault by its parameter, or by its place among the tensors.
+        result: the example's value, as the language writes it.
+        exact: whether `result` is exact, or right to the digits shown.
+        rule: computes the `Value` of the result from the arguments, after reading and defaults. A `PatchError` of the
+            rule names the faulty argument by its parameter or its position among the tensors.
         parameters: the parameters of a call by name, with their kinds and defaults.
-        context: the parameters of the rule that are no arguments: `traced` and `stream` of `call`.
-        elementwise: each entry of the result depends on the entries at that place alone.
-        bounds: the range of the result's entries, of the result and the arguments; or `None`, if nothing is known.
-        names: likewise the names of the result's unknown lengths, one for each axis.
+        context: the parameters of the rule that are not arguments: `traced` and `stream` of `call`.
+        elementwise: each entry of the result depends only on the operands' entries at the same index.
+        bounds: computes the range of the result's entries from the result and the arguments; `None` if unknown.
+        names: likewise computes the names of the result's unknown lengths, one for each axis.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Function:
 
     @cached_property
     def positional(self):
-        """The parameters that are given by position or by name."""
+        """The parameters that a call can give by position or by name."""
         return [p.name for p in self.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @cached_property
     def variadic(self):
-        """The parameter that takes all further positional arguments, if there is one."""
+        """The parameter that takes all further positional arguments, or `None`."""
         return next((p.name for p in self.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
 
     def takes_string(self, argument):
-        """Whether an argument, by its position or keyword, is a string."""
+        """Whether the argument at a position or keyword must be a string."""
         positional = self.positional
         if not isinstance(argument, str):
             argument = positional[argument] if argument < len(positional) else None
@@ -95,7 +95,7 @@ class Function:
 
 
 class Group(dict[str, Function]):
-    """The functions under one heading of `docs/functions.md`, by name; called, it makes the decorator of a definition.
+    """The functions under one heading of `docs/functions.md`, by name; a call makes the decorator of a definition.
 
     Args:
         title: the heading.
@@ -107,13 +107,13 @@ class Group(dict[str, Function]):
         self.defaults = {"elementwise": False, "bounds": None, "names": None, **defaults}
 
     def __call__(self, description, example, name=None, **rules):
-        """The decorator, which leaves the function as it is.
+        """The decorator, which returns the function unchanged.
 
         Args:
             description: one line.
-            example: a call with literals and its result, `EXPRESSION is VALUE`, or `is about`, to the digits shown.
-            name: if it is not that of the Python function, without the underscore that may end it.
-            rules: `bounds` and the like, where they are not those of the group.
+            example: a call with literals and its result: `EXPRESSION is VALUE`, or `is about` for rounded digits.
+            name: the function's name; by default that of the Python function without a trailing underscore.
+            rules: `elementwise`, `bounds` and `names`, if they differ from the group's.
         """
         expression, about, result = re.split(r" is( about)? ", example)
 
@@ -133,7 +133,7 @@ def _reader(parameter):
 
 
 def _bind(function, args, kwargs):
-    """Each argument given, as `{parameter: (position or keyword, value)}`."""
+    """The given arguments as `{parameter: (position or keyword, value)}`."""
     name, parameters = function.name, function.parameters
     positional, rest = function.positional, function.variadic
     notes = [function.call_form]
@@ -164,7 +164,7 @@ def _refuse_surplus(function, most, found, notes):
 
 
 def _place(function, argument, places):
-    """The position or the keyword of an argument that a rule names, by its parameter or its place among the tensors."""
+    """The position or keyword of an argument that a rule names by its parameter or position among the tensors."""
     if not isinstance(argument, int):
         return places.get(argument)
     if function.variadic in places:

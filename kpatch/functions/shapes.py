@@ -1,4 +1,4 @@
-"""Functions that move and join entries, and those that tell how many there are."""
+"""Functions of shapes and sizes, and functions that move and join entries."""
 
 import functools
 
@@ -23,7 +23,7 @@ def _runs_later(x):
     return None in x.shape and (x.data is not None or arithmetic.stays_unknown())
 
 
-@SIZES("the lengths of the axes, a list", "shape([[1, 2, 3], [4, 5, 6]]) is [2, 3]")
+@SIZES("the list of the axes' lengths", "shape([[1, 2, 3], [4, 5, 6]]) is [2, 3]")
 def shape_(x: Tensor):
     if _runs_later(x):
         return compute("int32", (len(x.shape),), functools.partial(numerics.shape_or_size, "shape"), x)
@@ -47,7 +47,9 @@ def size_(x: Tensor):
 SHAPE = Group("Shape", bounds=ranges.of_x)
 
 
-@SHAPE("the same entries in another shape; -1 for what fits", "reshape([1, 2, 3, 4], [2, -1]) is [[1, 2], [3, 4]]")
+@SHAPE(
+    "the entries in another shape; -1 for the length that fits", "reshape([1, 2, 3, 4], [2, -1]) is [[1, 2], [3, 4]]"
+)
 def reshape(x: Tensor, newshape: Integers):
     new = newshape if isinstance(newshape, tuple) else (newshape,)
     free = [place for place, length in enumerate(new) if length == -1]
@@ -78,7 +80,7 @@ def transpose(x: Tensor, axes: Pairs = None):
 
 
 def _flat(axes):
-    """A list of integers, where a list of lists is allowed elsewhere."""
+    """A list of integers; the parameter's kind also allows lists of lists, which are refused here."""
     if isinstance(axes, int):
         return (axes,)
     if any(isinstance(axis, list) for axis in axes):
@@ -86,7 +88,7 @@ def _flat(axes):
     return tuple(axes)
 
 
-@SHAPE("two axes exchanged", "swapaxes([[1, 2, 3]], 0, 1) is [[1], [2], [3]]")
+@SHAPE("two axes swapped", "swapaxes([[1, 2, 3]], 0, 1) is [[1], [2], [3]]")
 def swapaxes(x: Tensor, axis1: Integer, axis2: Integer):
     a, b = normal_axis(axis1, len(x.shape), "axis1"), normal_axis(axis2, len(x.shape), "axis2")
     new = list(x.shape)
@@ -94,12 +96,12 @@ def swapaxes(x: Tensor, axis1: Integer, axis2: Integer):
     return moved("swapaxes", x, tuple(new), a, b)
 
 
-@SHAPE("axes moved to other places", "shape(moveaxis(zeros([2, 3, 4]), 0, -1)) is [3, 4, 2]")
+@SHAPE("axes moved to other positions", "shape(moveaxis(zeros([2, 3, 4]), 0, -1)) is [3, 4, 2]")
 def moveaxis(x: Tensor, source: Integers, destination: Integers):
     count = len(x.shape)
     sources, targets = normal_axes(source, count, "source"), normal_axes(destination, count, "destination")
     if len(sources) != len(targets):
-        raise ShapeError("'source' and 'destination' name as many axes", argument="destination")
+        raise ShapeError("'source' and 'destination' must name equally many axes", argument="destination")
     order = [axis for axis in range(count) if axis not in sources]
     for target, axis in sorted(zip(targets, sources, strict=True)):
         order.insert(target, axis)
@@ -154,7 +156,7 @@ def repeat(x: Tensor, repeats: Integers, axis: Axis = None):
     return moved("repeat", x, new, repeats, axis if axis is None else place)
 
 
-@SHAPE("the whole repeated", "tile([1, 2], 2) is [1, 2, 1, 2]")
+@SHAPE("the whole tensor repeated", "tile([1, 2], 2) is [1, 2, 1, 2]")
 def tile(x: Tensor, repeats: Integers):
     counts = _counts(repeats)
     width = max(len(x.shape), len(counts))
@@ -167,7 +169,7 @@ def flip(x: Tensor, axis: Integers = None):
     return moved("flip", x, x.shape, normal_axes(axis, len(x.shape)))
 
 
-@SHAPE("shifted around", "roll([1, 2, 3], 1) is [3, 1, 2]")
+@SHAPE("entries shifted cyclically", "roll([1, 2, 3], 1) is [3, 1, 2]")
 def roll(x: Tensor, shift: Integers, axis: Integers = None):
     shifts = shift if isinstance(shift, tuple) else (shift,)
     if axis is None:
@@ -188,7 +190,7 @@ def _within(shift, length):
 
 
 def _clamped(number, bound):
-    """An integer as the backends take it, large enough that no axis is longer."""
+    """An integer clamped to the backends' range, which exceeds the length of every axis."""
     return max(-bound, min(number, bound - 1))
 
 
@@ -233,7 +235,9 @@ def _diagonal_length(rows, columns, offset):
 
 
 @SHAPE(
-    "of a vector the matrix, of a matrix the diagonal", "diag([1, 2]) is [[1, 0], [0, 2]]", bounds=ranges.of_x_and_zero
+    "the diagonal matrix of a vector, or the diagonal of a matrix",
+    "diag([1, 2]) is [[1, 0], [0, 2]]",
+    bounds=ranges.of_x_and_zero,
 )
 def diag(x: Tensor, k: Integer = 0):
     if len(x.shape) not in (1, 2):
