@@ -1,10 +1,10 @@
-"""All that differs between Keras's backends: one object for each, a `Backend`. Other code never asks for its name."""
+"""The differences between Keras's backends: one `Backend` object for each. Other code never asks for the name."""
 
 from kpatch.backends.base import Backend
 
 
 def current() -> Backend:
-    """The object of the backend that Keras runs on; only its module is imported, at the first call."""
-    from kpatch.backends.present import backend  # Python keeps the module, and dynamo can trace an import
+    """The object of Keras's current backend. The first call imports its module, and no other backend's."""
+    from kpatch.backends.present import backend  # Python caches the module, and dynamo can trace an import
 
     return backend

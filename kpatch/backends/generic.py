@@ -1,10 +1,10 @@
-"""Entries of variables by `keras.ops` alone: for backends without a writer of their own, and as the measure of those.
+"""Entries of variables by `keras.ops` alone: for other backends, and as the reference in tests of the four.
 
-It takes the whole variable to NumPy, edits it there, and assigns it: slow, and right on every backend, where
-`ops.scatter_update` and `ops.slice_update` differ (numpy's write into their argument, jax's change the NaN payloads of
-other entries in bfloat16). Bits are exact wherever Keras converts exactly. torch's bfloat16 passes through float32 on
-that way, so bfloat16 is moved as integers. Without an `ops.view` for that (openvino's takes no scalars) the payload of
-a NaN is lost. float8 on torch is beyond Keras.
+It converts the whole variable to NumPy, edits it there, and assigns it. This is slow but right on every backend, whereas
+`ops.scatter_update` and `ops.slice_update` differ: numpy's write into their argument, jax's change the NaN payloads of
+other bfloat16 entries. Bits are exact if Keras converts exactly. Keras converts torch's bfloat16 through float32, so
+bfloat16 is moved as integers; if `ops.view` cannot do that (openvino's takes no scalars), NaN payloads are lost. Keras
+cannot convert float8 on torch.
 """
 
 import functools
@@ -21,10 +21,10 @@ OPERATORS = {"+": ops.add, "-": ops.subtract, "*": ops.multiply, "/": ops.true_d
 
 
 class Generic(Backend):
-    """A backend that kpatch does not know: the facts of `Backend`, and memory by way of NumPy.
+    """A backend without a class of its own: the defaults of `Backend`, and entries by way of NumPy.
 
-    What it cannot leave open was found by trying openvino, Keras's fifth backend. That computes 64-bit dtypes and
-    uint32 in 32 bits, and small integers saturate there.
+    The exceptions were found on openvino, Keras's fifth backend, which computes 64-bit dtypes and uint32 in 32 bits and
+    saturates small integers.
     """
 
     computes_in = frozenset(("bool", "int32", "float16", "float32"))
@@ -36,7 +36,7 @@ class Generic(Backend):
         return _to_tensor(np.asarray(take(_to_numpy(variable.value), selection)))
 
     def write(self, variable, selection, values, donate=True):
-        """Nothing is ever written in place, so `donate` makes no difference."""
+        """Never writes in place, so `donate` has no effect."""
         array = np.array(_to_numpy(variable.value))
         if type(selection) is Mask:
             selection = Mask(_to_numpy(selection.mask), selection.shape)
@@ -54,9 +54,9 @@ class Generic(Backend):
         return ops.stop_gradient(ops.convert_to_tensor(variable.value))
 
     def sync(self, model):
-        """Drops the graph that a model on openvino has compiled for `predict`, in which the weights are constants.
+        """Drops openvino's compiled graph of `predict`, which holds the weights as constants.
 
-        Keras itself keeps it, also when weights are set.
+        Keras keeps this graph even if weights are set.
         """
         if getattr(model, "ov_compiled_model", None) is not None:
             model.ov_compiled_model = None
@@ -67,12 +67,12 @@ class Generic(Backend):
         return f"kpatch computes in {', '.join(sorted(self.computes_in))} on the {self.name} backend, not in {dtype}"
 
     def largest_in_segments(self, values, segments, count):
-        """By a scatter: openvino has no `segment_max` of a count that is a tensor."""
+        """Uses a scatter: openvino's `segment_max` takes no tensor as the count."""
         empty = ops.arange(count, dtype="int32") * 0 - 1
         return ops.scatter_update(empty, ops.expand_dims(segments, 1), values, reduction="max")
 
     def move_axes(self, x, source, destination):
-        """By `transpose`: openvino moves several axes to wrong places."""
+        """Uses `transpose`: openvino's `moveaxis` of several axes is wrong."""
         rank = len(x.shape)
         source, destination = ([axis % rank for axis in np.ravel(axes).tolist()] for axes in (source, destination))
         order = [axis for axis in range(rank) if axis not in source]
@@ -94,7 +94,7 @@ def _to_numpy(tensor):
 
 
 def _plain(tensor):
-    """The tensor as an array. As it is: what openvino has computed is not exact in each dtype."""
+    """The tensor as an array, without computing on it: openvino is not exact in every dtype."""
     try:
         return np.asarray(ops.convert_to_numpy(tensor))
     except ValueError:  # TensorFlow's scalars of bfloat16 and float8 do not become arrays
@@ -109,7 +109,7 @@ def _to_tensor(array):
 
 @functools.cache
 def _views_bfloat16():
-    """Whether Keras makes bfloat16 of the bits of integers, of a scalar too."""
+    """Whether `ops.view` converts integers to bfloat16, scalars included."""
     try:
         ops.view(ops.convert_to_tensor(np.zeros((), "int16")), "bfloat16")
     except (AttributeError, NotImplementedError):

@@ -1,11 +1,10 @@
-"""Entries of variables on the jax backend, and what else differs there.
+"""The jax backend.
 
-An array of jax never changes; what makes an edit cheap is donation: a compiled call takes the variable's buffer over,
-and its result is that buffer with the new entries in it. That deletes every other array over the same buffer, so it is
-done only if nobody else has one (`jax_donation`); if somebody may, the variable gets a copy, once.
+jax arrays are immutable. Donation makes an edit cheap: a compiled call takes over the variable's buffer and returns it
+with the new entries. Donation deletes every other array over the buffer, so a buffer is donated only if no other array
+uses it (`jax_donation`); otherwise the variable gets a copy, once.
 
-Nothing is computed on a whole array that is sharded, so nothing is ever gathered: each device's shard is an array of
-its own, read and written like any other (`jax_shards`).
+A sharded array is never gathered: each shard is read and written as an array of its own (`jax_shards`).
 """
 
 import functools
@@ -26,7 +25,7 @@ from kpatch.indexing import Positions
 
 
 class Jax(Backend):
-    """Keras's jax backend: eager, and inside of `jax.jit` and the like."""
+    """Keras's jax backend, eager and in transformations such as `jax.jit`."""
 
     name = "jax"
     sorts_nan_last = True
@@ -40,14 +39,14 @@ class Jax(Backend):
         return _present((entries if on_one_device(array) else shards).take(array, selection))
 
     def write(self, variable, selection, values, donate=True):
-        """With `donate=False` the variable gets a new array each time, and the old one stays as it is."""
+        """With `donate=False` the variable gets a new array; the old one is unchanged."""
         if not selection.size:
             return
         array = _writable(variable, donate)
         _replace(variable, array, selection, _present(values))
 
     def prepare(self, variable, selection, array):
-        """On the variable's device; for shards and positions on the host."""
+        """Puts the array on the variable's device; for shards and positions it stays on the host."""
         current = _array(variable)
         array = np.asarray(array, current.dtype)
         if type(selection) is Positions or not on_one_device(current):
@@ -55,7 +54,7 @@ class Jax(Backend):
         return entries.concrete(array.copy(), current.sharding if current._committed else None)
 
     def update(self, variable, region, op, old, operand):
-        """Computed in the pass that writes it, if that is one over the region."""
+        """Computes and writes in one pass, if the array is on one device and its dtype is not converted."""
         if not region.size:
             return
         array = _writable(variable, donate=True)
@@ -78,20 +77,20 @@ class Jax(Backend):
         return old
 
     def settle(self, variable):
-        """jax computes while Python goes on: for want of memory it fails only then."""
+        """jax computes asynchronously: running out of memory is noticed only here."""
         _array(variable).block_until_ready()
 
     def view(self, tensor):
-        """By NumPy: DLPack would do too, but jax then counts a holder of the buffer until its garbage is collected."""
+        """Uses NumPy: a DLPack view would keep a reference to the buffer until it is garbage-collected."""
         if not on_one_device(tensor) or tensor.dtype not in (np.float32, np.float64):
             return None
         return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
     def sync(self, model):
-        """Gives the variables of a model that is in `fit`, `evaluate` or `predict` their present values.
+        """Restores the values of a model's variables during `fit`, `evaluate` or `predict`.
 
-        There Keras holds them in its trainer, and `variable.value` is none. It takes them from the variables again
-        before the next step, so that an edit made in a callback takes effect. Anything but a trainer is left alone.
+        Keras's trainer then holds the values, and `variable.value` is `None`. Before the next step Keras takes them
+        from the variables again, so an edit in a callback takes effect. Other objects are left unchanged.
         """
         bring = getattr(model, "jax_state_sync", None)
         if bring is not None:
@@ -103,7 +102,7 @@ class Jax(Backend):
     def is_tracing(self):
         if _IS_CLEAN is not None and _IS_CLEAN():
             return False
-        return isinstance(jnp.zeros(()), jax.core.Tracer)  # under `grad` or `vmap` alone it is a value
+        return isinstance(jnp.zeros(()), jax.core.Tracer)  # under `grad` or `vmap` alone, `zeros` is a value
 
     def known_length(self, length):
         return None if export.is_symbolic_dim(length) else length
@@ -127,7 +126,7 @@ class Jax(Backend):
         return getattr(jnp, name, None)
 
     def keeps_scalars(self):
-        """Each costs 20 µs and more."""
+        """Creating a scalar takes at least 20 µs."""
         return True
 
     def untraced(self):
@@ -149,9 +148,9 @@ def _array(variable):
     array = variable._value
     if array is None:
         raise UnsupportedError(
-            f"variable '{variable.path}' has no value at present",
+            f"variable '{variable.path}' has no value now",
             notes=[
-                "inside fit, evaluate and predict the model that runs holds the values: apply the patch to that one,",
+                "during fit, evaluate and predict the running model holds the values: apply the patch to that model,",
                 "as in kpatch.apply(callback.model, ...)",
             ],
         )
@@ -159,7 +158,7 @@ def _array(variable):
 
 
 def _writable(variable, donate):
-    """The array for a function that donates it: the variable's own, or a copy if others may see that."""
+    """The array to donate: the variable's own if it is private, else a copy."""
     private = donate and donation.private(variable)
     array = _array(variable)
     if in_stateless_scope():
@@ -172,19 +171,19 @@ def _writable(variable, donate):
 
 
 def _replace(variable, array, selection, values):
-    """Puts the values into the array, which is donated, and makes the variable's value of the result."""
+    """Puts the values into the array, which is donated; the result becomes the variable's value."""
     if on_one_device(array):
         _become(variable, array, entries.put_call(array, selection, values))
         return
     parts = shards.parts_of(array)
     try:
         shards.put(parts, array, selection, values)
-    finally:  # also if a shard failed: those before it are deleted
+    finally:  # also if a shard failed: the shards before it are already donated
         _set(variable, shards.rebuilt(array, parts))
 
 
 def _become(variable, array, call):
-    """The variable's value becomes what a call that donates the array makes of it."""
+    """Sets the variable's value to the result of a call that donates the array."""
     entries.call_into(functools.partial(setattr, variable), "_value", call)
     new = variable._value
     if isinstance(new, jax.core.Tracer):  # then nothing was donated
@@ -194,14 +193,14 @@ def _become(variable, array, call):
 
 
 def _present(values):
-    """The values; large ones when they are computed, so that none that failed is written over what is there."""
+    """The values. Waits for large ones, so that a failed computation overwrites nothing."""
     if isinstance(values, jax.Array) and values.nbytes > donation.SMALL and not isinstance(values, jax.core.Tracer):
         values.block_until_ready()
     return values
 
 
 def _clean_state():
-    """jax's own test whether no transformation is at work, or `None`: it is private. Without it edits are slower."""
+    """jax's private test that no transformation is active, or `None`; without it edits are slower."""
     try:
         from jax._src.core import trace_state_clean
     except ImportError:
@@ -213,7 +212,7 @@ _IS_CLEAN = _clean_state()
 
 
 def _set(variable, array):
-    """Sets the value without `assign`, whose checks and conversions it does not need: only entries have changed."""
+    """Sets the value without `assign`: only entries changed, so its checks and conversions are not needed."""
     variable._value = _untraced(variable, array)
     donation.remember(array)
 
@@ -227,5 +226,5 @@ def _untraced(variable, array):
 def _untouchable(variable):
     return UnsupportedError(
         f"variable '{variable.path}' cannot be edited inside a function that jax traces, or a StatelessScope",
-        notes=["kpatch.edit makes a new tensor, and works there"],
+        notes=["kpatch.edit works there, and returns a new tensor"],
     )

@@ -1,7 +1,7 @@
-"""Who else sees the buffer of an array of jax: it is donated only if nobody does.
+"""Tests whether other arrays use the buffer of a jax array, which is donated only if none does.
 
-Donating a buffer deletes every other array over it. Views by NumPy or DLPack need no care: jax itself copies a donated
-buffer that they hold. kpatch cannot detect a thread that is reading the variable: hence `donate=False`.
+Donating a buffer deletes every other array over it. NumPy and DLPack views are safe: jax copies a donated buffer that
+has such a view. kpatch cannot detect a thread that is reading the variable: use `donate=False`.
 """
 
 import functools
@@ -14,13 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpatch.backends.jax_entries import concrete, on_one_device
 
-SMALL = 2**18  # bytes that are copied faster than other arrays are looked through
+SMALL = 2**18  # bytes: copying so many is faster than searching the other arrays
 
-_made: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by id: arrays that had their buffer to themselves
+_made: weakref.WeakValueDictionary = (
+    weakref.WeakValueDictionary()
+)  # by id: arrays that were created with a private buffer
 
 
 def private(variable):
-    """Whether the variable alone sees its buffer, so that donating it takes nothing from anybody."""
+    """Whether only the variable refers to its buffer, so that it can be donated."""
     if _references(variable) != ALONE:
         return False
     array = variable._value
@@ -38,14 +40,14 @@ def private(variable):
 
 
 def remember(array):
-    """Notes that an array has its buffer to itself, as one that a write has just made."""
+    """Records that an array has a private buffer, as after a write."""
     _made[id(array)] = array
 
 
 def _aliases(array, parts, ours):
-    """The ids of other arrays over the buffer of one of the parts, such as `device_put` and `addressable_data` make.
+    """The ids of other arrays over a buffer of the parts, made for example by `device_put` or `addressable_data`.
 
-    One of our own had its buffer to itself when it was new, so there only younger arrays are looked at.
+    An array of ours was created with a private buffer, so only younger arrays are searched.
     """
     found = set()
     shape = parts[0].shape
@@ -78,14 +80,14 @@ def _buffers(arrays):
 
 
 def _references(variable):
-    """The references to the variable's value; the second one that Keras's variables for NNX keep is not counted."""
+    """The number of references to the variable's value, without the second one of Keras's variables for NNX."""
     count = sys.getrefcount(variable._value)
     metadata = getattr(variable, "_var_metadata", None)
     return count - 1 if metadata and metadata.get("_value") is variable._value else count
 
 
 def _handle_references(array):
-    """The references to the second array that jax may keep within one, over the same buffer, for its only shard."""
+    """The number of references to the array that jax may cache inside an array for its only shard."""
     return sys.getrefcount(array.addressable_data(0))
 
 
@@ -95,7 +97,7 @@ def _handle_alone():
 
 
 def _shard_references(array):
-    """The most references to the list of the shards, to one of them, and to the array of one."""
+    """The number of references to the list of shards, and the largest number to a shard and to a shard's array."""
     shards = array.addressable_shards
     if len(shards) == 1:  # the array itself, already counted
         return ()
@@ -108,12 +110,12 @@ def _shard_references(array):
 
 @functools.cache
 def _shards_alone(devices):
-    """What `_shard_references` counts for an array over these devices whose shards nobody holds."""
+    """The value of `_shard_references` for an array over these devices without other references."""
     sharding = NamedSharding(Mesh(np.array(list(devices)), "device"), PartitionSpec("device"))
     return _shard_references(concrete(np.zeros(len(devices), "int8"), sharding))
 
 
-# What `_references` counts in this Python for a value that the variable alone holds.
+# The value of `_references` if only the variable refers to its value; it depends on the version of Python.
 ALONE = _references(SimpleNamespace(_value=object()))
 if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    ALONE = -1  # without the lock a count tells nothing: always copy
+    ALONE = -1  # without the lock counts are unreliable: always copy

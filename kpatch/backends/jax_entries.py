@@ -1,11 +1,10 @@
-"""Entries of one array of jax that is on one device, read and written by compiled functions.
+"""Reads and writes entries of a jax array on one device by compiled functions.
 
-Starts and indices are arguments of these functions, so that all share one; counts and steps are part of them. A
-function that writes donates its first argument.
+Starts and indices are arguments of the functions, so calls share them; counts and steps are compiled in. A function that
+writes donates its first argument.
 
-On CPUs XLA moves bfloat16 and float8 by converting, the whole array where it moves within it, and NaNs lose bits.
-As integers they are moved as they are; but then only an element-wise function, and an update of one entry, are in
-place.
+On CPUs XLA converts bfloat16 and float8 to move them, often the whole array, and NaN payloads are lost. As integers they
+keep their bits, but then only element-wise functions and updates of one entry work in place.
 """
 
 import functools
@@ -23,7 +22,7 @@ from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Region
 
 OPERATORS: dict[str, Callable] = {"+": jnp.add, "-": jnp.subtract, "*": jnp.multiply, "/": jnp.true_divide}
-LARGEST = 2**31 - 1  # of an index: without x64, jax has no wider ones
+LARGEST = 2**31 - 1  # the largest index: without x64, jax has no wider indices
 
 
 def on_one_device(array):
@@ -31,7 +30,7 @@ def on_one_device(array):
 
 
 def concrete(array, sharding=None):
-    """The array on a device, also while jax traces a function, which would otherwise trace this as well."""
+    """The array on a device, as a value even in a trace."""
     with jax.ensure_compile_time_eval():
         return jax.device_put(array, sharding)
 
@@ -53,7 +52,7 @@ def take(array, selection):
 
 
 def put_call(array, selection, values):
-    """What puts values into an array, which it donates: `(function, *arguments)`."""
+    """The call `(function, *arguments)` that puts values into an array and donates it."""
     kind = type(selection)
     if kind is Point:
         return put_point, array, _index(array, selection.index), _placed(values, array)
@@ -78,17 +77,17 @@ def region_call(array, region, *values, op=None):
 
 
 def call_into(setter, key, call):
-    """Calls `setter(key, result)` with the result of a call, `(function, *arguments)`, that donates an array.
+    """Calls `setter(key, result)` with the result of a call `(function, *arguments)` that donates an array.
 
-    The call deletes the array, and an interrupt before the result is kept would lose both. So C code does the two,
-    and Python, which raises interrupts between its own instructions, has none between them.
+    The call deletes the array; an interrupt before the result is stored would lose both. So C code does both steps:
+    Python raises interrupts only between its own instructions.
     """
     function, *arguments = call
     any(map(setter, (key,), itertools.starmap(function, (arguments,))))
 
 
 def _placed(values, array, dtype=None):
-    """The values as an argument beside the array that leaves the result where the array is."""
+    """The values as an argument that keeps the result on the array's device."""
     if isinstance(values, jax.Array):
         if not values._committed or (array._committed and values.sharding == array.sharding):
             return values
@@ -97,7 +96,7 @@ def _placed(values, array, dtype=None):
 
 
 def _index(array, index):
-    """The index as an argument: on the default device, if the array is free to be there too, else from the host."""
+    """The index as an argument: on the host if the array is committed to a device, else on the default device."""
     return np.array(index, np.int32) if array._committed else _device_index(index)
 
 
@@ -107,7 +106,7 @@ def _device_index(index):
 
 
 def _ascending(region):
-    """The region's lowest entries, its steps without their sign, and the axes on which the sign was negative."""
+    """The lowest index on each axis, the absolute steps, and the axes with negative steps."""
     if min(region.steps, default=1) > 0:
         return region.starts, region.steps, ()
     axes = zip(region.starts, region.counts, region.steps, strict=True)
@@ -116,7 +115,7 @@ def _ascending(region):
 
 
 def _padded_places(array, positions):
-    """Flat offsets, or coordinates where those are too large, padded by places outside so that few lengths occur."""
+    """Flat offsets, or coordinates if offsets are too large, padded with places out of range to one of few lengths."""
     size, count = array.size, positions.size
     length = max(16, 1 << (count - 1).bit_length())
     if size + length <= LARGEST:
@@ -191,12 +190,12 @@ def region_putter(counts, steps, backward, dropped, op):
 
 
 def _spans(counts, steps):
-    """How long a stretch of each axis a region covers."""
+    """The length that a region covers on each axis."""
     return tuple((count - 1) * step + 1 for count, step in zip(counts, steps, strict=True))
 
 
 def _update_region(array, starts, steps, values):
-    """Updates a slice; with steps, the slice that the region covers, filled up with what is there."""
+    """Updates a slice; with steps, the slice that the region covers, filled up with its present entries."""
     if max(steps, default=1) > 1:
         spans = _spans(values.shape, steps)
         spread = lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, step - 1) for step in steps])
@@ -207,7 +206,7 @@ def _update_region(array, starts, steps, values):
 
 
 def _where_region(array, starts, counts, steps, values):
-    """Decides entry by entry whether the region holds it: a pass over the whole array, and in place."""
+    """Tests each entry for membership in the region: one pass over the whole array, in place."""
     held, places = True, []
     for axis, step in enumerate(steps):
         offset = lax.broadcasted_iota("int32", array.shape, axis) - starts[axis]
@@ -242,14 +241,14 @@ def put_positions(array, places, values):
 
 
 def _one_by_one(array, count):
-    """Whether so few entries are cheaper than turning the whole array into integers and back."""
+    """Whether updating entries one by one is cheaper than converting the whole array to integers and back."""
     few = count <= max(1, math.isqrt(array.size) // 8)
     return few and is_converted(array.dtype) and jax.default_backend() == "cpu"
 
 
 def _put_each(array, places, bits):
-    """A loop of updates in place. Each passes over the array, but skips rows that it has nothing to do with: hence the
-    array gets about as many rows as columns."""
+    """A loop of updates in place. Each update scans the rows but skips those it does not change, so the array is
+    reshaped to about as many rows as columns."""
     grid = array
     inside = places[0] < (array.shape[0] if len(places) == array.ndim else array.size)
     if array.size <= LARGEST:
@@ -267,10 +266,10 @@ def _put_each(array, places, bits):
 
 
 def _columns(size):
-    """The divisor of the size next below its square root."""
+    """The largest divisor of the size that is at most its square root."""
     return next(columns for columns in range(math.isqrt(size), 0, -1) if size % columns == 0)
 
 
 def _entries(array, places):
-    """The array, flat where the places are offsets, and the index into it."""
+    """The array, flattened if the places are offsets, and the index into it."""
     return (array.reshape(-1) if len(places) != array.ndim else array), tuple(places)

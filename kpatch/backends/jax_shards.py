@@ -1,6 +1,6 @@
-"""Entries of a sharded array of jax: each shard is an array of its own, so nothing is ever gathered.
+"""Entries of a sharded jax array, without gathering it: each shard is an array of its own.
 
-The part of a selection that lies in a shard is an ordinary selection of the shard's array; the values meet on the host.
+The part of a selection in a shard is an ordinary selection of the shard's array; the values are joined on the host.
 """
 
 import functools
@@ -30,7 +30,7 @@ def take(array, selection):
 
 
 def put(parts, array, selection, values):
-    """Puts values into the shards, `parts`, of which each is replaced in the list as soon as it is donated."""
+    """Puts values into the shards `parts`; each is replaced in the list as soon as it is donated."""
     kind = type(selection)
 
     def put(number, *call):
@@ -64,7 +64,7 @@ def rebuilt(array, parts):
 
 
 def _pieces(values, array):
-    """For each shard its own of the values, which broadcast to the array."""
+    """The part of the values for each shard; the values broadcast to the array."""
     if np.ndim(values) == 0:
         return [np.asarray(values)] * len(array.addressable_shards)
     if values.shape != array.shape:
@@ -73,13 +73,13 @@ def _pieces(values, array):
 
 
 def _lengths(selection):
-    """The shape in which the values of a selection are divided among the shards."""
+    """The shape of a selection's values before they are split among the shards."""
     return (selection.size,) if type(selection) is Positions else selection.shape
 
 
 @functools.lru_cache(maxsize=64)
 def _owners(index, sharding, shape):
-    """The shards that hold an entry: their numbers, and its index in each."""
+    """The shards that hold an entry: the number of each, and the entry's index in it."""
     return [
         (number, np.array([i - low for i, (low, _) in zip(index, bounds, strict=True)], np.int32))
         for number, bounds in enumerate(_bounds(sharding, shape))
@@ -88,7 +88,7 @@ def _owners(index, sharding, shape):
 
 
 def _split(selection, sharding, shape, replicas=True):
-    """For each shard that a selection meets: its number, what is selected of it, and the index of the values for it."""
+    """For each shard with selected entries: its number, its local selection, and the index of its values."""
     coordinates = selection.coordinates(shape) if type(selection) is Positions else None
     every = _bounds(sharding, shape)
     for number, bounds in enumerate(every):
@@ -102,7 +102,7 @@ def _split(selection, sharding, shape, replicas=True):
 
 @functools.lru_cache(maxsize=256)
 def _bounds(sharding, shape):
-    """Where each shard begins and ends on each axis."""
+    """The `(start, stop)` of each shard on each axis."""
     indices = sharding.addressable_devices_indices_map(shape).values()
     return [tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True)) for index in indices]
 

@@ -1,7 +1,7 @@
-"""Entries of variables on the numpy backend; and of plain arrays, for whoever needs them.
+"""The numpy backend, and reads and writes of plain arrays.
 
-A variable's array may be in other hands: `variable.value` hands it out, `keras.Variable(other)` shares it. It is
-written in place where the reference count says that the variable alone holds it, and copied once where it does not.
+Other objects can refer to a variable's array: `variable.value` returns it, `keras.Variable(other)` shares it. By the
+reference count it is written in place if only the variable refers to it, else copied once.
 """
 
 import math
@@ -40,7 +40,7 @@ class Numpy(Backend):
 
     def update(self, variable, region, op, old, operand):
         array = _writable(variable, donate=True)
-        with np.errstate(all="ignore"):  # infinity and NaN are results, as on the other backends
+        with np.errstate(all="ignore"):  # infinity and NaN are valid results, as on the other backends
             OPERATORS[op](old, np.asarray(operand, array.dtype), out=_view(array, region))
         variable._value = array
 
@@ -61,22 +61,22 @@ class Numpy(Backend):
         return formula(name)
 
     def first_best(self, how, x):
-        """Not by Keras, which counts −0 as less than 0."""
+        """Not Keras's function, which orders −0 before 0."""
         return np.asarray(getattr(np, "arg" + how)(x, axis=1)).astype("int32")
 
     def sort(self, x, dtype):
-        """Not of bfloat16: ml_dtypes sorts NaN anywhere."""
+        """`None` for bfloat16, in which NumPy does not sort NaN last."""
         return None if dtype == "bfloat16" else np.sort(x, axis=1, kind="stable")
 
     def order(self, x):
-        """Not by Keras, which asks for no stable order."""
+        """Not Keras's function, which is not stable."""
         return np.argsort(x, axis=1, kind="stable").astype("int32")
 
     def smallest_at(self, x, places):
         return np.partition(x, places, axis=-1)[..., places]
 
     def where(self, mask, x, y):
-        """Not by Keras, which narrows 64 bits to 32."""
+        """Not Keras's function, which narrows 64 bits to 32."""
         return np.where(mask, x, y)
 
     def replaces_slices(self):
@@ -89,7 +89,7 @@ class Numpy(Backend):
 
 
 def formula(name):
-    """The function on NumPy arrays: for literals, and for float64 on the numpy backend."""
+    """The function `name` of NumPy arrays, for literals and for float64 on the numpy backend; or `None`."""
     return _FORMULAS.get(name) or getattr(np, name, None)
 
 
@@ -112,10 +112,10 @@ _FORMULAS: dict[str, Callable[..., Any]] = {
 
 
 def take(array, selection):
-    """A copy of the selected entries of an array; for a `Mask` of all."""
+    """A copy of the selected entries of an array; for a `Mask`, of all entries."""
     kind = type(selection)
     if kind is Point:
-        return array[selection.index]  # a NumPy scalar: nobody can change it, and it takes 40 ns
+        return array[selection.index]  # a NumPy scalar: immutable, and made in 40 ns
     if kind is Region:
         return _view(array, selection).copy()
     if kind is Mask:
@@ -139,19 +139,19 @@ def put(array, selection, values):
 
 
 def _view(array, region):
-    index = (*region.slices, ...)  # with `...`, integers alone too give an array
+    index = (*region.slices, ...)  # with `...`, integers alone give an array too
     return array[index]
 
 
 def _places(array, positions):
-    """A view of the array, and an index into it that means the positions."""
+    """A view of the array, and the index of the positions in it."""
     if array.flags.c_contiguous:
         return array.reshape(-1), positions.flat
     return array, positions.coordinates(array.shape)
 
 
 def _writable(variable, donate):
-    """The variable's own array where nobody else can see it; else a copy, to be set when it is complete."""
+    """The variable's own array if it is private, else a copy, which the caller sets when it is complete."""
     if donate and _references(variable) == ALONE:
         array = variable._value
         flags = array.flags
@@ -164,5 +164,5 @@ def _references(variable):
     return sys.getrefcount(variable._value)
 
 
-# What `_references` counts in this Python for an array that the variable alone holds.
+# The value of `_references` if only the variable refers to the array; it depends on the version of Python.
 ALONE = _references(SimpleNamespace(_value=np.empty(1)))

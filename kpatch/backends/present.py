@@ -1,4 +1,4 @@
-"""The backend that Keras runs on, chosen once, when this module is first imported."""
+"""Keras's current backend, determined when this module is first imported."""
 
 from importlib import import_module
 
@@ -11,7 +11,7 @@ CLASSES = {"numpy": "Numpy", "jax": "Jax", "torch": "Torch", "tensorflow": "Tens
 
 
 def load(name: str) -> Backend:
-    """The object of a backend by its name; a `Generic` for a backend that kpatch does not know."""
+    """The object of a backend by its name; a `Generic` if it has no class of its own."""
     if name not in CLASSES:
         return Generic(name)
     return getattr(import_module(f"kpatch.backends.{name}"), CLASSES[name])()

@@ -1,12 +1,13 @@
-"""Entries of variables on the tensorflow backend.
+"""The tensorflow backend.
 
-TensorFlow's sparse assignments write in place, but leave the variable in copy-on-read mode: from then on every dense
-read copies it. `DisableCopyOnRead` takes that back. What others hold is the runtime's own care: an assignment that
-finds a tensor sharing the variable's buffer first copies the buffer, under the variable's lock. So a tensor read
-before keeps its values, also in another thread, and `donate=False` asks for nothing more. (One holder the runtime does
-not know: foreign memory that reached the variable by DLPack.)
+TensorFlow's sparse assignments write in place, but leave the variable in copy-on-read mode, in which every dense read
+copies it. `DisableCopyOnRead` ends that mode.
 
-What TensorFlow has no kernel for (most of float8, more than seven axes) goes the long way, by `Generic`.
+The runtime protects other tensors: if a tensor shares the variable's buffer, an assignment first copies the buffer,
+under the variable's lock. So a tensor read earlier keeps its values, also in another thread, and `donate=False` changes
+nothing. (The runtime does not protect foreign memory that reached the variable by DLPack.)
+
+If TensorFlow has no kernel (most of float8, more than seven axes), `Generic` does the work.
 """
 
 import functools
@@ -24,12 +25,12 @@ from kpatch.indexing import Mask, Point, Positions, Region
 raw = tf.raw_ops
 SLOW = Generic("tensorflow")
 OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
-BLOCK = 2**18  # entries that are written at a time under a mask
+BLOCK = 2**18  # entries written at a time under a mask
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 
 class TensorFlow(Backend):
-    """Keras's tensorflow backend: eager, and while a graph is made."""
+    """Keras's tensorflow backend, eager and in graphs."""
 
     name = "tensorflow"
     takes_tensors_as_bounds = True
@@ -66,7 +67,7 @@ class TensorFlow(Backend):
         if len(components) > 1:
             return None
         (component,) = components
-        old = self.whole(variable)  # shares the buffer that is let go
+        old = self.whole(variable)  # keeps the variable's old buffer
         raw.AssignVariableOp(resource=component.handle, value=_constant(values, component.dtype))
         return old
 
@@ -76,7 +77,7 @@ class TensorFlow(Backend):
         return np.asarray(memoryview(tensor))
 
     def tensor_of(self, variable):
-        """By TensorFlow's function: Keras's `convert_to_tensor` gives back the variable itself."""
+        """Uses TensorFlow's function: Keras's `convert_to_tensor` returns the variable itself."""
         return tf.convert_to_tensor(variable.value)
 
     def is_traced(self, data):
@@ -86,26 +87,26 @@ class TensorFlow(Backend):
         return not tf.executing_eagerly()
 
     def require(self, holds, message):
-        """TensorFlow's graphs can, but XLA drops their assertions."""
+        """Works in TensorFlow's graphs; XLA drops assertions."""
         tf.debugging.Assert(tf.reduce_all(holds), [message])
 
     def wide(self, name, dtype):
-        """Only for uint64: of the other dtypes Keras has TensorFlow's own."""
+        """Only for uint64: for other dtypes Keras uses TensorFlow's functions."""
         return getattr(tf, name, None) if dtype == "uint64" else None
 
     def where(self, mask, x, y):
-        """Not of uint64 by Keras, which narrows it."""
+        """Not Keras's function for uint64, which it narrows."""
         return (tf.where if y.dtype == "uint64" else keras.ops.where)(mask, x, y)
 
     def keeps_scalars(self):
-        """Each costs 20 µs and more; but one that is made while a graph is traced belongs to that graph."""
+        """Creating a scalar takes at least 20 µs; a scalar created in a trace belongs to the graph."""
         return tf.executing_eagerly()
 
     def replaces_slices(self):
         return not _for_litert()
 
     def replace_slices(self, tensor, starts, counts, values):
-        """`keras.ops.slice_update` has no gradient."""
+        """Not `keras.ops.slice_update`, which has no gradient."""
         return raw.TensorStridedSliceUpdate(
             input=tensor,
             begin=_packed(starts),
@@ -116,7 +117,7 @@ class TensorFlow(Backend):
 
 
 def _for_litert():
-    """Whether Keras exports to LiteRT, whose interpreter has no `TensorStridedSliceUpdate`: only the stack tells."""
+    """Whether Keras is exporting to LiteRT, which has no `TensorStridedSliceUpdate`; only the stack shows it."""
     frame = None if tf.executing_eagerly() else sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "keras.src.export.litert":
         frame = frame.f_back
@@ -124,7 +125,7 @@ def _for_litert():
 
 
 def _packed(numbers):
-    """Numbers, some of which may be tensors, as one tensor of int32."""
+    """Numbers or scalar tensors as one int32 tensor."""
     known = all(isinstance(number, int) for number in numbers)
     return tf.constant(numbers, "int32") if known else tf.stack([tf.cast(number, "int32") for number in numbers])
 
@@ -196,7 +197,7 @@ def _put(component, selection, values):
 
 
 def _put_mask_by_parts(component, mask, value):
-    """One value under a large mask, part by part: no tensor then replaces the whole, so little memory is needed."""
+    """Writes one value under a large mask part by part, to need little memory."""
     mask = np.asarray(mask)
     for region in indexing.parts(mask.shape, BLOCK):
         old = _take(component, region)
@@ -204,7 +205,7 @@ def _put_mask_by_parts(component, mask, value):
 
 
 def _rows(selection, shape):
-    """The places on the first axis, where the others are taken whole: rows are moved many times faster than entries."""
+    """The indices on the first axis if the other axes are selected whole, else `None`: rows move much faster."""
     if type(selection) is Point or selection.counts[1:] != shape[1:] or any(selection.starts[1:]):
         return None
     start, count, step = selection.starts[0], selection.counts[0], selection.steps[0]
@@ -213,7 +214,7 @@ def _rows(selection, shape):
 
 @functools.lru_cache(maxsize=1024)
 def _bounds(selection):
-    """The arguments that mean the selection for the strided operations."""
+    """The selection as arguments of the strided operations."""
     if type(selection) is Point:
         begin = _vector(selection.index)
         ones = _vector((1,) * len(selection.index))
@@ -231,12 +232,12 @@ def _bounds(selection):
 
 @functools.lru_cache(maxsize=1024)
 def _vector(integers):
-    with tf.init_scope():  # a tensor to keep, also where a function is being traced
+    with tf.init_scope():  # a tensor that can be cached, even in a trace
         return tf.constant(integers, "int64", shape=(len(integers),))
 
 
 def _constant(values, dtype):
-    """The values as a tensor; Python's scalars by way of an array, as TensorFlow keeps one 0.0 for both signs."""
+    """The values as a tensor; Python scalars by way of an array, because TensorFlow caches 0.0 and -0.0 as one."""
     if isinstance(values, tf.Tensor):
         return values
     if isinstance(values, (bool, int, float)):

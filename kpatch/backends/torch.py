@@ -1,11 +1,13 @@
-"""Entries of variables on the torch backend.
+"""The torch backend.
 
-The `Parameter` stays the same object, so optimizers and modules go on seeing it; what changes is its storage. Other
-tensors may share that storage: the one that the variable was made from, a second variable made from it, a NumPy array
-behind `torch.from_numpy`, a view taken from the parameter. It is written in place where the parameter alone holds it,
-else the parameter first gets a storage of its own (shared memory excepted: there, sharing is what was asked for). A
-storage over foreign memory, such as Keras makes for a variable created from a NumPy array, does not tell who else sees
-it: it too is replaced, once. Two Keras variables over one `Parameter` are one parameter, here as everywhere in torch.
+The `Parameter` stays the same object, so that optimizers and modules keep referring to it; only its storage changes.
+Other tensors can share the storage: the tensor or array from which the variable was made, another variable, a view.
+
+* If only the parameter refers to the storage, it is written in place; otherwise the parameter first gets its own copy.
+* Shared memory (`share_memory_`) is written in place, because sharing is intended.
+* A storage over foreign memory, as of a variable created from a NumPy array, has no count of its users; it is replaced
+  once.
+* Two Keras variables over one `Parameter` are one parameter, as everywhere in torch.
 """
 
 import inspect
@@ -16,19 +18,19 @@ import torch
 from kpatch.backends.base import Backend, intervals
 from kpatch.indexing import Mask, Point, Region
 
-MOST_KEPT = 0.5  # of the entries: an offset takes eight bytes, an entry of a mask one
+MOST_KEPT = 0.5  # the largest share of entries for `Kept`: an offset takes eight bytes, a mask's entry one
 OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
 
 
 def _left_alone(function):
-    """The function, which dynamo does not look into: it would trace the making of an error."""
-    why = {"reason": "it works at once; kpatch.edit makes a new tensor, and works in compiled functions"}
+    """The function, which dynamo does not trace: it would trace the creation of the error."""
+    why = {"reason": "it takes effect immediately; kpatch.edit works in compiled functions, and returns a new tensor"}
     named = "reason" in inspect.signature(torch.compiler.disable).parameters  # not in older torch
     return torch.compiler.disable(function, **(why if named else {}))
 
 
 class Torch(Backend):
-    """Keras's torch backend: eager, and inside of `torch.compile`, `torch.export` and `torch.func`."""
+    """Keras's torch backend, eager and in `torch.compile`, `torch.export` and `torch.func`."""
 
     name = "torch"
     sorts_nan_last = True
@@ -61,7 +63,7 @@ class Torch(Backend):
             mask, values = _here(tensor, selection.mask), _bits(_like(tensor, values))
             if values.dim() == 0:
                 _bits(tensor).masked_fill_(mask, values)
-            else:  # which takes a temporary of the tensor's size
+            else:  # needs a temporary of the tensor's size
                 torch.where(mask, values, _bits(tensor), out=_bits(tensor))
         else:
             entries, places = _places(tensor, selection)
@@ -69,7 +71,7 @@ class Torch(Backend):
         _publish(variable, tensor)
 
     def prepare(self, variable, selection, array):
-        """As a tensor on the variable's device."""
+        """Puts the array on the variable's device."""
         return _like(variable._value, np.array(array))
 
     def update(self, variable, region, op, old, operand):
@@ -83,7 +85,7 @@ class Torch(Backend):
         return variable._value.detach()
 
     def take_over(self, variable, values):
-        """The parameter takes over the tensor's memory. Shared memory stays."""
+        """The parameter takes over the memory of `values`; `None` if the parameter is in shared memory."""
         old = variable._value.detach()
         if old.device.type == "cpu" and old.is_shared():
             return None
@@ -91,18 +93,18 @@ class Torch(Backend):
         return old
 
     def view(self, tensor):
-        """By DLPack: `Tensor.numpy` marks the storage for good as one that others may see."""
+        """Uses DLPack: `Tensor.numpy` permanently marks the storage as not resizable."""
         plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
         return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
 
     def kept(self, mask, held):
-        """For few entries, and a mask and values that are constants."""
+        """Only for a constant mask with few entries and constant values."""
         if not isinstance(mask, np.ndarray) or not isinstance(held, np.ndarray) or held.shape not in ((), mask.shape):
             return None
         return Kept(mask, held) if mask.dtype == bool and mask.mean() <= MOST_KEPT else None
 
     def is_traced(self, data):
-        """Fake tensors while compiling, and those of `torch.func`'s transforms, whose tests are not public."""
+        """Detects fake tensors of compilers and tensors of `torch.func`'s transforms, by private tests."""
         from torch._subclasses.fake_tensor import FakeTensor
 
         return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or _is_transformed(data)
@@ -117,11 +119,11 @@ class Torch(Backend):
         return None if isinstance(length, torch.SymInt) else length
 
     def holds(self, condition):
-        """torch makes it a bound of its symbols."""
+        """In an export, torch records the condition as a bound of its symbols."""
         return bool(condition())
 
     def require(self, holds, message):
-        """In `torch.compile`; the transforms of `torch.func` have no such operation."""
+        """Works in `torch.compile`; the transforms of `torch.func` have no such operation."""
         if not _is_transformed(holds):
             torch._assert_async(holds.all(), message)
 
@@ -139,7 +141,7 @@ class Torch(Backend):
         return getattr(ops, "arg" + how)(x, axis=1)
 
     def largest_in_segments(self, values, segments, count):
-        """Not by Keras, which takes the maximum in float32."""
+        """Not Keras's function, which computes in float32."""
         empty = segments.new_full((count,), -1, dtype=values.dtype)
         return empty.scatter_reduce(0, segments.long(), values, "amax")
 
@@ -152,19 +154,19 @@ class Torch(Backend):
         return result
 
     def takes_numbers(self, dtype):
-        """Of uint64 torch takes only half of the numbers."""
+        """All but uint64, of which torch takes only numbers below 2**63."""
         return dtype != np.uint64
 
 
 class Kept:
-    """The entries of a weight under a mask, with the values that they keep, written back after each step of `hold`.
+    """The held values of a weight under a mask, written back after each step of `hold`.
 
-    By `where` that is a new tensor of the weight's size, which the optimizer then copies into the weight: ten times the
-    time that a tenth of the entries takes.
+    `where` would make a new tensor of the weight's size, which the optimizer copies into the weight: for a tenth of the
+    entries this takes ten times as long.
 
     Args:
         mask: a boolean array.
-        held: an array of the mask's shape, or of one number.
+        held: an array of the mask's shape, or a 0-d array.
     """
 
     def __init__(self, mask, held):
@@ -173,7 +175,7 @@ class Kept:
         self._entries = None
 
     def suits(self, variable):
-        """Whether `write` may be asked: not while a function is compiled, nor where there is no step that is eager."""
+        """Whether `write` can be used: mask and values fit the variable, and no function is compiled or stateless."""
         if torch.compiler.is_dynamo_compiling():
             return False
         from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -181,19 +183,19 @@ class Kept:
         known = self._mask.shape, self._held.dtype.name
         return known == (tuple(variable.shape), variable.dtype) and not in_stateless_scope()
 
-    @torch.compiler.disable  # it would take the arrays for tensors
+    @torch.compiler.disable  # dynamo would treat the arrays as tensors
     def write(self, variable):
-        """Writes them into the variable's own memory."""
+        """Writes the held values into the variable's memory."""
         if self._entries is None:
             self._entries = np.flatnonzero(self._mask), np.broadcast_to(self._held, self._mask.shape)[self._mask]
         self._entries = _keep(variable, *self._entries)
 
 
 def _keep(variable, flat, values):
-    """Writes entries at flat offsets, as Keras's `assign` writes: into this memory, whoever else sees it.
+    """Writes entries at flat offsets into the variable's memory, even if it is shared, as Keras's `assign` does.
 
     Returns:
-        The offsets and the values as tensors of the variable's device, to be handed in at the next time.
+        The offsets and the values as tensors on the variable's device, for the next call.
     """
     tensor = variable._value.detach()
     flat, values = _here(tensor, flat), _like(tensor, values)
@@ -207,7 +209,7 @@ def _is_transformed(data):
 
 
 def _view(tensor, region):
-    """A view of the region with its steps forward, as torch has no others, and the axes then to be flipped."""
+    """A view of the region with positive steps, since torch has no others, and the axes to flip."""
     if all(step > 0 for step in region.steps):
         return tensor[region.slices], ()
     index, backward, kept = [], [], 0
@@ -224,13 +226,13 @@ def _view(tensor, region):
 
 
 def _flip(values, axes):
-    """Flips values that broadcast to the region; the axes are counted from the last, and it may lack the first ones."""
+    """Flips values that broadcast to the region; the axes are negative, and the values may lack leading axes."""
     axes = [axis for axis in axes if values.dim() + axis >= 0]
     return _bits(values).flip(axes).view(values.dtype) if axes else values
 
 
 def _places(tensor, positions):
-    """A view of the tensor's bits, and an index into it that means the positions."""
+    """A view of the tensor's bits, and the index of the positions in it."""
     if tensor.is_contiguous():
         return _bits(tensor).view(-1), (_here(tensor, positions.flat),)
     places = positions.coordinates(tuple(tensor.shape))
@@ -238,7 +240,7 @@ def _places(tensor, positions):
 
 
 def _like(tensor, values):
-    """The values as a tensor of that tensor's dtype and device, bit for bit."""
+    """The values as a tensor of the dtype and device of `tensor`."""
     if isinstance(values, torch.Tensor):
         return values.detach().to(tensor.device, tensor.dtype)
     if isinstance(values, (np.ndarray, np.generic)):
@@ -247,28 +249,28 @@ def _like(tensor, values):
 
 
 def _here(tensor, values):
-    """A tensor or array, in its own dtype, as a tensor on that tensor's device."""
+    """The values, in their own dtype, as a tensor on the device of `tensor`."""
     if not isinstance(values, torch.Tensor):
         values = _from_numpy(np.asarray(values))
     return values.detach().to(tensor.device)
 
 
 def _from_numpy(array):
-    if not array.flags.carray:  # read-only, or steps that torch does not have
+    if not array.flags.carray:  # read-only, or with strides that torch does not support
         array = array.copy()
-    if array.dtype.isbuiltin == 2:  # bfloat16 and float8, which NumPy has from elsewhere and torch does not take
+    if array.dtype.isbuiltin == 2:  # bfloat16 and float8 of ml_dtypes, which torch does not accept
         return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)
 
 
 def _bits(tensor):
-    """The same memory as integers for float8, which few operations take."""
+    """The same memory, viewed as integers for float8, which few operations support."""
     dtype = tensor.dtype
     return tensor.view(torch.uint8) if dtype.itemsize == 1 and dtype.is_floating_point else tensor
 
 
 def _writable(variable, donate):
-    """The memory to write into: the parameter's where nobody else sees it, else a copy for `_publish`."""
+    """The memory to write into: the parameter's if it is private, else a copy for `_publish`."""
     parameter = variable._value
     if donate and _alone(parameter):
         return parameter.detach()
@@ -283,14 +285,14 @@ def _publish(variable, tensor):
 
 
 def _alone(tensor):
-    """Whether the tensor's storage is its own, with each entry in a place of its own."""
+    """Whether the storage can be written in place: it is private and dense, or it is shared memory."""
     if _holders(tensor) == ALONE and tensor.untyped_storage().resizable():
         return tensor.is_contiguous() or _dense(tensor)
     return tensor.device.type == "cpu" and tensor.is_shared()
 
 
 def _dense(tensor):
-    """Whether the tensor fills its memory without gap or overlap, in any order of axes."""
+    """Whether the tensor fills its memory without gaps or overlaps, in any order of axes."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
@@ -301,12 +303,12 @@ def _dense(tensor):
 
 
 def _holders(tensor):
-    """How many tensors hold the storage, this look at it included; -1 where this torch does not tell."""
+    """The number of references to the storage, including this one; -1 if this torch has no count."""
     return COUNT(tensor.untyped_storage()._cdata) if COUNT else -1
 
 
 def _counter():
-    """torch's own count and what it says of one holder. The count is private: without it, every write copies."""
+    """torch's private function that counts references, and its value for one tensor; without it every write copies."""
     count = getattr(torch._C, "_storage_Use_Count", None)
     if count is None or not hasattr(torch.UntypedStorage, "_cdata"):
         return None, 0
