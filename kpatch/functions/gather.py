@@ -88,7 +88,7 @@ def _check_dtype(name, indices):
     if is_integer(indices.dtype):
         return
     found = {"float": "floats", "bool": "booleans"}.get(indices.dtype, indices.dtype)
-    note = 'cast(x, "int32") makes integers of it' if is_floating(indices.dtype) else "x[mask] picks by a mask"
+    note = 'cast(x, "int32") converts it to integers' if is_floating(indices.dtype) else "x[mask] picks by a mask"
     raise DTypeError(f"the indices of {name}() are integers, not {found}", argument="indices", notes=[note])
 
 

@@ -98,7 +98,7 @@ def need_entries(name, x, axis):
 # -- sums --------------------------------------------------------------------------------------------------------------
 
 
-def _hits(result, x, axis, **_):
+def _count_bounds(result, x, axis, **_):
     """The range of a count of entries."""
     count = size([x.shape[place] for place in normal_axes(axis, len(x.shape))])
     return None if count is None else Range(0, count)
@@ -107,7 +107,7 @@ def _hits(result, x, axis, **_):
 @REDUCTIONS(
     "the sum; for booleans, the number of true entries",
     "sum([[1, 2], [3, 4]], axis=0) is [4, 6]",
-    bounds=lambda result, x, **options: _hits(result, x, **options) if x.dtype == "bool" else None,
+    bounds=lambda result, x, **options: _count_bounds(result, x, **options) if x.dtype == "bool" else None,
 )
 def sum_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
     return reduce(total, x, axis, keepdims, sums, np.sum)
@@ -215,7 +215,7 @@ def _as_flags(x, dtype):
     return x if dtype == "bool" else x != scalar(0, dtype)
 
 
-@REDUCTIONS("the number of entries that are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_hits)
+@REDUCTIONS("the number of entries that are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_count_bounds)
 def count_nonzero(x: Tensor, axis: Integers = None):
     def kernel(a, axes, dtype):
         return total(_as_flags(a, dtype), axes, "int32")

@@ -127,7 +127,7 @@ def _resolve(shape, items):
         elif type(item) is int:
             parts.append((_entry(item, shape[axis], axis, position), axis, position))
         elif _is_mask(item):
-            parts.append((_holding(item, shape, axis, position), axis + taken - 1, position))
+            parts.append((_mask_offsets(item, shape, axis, position), axis + taken - 1, position))
         elif type(item) is Unknown:
             parts.append((item if item.shape else None, axis, position))
         else:
@@ -159,7 +159,7 @@ def _plain(item, position):
     else:
         found = kind.__name__
     message = f"an index is an integer, a slice, '...', an array of integers or a boolean mask, not {found}"
-    notes = ['cast(x, "int32") makes integers of it'] if "float" in found else []
+    notes = ['cast(x, "int32") converts it to integers'] if "float" in found else []
     raise SubscriptError(message, notes=notes, argument=position)
 
 
@@ -236,7 +236,7 @@ def _out_of_range(index, length, axis, position, notes=()):
     return SubscriptError(message, notes=[*notes, right], argument=position)
 
 
-def _holding(mask, shape, axis, position):
+def _mask_offsets(mask, shape, axis, position):
     """The offsets of the mask's true entries, along the axes that it covers, in C order."""
     covered = tuple(shape[axis : axis + len(mask.shape)])
     if any(None not in pair and pair[0] != pair[1] for pair in zip(mask.shape, covered, strict=True)):

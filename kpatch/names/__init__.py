@@ -1,1 +1,1 @@
-"""From names to variables: which variables a selector means, and what is handed in from Python."""
+"""From names to variables: selectors, bindings, and patches in all accepted forms."""

@@ -1,13 +1,15 @@
-"""`$donor._`: the variable of another model at the place that a variable has in its own.
+"""`$donor._`: the counterpart, in another model, of a variable.
 
-Tried in this order, and the first that leads somewhere decides:
+The first of these rules that finds a variable decides:
 
-1. the two models hold the same variables, by name and shape, in the same order, however they are nested; or so does
-   the donor and one layer of the model, or the model and one layer of the donor (a backbone inside a classifier);
-2. the chain of names is the same, or one ends in the other; names that Keras numbers (`dense_7`) do not count;
-3. the position is the same, `layers[i]` by `layers[i]`, through layers of the same class with as many sub-layers.
+1. by order: both models have the same variables, by name and shape, in the same order, however they are nested. One of
+   them can be a layer: the donor against one layer of the model, or the model against one layer of the donor (a
+   backbone inside a classifier);
+2. by name: the chains of names are equal, or one ends in the other. A chain with a name numbered by Keras (`dense_7`)
+   does not count;
+3. by position: the same `layers[i]` at each level, through layers of the same class with equally many sub-layers.
 
-Whatever is found must have the same shape.
+The variable found must have the same shape.
 """
 
 from kpatch.errors import ResolutionError
@@ -15,10 +17,10 @@ from kpatch.names.tree import LAYER, descend, distinct, is_automatic, variables_
 
 
 class Counterparts:
-    """The counterparts, in one donor, of the variables of a model.
+    """The counterparts, in one donor, of a model's variables.
 
     Args:
-        name: what the donor is called, without its `$`.
+        name: the donor's name, without `$`.
         index: the donor's `ModelIndex`.
     """
 
@@ -28,13 +30,13 @@ class Counterparts:
         self._found = {}
         self._parts = _Parts(index.entries)
         self._of_target = {}  # by the id of the target's root: its `_Parts`
-        self._aligned = {}  # by the id of a node of the target: the entries of the donor in the order of its own
+        self._aligned = {}  # by the id of a node of the target: the donor's entries in the order of the node's
 
     def of(self, entry):
         """The donor's `Entry` for an `Entry` of the model.
 
         Raises:
-            ResolutionError: there is none, or not of that shape.
+            ResolutionError: there is no counterpart, or several, or it has another shape.
         """
         if entry not in self._found:
             self._found[entry] = self._find(entry)
@@ -44,13 +46,10 @@ class Counterparts:
         found = self._by_order(entry) or self._by_name(entry) or self._by_position(entry)
         if len(found) == 1 and found[0].shape == entry.shape:
             return found[0]
-        where = f"at the place of '{entry.path}' {entry.shape}"
-        if len(found) > 1:
-            message = f"'${self.name}' has {len(found)} variables {where}"
-        else:
-            message = f"'${self.name}' has no variable {where}"
-        notes = [f"there it has {other!r}" for other in found[:8]]
-        notes.append(f"a path says which is meant, as in '${self.name}.{self._example()}'")
+        count = f"{len(found)} counterparts" if len(found) > 1 else "no counterpart"
+        message = f"'${self.name}' has {count} of '{entry.path}' {entry.shape}"
+        notes = [f"found {other!r}" for other in found[:8]]
+        notes.append(f"name a variable by its path, as in '${self.name}.{self._example()}'")
         raise ResolutionError(message, notes=notes)
 
     def _example(self):
@@ -70,7 +69,7 @@ class Counterparts:
         return distinct(found)
 
     def _align(self, parts, node, root):
-        """The lists of the donor's entries that are, one by one, like those below the node."""
+        """The lists of the donor's entries that match the entries below the node, by name and shape."""
         wanted = parts.signature(node)
         if self._parts.signature(self.index.root) == wanted:
             return [self._parts.below(self.index.root)]
@@ -110,7 +109,7 @@ class Counterparts:
 
 
 class _Parts:
-    """The entries below each node of a model, in order, and what they look like."""
+    """The entries below each node of a model, in order, and their names and shapes."""
 
     def __init__(self, entries):
         self._below = {}
@@ -133,7 +132,7 @@ class _Parts:
 
 
 def _ancestors(node):
-    """The layer that the node is, and those that hold it, up to the model."""
+    """The layers from the node up to the model; the node itself if it is a layer."""
     found = []
     while node is not None:
         if node.kind == LAYER:
@@ -160,7 +159,7 @@ def _name(entry):
 
 
 def _stable_keys(entry):
-    """The chain of names, or `None` where Keras made up one of them."""
+    """The chain of names, or `None` if Keras made up one of them."""
     node, name = entry.label()
     keys = [*node.keys(), name]
     if any(type(key) is int for key in keys) or is_automatic(name, "Variable"):

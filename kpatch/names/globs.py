@@ -1,8 +1,8 @@
 """Selectors with globs → variables: one walk over a model's graph of names, without backtracking.
 
-`*` and `?` match inside one name, `**` any number of names. A state of the walk is a node and the number of parts that
-have been matched; each is visited once, so that shared layers, cycles and any number of `**` cost no more than the
-size of the graph times the number of parts.
+`*` and `?` match inside one name, `**` any number of names. A state of the walk is a node and a number of matched
+parts. Each state is visited once, so the cost is at most the size of the graph times the number of parts, even with
+shared layers, cycles and many `**`.
 """
 
 import re
@@ -14,10 +14,13 @@ ANY_DEPTH = Glob("**")
 
 
 def matching(root, keys):
-    """The entries that a chain of keys means from a node on: strings, integers for `layers[i]`, and `Glob`s.
+    """The entries that a chain of keys matches from a node on.
+
+    Args:
+        keys: strings, integers for `layers[i]`, and `Glob`s.
 
     Returns:
-        A list of `Entry`s, each once, in the model's order; those hidden are left out.
+        A list of distinct `Entry`s in the model's order, without hidden ones.
     """
     found = []
     for node, last in walk(root, keys):
@@ -32,7 +35,7 @@ def matching(root, keys):
 
 
 def walk(root, keys):
-    """The nodes that all keys but the last lead to, each with the last key; under a final `**` all below as well."""
+    """The nodes matched by all keys but the last, each with the last key; for a final `**`, also all nodes below."""
     seen, stack = set(), [(root, 0)]
     matchers = [matcher(key.pattern) if type(key) is Glob and key != ANY_DEPTH else None for key in keys]
     while stack:
@@ -61,7 +64,7 @@ def _children(node):
 
 
 def matcher(pattern):
-    """A function that says whether a name matches a pattern of `*` and `?`, in time linear in the name's length.
+    """A function that tests whether a name matches a pattern of `*` and `?`, in time linear in the name's length.
 
     Example:
         >>> matches = matcher("conv*_?")
@@ -80,7 +83,7 @@ def matcher(pattern):
         if start is None or len(name) < shortest or not tail.fullmatch(name, len(name) - tail_length):
             return False
         position, end = start.end(), len(name) - tail_length
-        for part in middle:  # the first place is the best: it leaves most to the parts that follow
+        for part in middle:  # the first place is the best: it leaves the most for the following parts
             place = part.search(name, position, end)
             if place is None:
                 return False

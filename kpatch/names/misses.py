@@ -1,4 +1,4 @@
-"""Why a selector means no variable, or several, and what is near: the errors of `kpatch.names.index`."""
+"""The errors of `kpatch.names.index`: why a selector matches no variable or several, with near names."""
 
 from itertools import accumulate, chain
 
@@ -12,7 +12,7 @@ MAX_LISTED = 8  # candidates shown in an error
 
 
 class Miss:
-    """Says why a selector means no variable, or several, and what is near."""
+    """Makes the error of a selector that matches no variable or several."""
 
     def __init__(self, index, selector, keys):
         self.index = index
@@ -51,12 +51,12 @@ class Miss:
         return None
 
     def _no_match(self):
-        """A glob that matches nothing: where it leads no further, and what stands there."""
+        """The error of a glob without a match: the first part that matches nothing, and the names at that level."""
         form = self.index.forms(self.selector, self.keys)[-1]
         message, root = f"no variable matches '{self.selector}'", self.index.root
         if below := globs.matching(root, [*form, globs.ANY_DEPTH]):
             note = f"'{self.selector}.**' matches {_listed(below)}"
-            return ResolutionError(f"{message}: it matches layers alone", span=self.selector.span, notes=[note])
+            return ResolutionError(f"{message}: it matches only layers", span=self.selector.span, notes=[note])
         if deeper := globs.matching(root, [globs.ANY_DEPTH, *form]):
             message += f"; did you mean '**.{self.selector}'?"
             notes = ["a selector with a glob starts at the model", f"that matches {_listed(deeper)}"]
@@ -75,7 +75,7 @@ class Miss:
 
     def _missing(self):
         forms = self.index.forms(self.selector, self.keys)
-        form = max(forms, key=lambda form: self._followed(form)[1] - len(form))  # the one whose fault comes last
+        form = max(forms, key=lambda form: self._followed(form)[1] - len(form))  # the form whose fault comes last
         nodes, at = self._followed(form)
         holder = spelled(form[:at]) or "the model"
         message, notes = f"no variable '{self.selector}'", [_contents(nodes[0], holder)]
@@ -92,7 +92,7 @@ class Miss:
         return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
 
     def _followed(self, form):
-        """The nodes that the names lead to, and the position of the first name that leads no further."""
+        """The nodes reached by the names, and the position of the first name that matches nothing."""
         nodes, at = [self.index.root], 0
         while at < len(form) - 1:
             following = self._next(nodes, form[at], at)
@@ -105,7 +105,7 @@ class Miss:
         return (at == 0 and self.index.nodes_ending([key])) or descend(nodes, [key])
 
     def _near(self, form, nodes, at):
-        """The entries that may have been meant, and the spelling that means them; `None` for their own paths."""
+        """The entries with near names, and the selector that matches them, or `None` to show their own paths."""
         keys = form[:at]
         for key in form[at:-1]:
             if type(key) is str:
@@ -122,7 +122,7 @@ class Miss:
         return [entry for entry in found if not entry.hidden], spelled(keys)
 
     def _below(self, node, name):
-        """The variables of a name, somewhere below a node."""
+        """The variables with a name at any depth below a node."""
         below, stack = set(), [node]
         while stack:
             node = stack.pop()
@@ -133,12 +133,12 @@ class Miss:
 
 
 def _spans(part):
-    """Where the part stands; of a Keras path, where each of its parts does."""
+    """The span of the part; for a Keras path, the spans of its names."""
     if type(part) is not Name or "/" not in part.value:
         return [part.span]
     start, end = part.span
     names = part.value.split("/")
-    if end - start != len(part.value) + 2:  # it is written with escapes
+    if end - start != len(part.value) + 2:  # written with escapes
         return [part.span] * len(names)
     starts = accumulate([start + 1, *[len(name) + 1 for name in names[:-1]]])
     return [(start, start + len(name)) for start, name in zip(starts, names, strict=True)]
@@ -153,7 +153,7 @@ def _nearest(key, names):
 
 
 def _contents(node, name):
-    """What a layer holds: `dense_1 has: kernel (64, 32) float32, bias (32,) float32`."""
+    """The contents of a layer: `dense_1 has: kernel (64, 32) float32, bias (32,) float32`."""
     entries = {}
     for key, found in node.variables.items():
         for entry in found:
@@ -178,7 +178,7 @@ def _child_names(node):
 
 
 def _listed(entries):
-    """How many, and the first of them."""
+    """The number of entries, and the paths of the first ones."""
     return f"{len(entries)} variable{'s' * (len(entries) != 1)}, {', '.join(_shortened([e.path for e in entries]))}"
 
 

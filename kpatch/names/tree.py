@@ -1,14 +1,14 @@
-"""A model as a graph of names: `Node`s, one for each layer however many routes lead to it, and `Entry`s of variables.
+"""A model as a graph of names: one `Node` for each layer, however many routes lead to it, and `Entry`s of variables.
 
-The tree is Keras's own bookkeeping (`_layers`, `_trainable_variables`, ...), not `Variable.path`, which depends on
-where a layer was first built and may repeat. A layer is known to its parent by
+The graph is read from Keras's own lists (`_layers`, `_trainable_variables`, ...), not from `Variable.path`, which
+depends on where a layer was first built and can repeat. A layer has these names in its parent:
 
 * its `name`, and each attribute that holds it (`encoder`, `_query_dense`);
-* where a list, tuple or dict holds it, the attribute and then its index, key or name: `blocks."0"`, `towers.left`;
-* `layers[i]`, counted as Keras tracks them, input layers left out.
+* if a list, tuple or dict holds it, the attribute and then its index, key or name: `blocks."0"`, `towers.left`;
+* `layers[i]`, in Keras's order without input layers.
 
-A variable is known to its layer by its Keras name and by its attributes, lists and dicts likewise. Where two variables
-of a layer share a name, and no attribute tells them apart, `"weights[1]"` is the layer's second variable.
+A variable has its Keras name and the names of its attributes, lists and dicts likewise. If two variables of a layer
+share a name and no attribute distinguishes them, `"weights[1]"` is the layer's second variable.
 """
 
 import re
@@ -20,16 +20,16 @@ from kpatch.errors import PatchError
 from kpatch.names.watch import CONTAINERS, Watch
 from kpatch.syntax.ast import Name, Position
 
-MAX_NESTED = 8  # lists in lists that hold layers
-MAX_WATCHED = 64  # items up to which a list without layers is watched item by item
+MAX_NESTED = 8  # levels of nested lists that are searched for layers
+MAX_WATCHED = 64  # a list without layers is watched up to so many items
 
 LAYER, GROUP, METRIC, SEED = "layer", "list or dict", "metric", "seed generator"
 
-# Which of its names is an item's canonical one, best first. Keras numbers names anew in each process, so attributes
-# come before those; the names of variables are given by the layer's code.
+# The ranks of an item's names; the best is canonical. Keras numbers names anew in each process, so attributes rank
+# before numbered names. The layer's code gives the names of variables.
 _VARIABLE, _PUBLIC, _GIVEN, _LISTED, _NUMBERED, _PRIVATE = range(6)
 
-KEPT = "_kpatch_index"  # where a model holds its index: the two die together, and `copy` and `save` pass it by
+KEPT = "_kpatch_index"  # the attribute of a model with its index: freed with the model, ignored by `copy` and `save`
 _COMPILED = ("_loss_tracker", "_compile_metrics", "_compile_loss")
 _BY_NUMBER = re.compile(r"(weights|metrics)\[(\d{1,9})\]")
 ACTIVATIONS = ("output", "input")
@@ -40,7 +40,7 @@ class Entry:
 
     Attributes:
         variable: the `keras.Variable`.
-        hidden: a seed generator's state or a metric's variable, which only its full chain of names reaches.
+        hidden: a seed generator's state or a metric's variable, which only its full chain of names matches.
         order: its position in `ModelIndex.entries`.
     """
 
@@ -48,7 +48,7 @@ class Entry:
 
     def __init__(self, variable, owner, order):
         self.variable = variable
-        self.owner = owner  # the node that it was first found in
+        self.owner = owner  # the node in which it was first found
         self.order = order
         self.hidden = True
         self.routes = []  # (rank, node, name)
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def path(self):
-        """A selector that means exactly this variable, such as `encoder.dense_1.kernel`."""
+        """A selector of exactly this variable, such as `encoder.dense_1.kernel`."""
         if self._path is None:
             node, name = self.label()
             self._path = spelled([*node.keys(), name])
@@ -82,14 +82,14 @@ class Entry:
 
 
 class Node:
-    """A layer with the names of what it holds; also a list or dict of layers, a metric, a seed generator.
+    """A layer with the names of its contents; also a list or dict of layers, a metric, or a seed generator.
 
     Attributes:
         item: the layer, metric or seed generator; `None` for a list or dict.
         kind: LAYER, GROUP, METRIC or SEED.
         children: the nodes of each name.
         variables: the entries of each name.
-        layers: what `layers[i]` counts.
+        layers: the nodes that `layers[i]` indexes.
         metrics: the metrics and seed generators.
         own: the entries in Keras's order.
     """
@@ -99,7 +99,7 @@ class Node:
     def __init__(self, item, kind, parent, scope=None):
         self.item = item
         self.kind = kind
-        self.parent = parent  # where it was first found: these links form a tree, whatever the graph is
+        self.parent = parent  # the node in which it was first found: these links form a tree
         self.scope = scope or self  # a container's layer
         self.children = {}
         self.variables = {}
@@ -135,10 +135,10 @@ class Walk:
         self.entries = []
         self._by_id = {id(root): self.root}
         self._entry_by_id = {}
-        self._seen = set()  # lists in the attributes of the present layer
+        self._seen = set()  # lists in the attributes of the current layer
         visits = {LAYER: self._visit_layer, METRIC: self._visit_metric, SEED: self._visit_seed}
         visited, stack = set(), [self.root]
-        while stack:  # no recursion: a model may be nested deeper than Python's stack
+        while stack:  # no recursion: a model can be nested deeper than Python's stack
             node = stack.pop()
             if node not in visited:
                 visited.add(node)
@@ -157,7 +157,7 @@ class Walk:
             self.watch.sequence(state[name])
         known = set(map(id, chain(variables, layers, seeds, metrics)))
         held = self._held(node, state, known)
-        # Keras overlooks `self.blocks[0] = layer`; what it tracks comes first, in its own order.
+        # Keras does not track `self.blocks[0] = layer`; tracked items come first, in Keras's order.
         items = [item for _, item in held if id(item) not in known]
         variables = distinct(variables + [item for item in items if isinstance(item, keras.Variable)])
         layers = distinct([*layers, *[item for item in items if isinstance(item, keras.Layer)]])
@@ -196,11 +196,11 @@ class Walk:
         return []
 
     def _metrics_of_layer(self, state):
-        """The metrics that a layer tracks, and before them those of `compile`."""
+        """The metrics of `compile`, then those that the layer tracks."""
         loss, metrics, losses = map(state.get, _COMPILED)
         found = [metric for metric in (loss, metrics) if metric is not None]
         if losses is not None:
-            self.watch.sequence(losses.metrics)  # one of each output
+            self.watch.sequence(losses.metrics)  # one for each output
             found += losses.metrics
         return distinct(found + state["_metrics"])
 
@@ -247,11 +247,11 @@ class Walk:
     # Attributes
 
     def _held(self, node, state, known):
-        """Which attributes hold what: pairs of a chain of names, (`blocks`, `0`), and a layer, variable or metric."""
+        """The contents of attributes: pairs of a chain of names, (`blocks`, `0`), and a layer, variable or metric."""
         import keras
 
         ours = type(node.item).__module__.startswith("keras.") and type(node.item) is not keras.Layer
-        modules = state.get("_modules", {})  # where torch keeps the attributes that are layers
+        modules = state.get("_modules", {})  # torch keeps attributes that are layers here
         base, tracker, held = _base_attributes(), state["_tracker"], []
         self._seen.clear()
         names = [name for name in state if name not in base]
@@ -267,11 +267,11 @@ class Walk:
         return held
 
     def _hold(self, names, container, known, tracker, ours, held):
-        """Adds what a list, tuple or dict holds."""
+        """Adds the contents of a list, tuple or dict."""
         import keras
 
         tracked = getattr(container, "tracker", None) is tracker
-        hidden = not tracked and len(names) == 1 and not isinstance(container, tuple)  # kept from Keras's eyes
+        hidden = not tracked and len(names) == 1 and not isinstance(container, tuple)  # not tracked by Keras
         if hidden and names[0].startswith("_"):
             return  # such as the `_operations` of a functional model; those of keras_hub's models are public
         before = len(held)
@@ -279,13 +279,13 @@ class Walk:
             if id(value) in known or (tracked and isinstance(value, (keras.Layer, keras.Variable))):
                 held.append(((*names, str(key)), value))
             elif isinstance(value, CONTAINERS) and len(names) < MAX_NESTED and id(value) not in self._seen:
-                self._seen.add(id(value))  # a list may hold itself
+                self._seen.add(id(value))  # a list can contain itself
                 self._hold((*names, str(key)), value, known, tracker, ours, held)
         if len(held) > before or (not ours and not hidden and len(container) <= MAX_WATCHED):
             self.watch.container(container)
 
     def _watch_attributes(self, node, names, ours):
-        """Watches what may come to hold another layer or variable; of a layer of Keras's own, what holds one now."""
+        """Watches attributes that can get another layer or variable; in Keras's own layers, those that hold one now."""
         import keras
 
         state = vars(node.item)
@@ -332,11 +332,11 @@ def is_automatic(name, kind):
 
 @cache
 def _base_attributes():
-    """The attributes that every layer, model or metric has: where they hold layers, they do not name them."""
+    """The attributes that every layer, model or metric has; they give no names."""
     import keras
 
     made = keras.Layer(name="layer"), keras.Model(name="model"), keras.metrics.Metric(name="metric")
-    made[0].inner = keras.Layer(name="inner")  # tensorflow adds its own only now
+    made[0].inner = keras.Layer(name="inner")  # on tensorflow this adds more attributes
     return frozenset(chain(*map(vars, made), [KEPT])) - {"inner", *_COMPILED}
 
 
@@ -344,7 +344,7 @@ def _base_attributes():
 
 
 def _is_number(name):
-    """Whether the name is taken: it counts what a layer holds, whatever a variable or layer may be called."""
+    """Whether the name is reserved: `weights[1]` and `metrics[1]` index a layer's contents."""
     return name[-1:] == "]" and _BY_NUMBER.fullmatch(name) is not None
 
 
@@ -361,7 +361,7 @@ def distinct(items):
 
 
 def spelled(keys):
-    """The selector of a chain of names, integers for `layers[i]`, and globs."""
+    """The selector of a chain of keys: names, integers for `layers[i]`, and globs."""
     kinds = {int: Position, str: Name}
     return ".".join([str(kinds[type(key)](key) if type(key) in kinds else key) for key in keys])
 

@@ -1,1 +1,1 @@
-"""From a patch and a model to writes: planning, running, undoing."""
+"""Planning, running and undoing of patches."""

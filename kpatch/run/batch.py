@@ -1,7 +1,7 @@
-"""Statements in a row that each set one entry to a number, planned together: one write for each variable.
+"""Plans consecutive statements that each set one entry to a number together: one write for each variable.
 
-Ten thousand of them then cost what one write of ten thousand entries costs. Whatever is out of the ordinary (an index
-out of range, a number that does not fit) is left to the planner, which words the error.
+Ten thousand such statements cost as much as one write of ten thousand entries. Unusual cases (an index out of range, a
+number that does not fit) are left to the planner, which raises the error.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,22 @@ from kpatch.syntax import ast
 from kpatch.values import arithmetic
 from kpatch.values.dtypes import is_floating, is_integer, literal
 
-MIN_BATCH = 8  # statements in a row from which one batched write pays
+MIN_BATCH = 8  # consecutive statements from which a batched write pays
 NUMBERS = (ast.Integer, ast.Float)
 
 
 @dataclass(eq=False, slots=True)
 class BatchStep:
-    """Statements in a row that each set one entry of the same place to a number.
+    """Consecutive statements that each set one entry of the same place to a number.
 
     Attributes:
         statements: the `ast.Edit`s, in order.
-        offsets: the flat offset that each writes to.
-        numbers: the number that each writes, in the place's dtype.
+        place: the variable.
+        offsets: the flat offset of each statement.
+        numbers: the number of each statement, in the place's dtype.
         selection: the distinct entries.
-        constant: what each distinct entry ends with.
+        constant: the final value of each distinct entry.
+        prepared: as in `EditStep`.
     """
 
     statements: tuple
@@ -65,7 +67,7 @@ def _number(node):
 
 
 def batches(statements, names):
-    """A `BatchStep` for each place; `None` for too few statements, and for anything out of the ordinary."""
+    """A `BatchStep` for each place; `None` for too few statements and in unusual cases."""
     if len(statements) < MIN_BATCH:
         return None
     selectors, places, groups = {}, {}, {}
@@ -97,11 +99,13 @@ def _batch(statements, place):
 
 
 def _offsets(statements, shape):
-    """The flat offsets that the statements write to, or `None` where an index does not fit."""
+    """The flat offset of each statement, or `None` if an index does not fit."""
     rank = len(shape)
     if None in shape or any(len(s.target.index) != rank for s in statements):
         return None
-    items = (item.value for s in statements for item in s.target.index)  # no lists: the collector would go over them
+    items = (
+        item.value for s in statements for item in s.target.index
+    )  # no lists: the garbage collector would scan them
     try:
         index = np.fromiter(items, "int64", rank * len(statements)).reshape(-1, rank)
     except OverflowError:
@@ -113,7 +117,7 @@ def _offsets(statements, shape):
 
 
 def _numbers(statements, dtype):
-    """The numbers in the place's dtype, or `None` where one would lose by it."""
+    """The numbers in the place's dtype, or `None` if the dtype cannot hold one."""
     numbers = [_number(s.value) for s in statements]
     if not is_floating(dtype) and not (is_integer(dtype) and all(type(n) is int for n in numbers)):
         return None

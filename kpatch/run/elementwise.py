@@ -1,13 +1,12 @@
-"""Expressions that are element-wise in `_`, compiled when they are planned.
+"""Compiles expressions that are element-wise in `_` when they are planned.
 
-What is one number in them (the quantile in `abs(_) < quantile(abs(_), 0.9)`) is evaluated first, once, as any
-expression is; the rest becomes a function of arrays.
+Scalar subexpressions, such as the quantile in `abs(_) < quantile(abs(_), 0.9)`, are evaluated once beforehand. The rest
+becomes a function of arrays.
 
-* A mask is made by NumPy in one pass over the tensor's memory, in blocks that stay in the processor's cache, where the
-  evaluator would make a temporary of the tensor's size for each operation. That is done on every backend, on a CPU.
-  Only what NumPy does to the bit as every backend does takes part: `+ - *`, comparisons, logic, and a few functions.
-* A whole new value, `0.7 * _ + 0.3 * $donor._`, is computed by the tensors' own operators, without looking again at
-  what was checked.
+* NumPy computes a mask in one pass over the tensor's memory on a CPU, on every backend, in blocks that stay in the
+  processor's cache; the evaluator would make a temporary of the tensor's size for each operation. Only operations in
+  which NumPy agrees to the bit with every backend are compiled: `+ - *`, comparisons, logic, a few functions.
+* The tensors' operators compute a whole new value, such as `0.7 * _ + 0.3 * $donor._`, without repeating the checks.
 """
 
 import itertools
@@ -49,10 +48,10 @@ class Program:
     """A compiled expression.
 
     Attributes:
-        arrays: the nodes that are tensors of the place's shape and dtype.
-        scalars: the nodes that are one number each.
-        compute: of a list of those arrays, or of blocks of them, and a list of those numbers, the result.
-        dtype: of the place.
+        arrays: the nodes whose values are tensors of the place's shape and dtype.
+        scalars: the nodes whose values are scalars.
+        compute: computes the result from the list of arrays (or blocks of them) and the list of scalars.
+        dtype: the place's dtype.
     """
 
     arrays: tuple
@@ -61,7 +60,7 @@ class Program:
     dtype: str
 
     def mask(self, view, scope):
-        """A mask of a whole tensor, for an expression of `_` alone.
+        """The mask of a whole tensor; `_` must be the only tensor in the expression.
 
         Args:
             view: the tensor as a NumPy array.
@@ -79,7 +78,7 @@ class Program:
         return mask.reshape(view.shape)
 
     def numbers(self, scope):
-        """The values of the scalars, as `compute` takes them beside arrays of NumPy."""
+        """The values of the scalars, for `compute` with NumPy arrays."""
         return [number[()] for number in self._numbers(scope)]
 
     def value(self, scope):
@@ -97,17 +96,17 @@ class Program:
 
 
 def compile_mask(node, scope, place):
-    """The `Program` of a boolean expression, or `None` where it is not one that can be run in blocks.
+    """The `Program` of a boolean expression, or `None` if it cannot run in blocks.
 
     Args:
-        scope: the planner's `Scope`, in which `_` is the place, its values unknown.
+        scope: the planner's `Scope`, in which `_` is the place with unknown values.
         place: the `Place` of the tensor.
     """
     return _compiled(node, scope, place, mask=True) if place.dtype in IN_BLOCKS else None
 
 
 def compile_value(node, scope, place):
-    """The `Program` of a value of the place's shape by `+ - *` alone, or `None` for any other."""
+    """The `Program` of a value of the place's shape that uses only `+ - *`, else `None`."""
     return _compiled(node, scope, place, mask=False) if place.dtype in FLOATS else None
 
 
@@ -125,7 +124,7 @@ class _NotCompiledError(Exception):
 
 
 class _Compiler:
-    """Turns nodes into functions of the list of arrays and the list of numbers."""
+    """Compiles nodes to functions of the list of arrays and the list of numbers."""
 
     def __init__(self, scope, place, mask):
         self.scope = scope
@@ -165,7 +164,7 @@ class _Compiler:
         return _item(1, len(self.scalars) - 1)
 
     def _check_literal(self, value):
-        """An integer that rounds in the tensor's dtype is left to the comparison that is exact."""
+        """Leaves an integer that the tensor's dtype would round to the evaluator, whose comparison is exact."""
         if value.data is None:
             raise _NotCompiledError
         try:

@@ -1,4 +1,4 @@
-"""Expression → `Value`: one walker for planning, where no data is known, and for running, where it is."""
+"""Expression → `Value`: the same evaluator plans (without data) and runs (with data)."""
 
 import functools
 import math
@@ -15,25 +15,27 @@ from kpatch.syntax import ast
 from kpatch.values import arithmetic, grids, numerics, tensors
 from kpatch.values.dtypes import MAX_SIZE, RANGES, Value, constant, literal, tensor
 
-MAX_BLOCK = 2**31 - 1  # entries of the axes that an index tensor stands for: offsets among them are int32
+MAX_BLOCK = 2**31 - 1  # entries of the axes with index tensors, whose offsets are int32
 CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
 
 
 @dataclass(slots=True)
 class Scope:
-    """What the names of an expression mean.
+    """The meaning of the names in an expression.
 
     Attributes:
-        look_up: gives the `Value` of a `Reference` or `Binding`; with the statement's target, for `$donor._`.
-        read: gives the selected entries of such a variable, without a view of the rest; or `None`.
-        implied: what `_` is, or `None` where it is nothing.
-        locals: what earlier `let` statements bound.
+        look_up: the function `(node, target)` from a `Reference` or `Binding` to its `Value`; `$donor._` needs the
+            target.
+        read: the function `(node, target, selection)` that reads only the selected entries; or `None`.
+        implied: the `Value` of `_`, or `None`.
+        locals: the values of earlier `let` statements.
         target: the `Place` that the statement writes to, or `None`.
-        stream: which of a glob's matches that is: each draws random numbers of its own.
-        traced: inside jit, where values cannot be looked at.
-        grown: by how many entries results were larger than their inputs: in this statement, and in the `let`s before.
-        unproved: the index nodes, by `id`, whose tensors are not certain to be in range; found while planning.
-        source: the text of the patch, for what is checked when a graph runs.
+        stream: the number of the glob's match; each match draws its own random numbers.
+        traced: in a compiled function, whose values are unknown.
+        grown: the number of entries by which results exceeded their inputs: with this statement, and up to the last
+            `let`.
+        unproved: the index nodes, by `id`, whose tensors are not proved to be in range; found while planning.
+        source: the text of the patch, for errors of a running graph.
     """
 
     look_up: Callable[..., Value]
@@ -48,7 +50,7 @@ class Scope:
     source: str | None = None
 
     def begin(self, target=None, stream=0):
-        """A new statement: what the one before made is gone, but for what a `let` holds."""
+        """Begins a statement: the results of the last one are freed, except those of a `let`."""
         self.grown[0] = self.grown[1]
         self.target, self.stream = target, stream
 
@@ -57,7 +59,7 @@ class Scope:
         self.grown[1] = self.grown[0]
 
     def account(self, result, inputs):
-        """The result; `LimitError` where one small statement asks for more and more memory."""
+        """The result; `LimitError` if results grow beyond `MAX_SIZE` entries in all."""
         if not result.weak:
             self.grown[0] += max(0, _size(result) - max(map(_size, inputs), default=0))
             if self.grown[0] > MAX_SIZE:
@@ -68,7 +70,7 @@ class Scope:
 
     @property
     def proves(self):
-        """Whether a compiled function is planned, so that ranges are worked out."""
+        """Whether a compiled function is planned, so that ranges are computed."""
         return self.traced and arithmetic.is_planning()
 
     def with_implied(self, value):
@@ -80,11 +82,11 @@ def _size(value):
 
 
 class PoisonedError(Exception):
-    """A local whose `let` failed: its error is reported once, not again at each use."""
+    """A local whose `let` failed: the error is reported once, not at each use."""
 
 
 def evaluate(node, scope):
-    """The value of an expression; its `data` is `None` as long as any tensor's in it is."""
+    """The value of an expression; its `data` is `None` if that of a tensor in it is."""
     try:
         return _EVALUATORS[type(node)](node, scope)
     except PatchError as error:
@@ -92,22 +94,22 @@ def evaluate(node, scope):
 
 
 def index_items(nodes, scope):
-    """The items of a subscript: integers, slices, `...`, NumPy arrays of literals, and `Value`s of tensors."""
+    """The items of a subscript: integers, slices, `...`, NumPy arrays, and `Value`s of tensors."""
     return tuple(_index_item(node, scope) for node in nodes)
 
 
 def known(items):
-    """Whether the items hold no tensors, so that the selection is known before any value is."""
+    """Whether no item is a tensor, so that the selection does not depend on values."""
     return not any(isinstance(item, Value) for item in items)
 
 
 def select(shape, items, nodes):
-    """The selection that the items make, `None` if a graph alone knows; errors get the span of the item at fault."""
+    """The selection of the items, `None` if a length is unknown; errors get the span of the faulty item."""
     return _at_items(indexing.select, shape, [_with_values(item) for item in items], nodes)
 
 
 def infer(shape, items, nodes):
-    """The shape that the items select, `None` where it depends on values."""
+    """The shape that the items select, with `None` for lengths that depend on values."""
     return _at_items(indexing.infer, shape, [_without_values(item) for item in items], nodes)
 
 
@@ -138,7 +140,7 @@ def _index_item(node, scope):
     if value.dtype.startswith(("float", "bfloat")):
         raise DTypeError(
             f"an index is made of integers or booleans, not of {value.dtype}",
-            notes=['cast(x, "int32") makes integers of it'],
+            notes=['cast(x, "int32") converts it to integers'],
         ).locate(node.span)
     if not value.weak:
         known = type(node) is ast.Binding and value.data is not None and not arithmetic.is_traced(value.data)
@@ -156,7 +158,7 @@ def _bound(node, scope):
         return int(value.data)
     if not value.weak or value.data is None:
         raise UnsupportedError(
-            "a slice's bound is known before the patch runs: an integer, not a tensor",
+            "a slice's bound must be known before the patch runs: an integer, not a tensor",
             notes=["a list or a mask can depend on values: x[arange(10) < n]"],
         ).locate(node.span)
     raise DTypeError("a slice's bound is one integer").locate(node.span)
@@ -199,7 +201,7 @@ def _binary(node, scope):
 
 
 def _compare(node, scope):
-    """`a < b < c` is `a < b and b < c`, each operand evaluated once."""
+    """`a < b < c` means `a < b and b < c`; each operand is evaluated once."""
     values = [evaluate(operand, scope) for operand in node.operands]
     result = None
     for i, op in enumerate(node.ops):
@@ -228,7 +230,7 @@ def _call(node, scope):
 
 
 def _axis(node, scope):
-    """The tensor and the axis of `shape(x)[i]`, inside a compiled function; of other expressions `None`."""
+    """The tensor and the axis of `shape(x)[i]` in a compiled function; `None` for other expressions."""
     match node:
         case ast.Subscript(ast.Call("shape", (of,)), (ast.Integer(axis),)):
             x = evaluate(of.value, scope)
@@ -237,7 +239,7 @@ def _axis(node, scope):
 
 
 def _places_along(node, scope):
-    """`arange(shape(x)[i])`, inside a compiled function, where the length may be unknown; of other calls `None`."""
+    """`arange(shape(x)[i])` in a compiled function, whose length can be unknown; `None` for other calls."""
     match node:
         case ast.Call("arange", (ast.Argument(None, count),)) if found := _axis(count, scope):
             x, axis = found
@@ -253,7 +255,7 @@ def _places_along(node, scope):
 
 
 def _argument(node, scope):
-    """A string, a value, or for a list that holds tensors the list of its values (`concatenate([a, b])`)."""
+    """A string, a value, or the list of values of a list with tensors (`concatenate([a, b])`)."""
     if isinstance(node, ast.String):
         return node.value
     if isinstance(node, ast.List) and node.items:
@@ -277,7 +279,7 @@ def _subscript(node, scope):
 
 
 def _existing(result, operands, elementwise=True):
-    """The result, with which of its entries were made of entries that exist; all or none if it is not element-wise."""
+    """The result with `exists` computed from its operands; one flag for all entries if it is not element-wise."""
     found = [value.exists for value in (result, *operands) if value.exists is not None]
     if not found:
         return result
@@ -301,7 +303,7 @@ def _entries(value, items, node, scope):
 
 
 def entries(value, selection):
-    """The selected entries of a value; of a literal a literal."""
+    """The selected entries of a value; a literal if the value is one."""
     if value.weak:
         flat = np.ravel(value.data)[tensors.positions(selection, value.shape).flat]
         return constant(flat.reshape(selection.shape), value.is_list and bool(selection.shape))
@@ -309,7 +311,7 @@ def entries(value, selection):
 
 
 def _traced_entries(value, items, node, scope):
-    """Entries inside a compiled function, by index tensors or along axes of unknown length."""
+    """Entries in a compiled function, by index tensors or along axes of unknown length."""
     if scope.proves:
         prove(value, items, node.index, scope)
         return Value(value.dtype, infer(value.shape, items, node.index), None, value.weak)
@@ -318,9 +320,9 @@ def _traced_entries(value, items, node, scope):
 
 
 def traced_selection(data, items, nodes, scope):
-    """The selection of a tensor's entries. An index that is not certain to be in range is checked if its values can
-    be looked at, and else by the graph when it runs, on backends whose graphs can."""
-    checked = [_looked_at(item, node, scope) for item, node in zip(items, nodes, strict=True)]
+    """The selection of a tensor's entries. An unproved index is checked now if its values are known, else by the
+    running graph, if the backend's graphs can raise."""
+    checked = [_known_array(item, node, scope) for item, node in zip(items, nodes, strict=True)]
     given = {position: _index_data(item) for position, item in enumerate(checked) if isinstance(item, Value)}
     proved = [at for at in given if id(nodes[at]) not in scope.unproved and checked[at].exists is None]
     selection, checks = _at_items(grids.layout, data, checked, nodes, given, proved)
@@ -332,7 +334,7 @@ def traced_selection(data, items, nodes, scope):
 
 
 def _index_data(index):
-    """The indices; one that was read where nothing exists becomes one that does not exist."""
+    """The indices; an index computed from an index out of range becomes out of range too."""
     if index.exists is None:
         return index.data
     from keras import ops
@@ -341,18 +343,18 @@ def _index_data(index):
     return ops.where(index.exists, ops.cast(index.data, dtype), RANGES[dtype][1])
 
 
-def _looked_at(item, node, scope):
-    """The item, as an array if it is a tensor whose values have to be checked, and can be."""
+def _known_array(item, node, scope):
+    """The item, as an array if it is an unproved tensor with known values."""
     unproved = isinstance(item, Value) and id(node) in scope.unproved
     return tensors.to_numpy(item.data) if unproved and not numerics.is_traced(item.data) else item
 
 
 def prove(value, items, nodes, scope):
-    """Notes, while a compiled function is planned, which index tensors could be out of range."""
+    """Records, while a compiled function is planned, which index tensors could be out of range."""
     if value.weak:
         raise UnsupportedError(
-            "a list is not indexed by a tensor inside a compiled function",
-            notes=['cast([...], "float32") makes a tensor of it'],
+            "a list cannot be indexed by a tensor inside a compiled function",
+            notes=['cast([...], "float32") converts it to a tensor'],
         )
     _refuse_masks(items, nodes)
     grid, indices = _at_items(indexing.layout, value.shape, [_without_values(item) for item in items], nodes)
@@ -369,13 +371,13 @@ def _refuse_masks(items, nodes):
     for item, node in zip(items, nodes, strict=True):
         if isinstance(item, Value) and item.dtype == "bool":
             raise UnsupportedError(
-                "how many entries a mask selects is not known inside a compiled function",
+                "the number of entries that a mask selects is unknown inside a compiled function",
                 notes=["a mask of the whole tensor, or of its first axes, can be assigned to; where(mask, a, b) reads"],
             ).locate(node.span)
 
 
 def _at(span, function, *args):
-    """Calls a check of the part at `span`."""
+    """Calls a function; its errors get the span."""
     try:
         return function(*args)
     except PatchError as error:
@@ -387,7 +389,7 @@ def _named(node, scope):
 
 
 def _at_arguments(nodes, function, *args):
-    """Calls an operation, and turns the position of a faulty operand into its span."""
+    """Calls an operation; its errors get the span of the faulty operand."""
     try:
         return function(*args)
     except PatchError as error:

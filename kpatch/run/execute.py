@@ -1,4 +1,4 @@
-"""Runs the steps of a patch on a store: a model's variables, one tensor, or files. Counts the entries they write."""
+"""Runs the steps of a patch on a store (a model's variables, a tensor, or a file), and counts the entries to write."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from kpatch.values.dtypes import Value, tensor
 
 
 def run(checked, store):
-    """Runs the steps in order. `store` is where the places' values are."""
+    """Runs the steps in order; `store` holds the values of the places."""
     scope = ev.Scope(
         store.look_up,
         store.read,
@@ -44,14 +44,14 @@ def run(checked, store):
 
 
 def _located(error, step, patch):
-    """The error with the statement, and of a glob with the match that it is about."""
+    """The error with the span of its statement and, for a glob, a note on the match."""
     if type(step) is EditStep:
         statements.in_match(error, step.statement, step.place, step.stream)
     return error.locate(step.statement.span, patch.source)
 
 
 def _held(value):
-    """A `let` holds a value, not a view: later writes in place do not change it."""
+    """A copy for a `let`, so that later writes in place do not change it."""
     from keras import ops
 
     return value if value.weak else replace(value, data=ops.copy(value.data))
@@ -85,7 +85,7 @@ def _whole(step, store, scope):
 
 
 def _last(selection):
-    """Where entries are selected more than once: the last of each, which wins; else `None`."""
+    """If entries are selected more than once, the index of the last occurrence of each, which wins; else `None`."""
     if not isinstance(selection, indexing.Positions):
         return None
     last = indexing.last_wins(selection.flat)
@@ -93,7 +93,7 @@ def _last(selection):
 
 
 def picked(values, shape, last):
-    """The values of the last of repeated entries; the constant itself where none repeats."""
+    """The values of the last occurrences; all values if no entry repeats (`last` is `None`)."""
     if last is None:
         return values
     if isinstance(values, np.ndarray):
@@ -105,7 +105,7 @@ def picked(values, shape, last):
 
 def _computed(step, selection, old, store, scope):
     """The values to write, of the place's dtype and of a shape that fits."""
-    whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar, or element-wise when traced
+    whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar or, if traced, element-wise
     implied = tensor(store.value(step.place) if whole else old)
     value = statements.evaluate_side(step.statement, scope, implied)
     shape = _shape(selection, implied)
@@ -114,17 +114,17 @@ def _computed(step, selection, old, store, scope):
 
 
 def _where_existing(exists, values, implied):
-    """The values that were made of entries that exist; in place of the others the entry stays what it is."""
+    """The values; an entry keeps its present value if its new one was computed from an index out of range."""
     from keras import ops
 
-    surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, which the values had as well
+    surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, as the values had
     return backends.current().where(
         ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data
     )
 
 
 def _fitting(step, values, old):
-    """The values; spread to the shape of the entries if only the running graph knows whether they fit."""
+    """The values; broadcast to the shape of the entries if only the running graph can check that they fit."""
     if not step.open_ended or None not in old.shape:
         return values
     from keras import ops
@@ -137,7 +137,7 @@ def _fitting(step, values, old):
 
 
 def _shape(selection, old):
-    """The shape of the selection, with the lengths that were not known when it was planned."""
+    """The shape of the selection, with the lengths that were unknown while planning."""
     return tuple(old.shape) if None in selection.shape else selection.shape
 
 
@@ -149,22 +149,22 @@ def dynamic_selection(step, store, scope):
     items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
     if scope.traced:
         if type(items[0]) is Value and items[0].dtype == "bool":  # the only item: the plan allows no other mask
-            return indexing.Mask(_over_rows(_held_by(items[0]), len(place.shape)), place.shape)
+            return indexing.Mask(_over_rows(_existing_mask(items[0]), len(place.shape)), place.shape)
         return ev.traced_selection(store.value(place), items, nodes, scope)
     if not statements.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
     return _masked(items[0].data, step)
 
 
-def _held_by(mask):
-    """A mask, without entries that were made of what does not exist."""
+def _existing_mask(mask):
+    """The mask, false for entries computed from an index out of range."""
     from keras import ops
 
     return mask.data if mask.exists is None else ops.logical_and(mask.data, mask.exists)
 
 
 def _over_rows(mask, axes):
-    """The mask with axes of length 1 after its own, to be broadcast."""
+    """The mask with trailing axes of length 1, to broadcast to `axes` axes."""
     from keras import ops
 
     missing = axes - len(mask.shape)
@@ -172,7 +172,7 @@ def _over_rows(mask, axes):
 
 
 def _masked(mask, step):
-    """Offsets where few entries are meant or each gets its own value, else the mask itself, which is smaller."""
+    """Offsets if few entries are selected or each gets its own value; else the mask, which is smaller."""
     held = np.ravel(tensors.to_numpy(mask))
     count = int(np.count_nonzero(held))
     offsets, whole = count * (8 + 4), held.size * (1 + 4)  # bytes, of a journal of 4-byte entries
@@ -186,9 +186,9 @@ def _masked(mask, step):
 
 
 def counts(checked, store):
-    """How many entries each step that writes would write now; `None` if earlier statements decide that.
+    """The number of entries that each writing step would write now; `None` if it depends on earlier statements.
 
-    Values are looked at where a step's entries depend on them; nothing is written.
+    Values are read if a step's entries depend on them; nothing is written.
     """
     scope = ev.Scope(store.look_up, store.read)
     dynamic = [position for position, step in enumerate(checked.steps) if _is_dynamic(step)]
@@ -200,7 +200,9 @@ def counts(checked, store):
             fresh = fresh and not _reads(step.statement.value, checked, None) & written
             if fresh and dynamic and position < dynamic[-1]:
                 scope.begin()
-                scope.bind(step.statement.name, _looked(step, checked.patch, ev.evaluate, step.statement.value, scope))
+                scope.bind(
+                    step.statement.name, _call_located(step, checked.patch, ev.evaluate, step.statement.value, scope)
+                )
             continue
         if not _is_dynamic(step):
             yield static_count(step)
@@ -212,14 +214,14 @@ def counts(checked, store):
 
 
 def static_count(step):
-    """How many entries each statement of the step writes; `None` if that depends on values."""
+    """The number of entries that each statement of the step writes; `None` if it depends on values."""
     if isinstance(step, BatchStep):
         return 1
     return None if step.selection is None else step.selection.size
 
 
 def entries(selection):
-    """How many entries a selection holds."""
+    """The number of entries in a selection."""
     if not isinstance(selection, indexing.Mask):
         return selection.size
     return int(np.count_nonzero(tensors.to_numpy(selection.mask))) if selection.count is None else selection.count
@@ -230,7 +232,7 @@ def _is_dynamic(step):
 
 
 def _reads(node, checked, implied):
-    """The places that an expression reads."""
+    """The ids of the places that an expression reads."""
     parts = list(ast.walk(node))
     named = [part for part in parts if isinstance(part, ast.Reference | ast.Binding)]
     places = [checked.names.meaning(part, implied) for part in named]
@@ -240,11 +242,11 @@ def _reads(node, checked, implied):
 
 def _dynamic_count(step, store, scope, patch):
     scope.begin(step.place, step.stream)
-    return entries(_looked(step, patch, dynamic_selection, step, store, scope))
+    return entries(_call_located(step, patch, dynamic_selection, step, store, scope))
 
 
-def _looked(step, patch, function, *args):
-    """Calls what looks at values for the step; its errors get their place in the text."""
+def _call_located(step, patch, function, *args):
+    """Calls a function for the step; its errors get the span of the statement."""
     try:
         return function(*args)
     except PatchError as error:
@@ -255,7 +257,7 @@ def _looked(step, patch, function, *args):
 
 
 class Named:
-    """What a store does for the names of an expression, by its `value(place)` and `taken(place, selection)`."""
+    """A store's lookup of names, by its methods `value(place)` and `taken(place, selection)`."""
 
     names: Any
     value: Callable

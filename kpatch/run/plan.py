@@ -1,4 +1,4 @@
-"""`Plan`: a snapshot of what a patch does to a model, as rows with warnings."""
+"""`Plan`: a snapshot of a patch's effect on a model, as rows with warnings."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ class Row:
     """One statement of a plan.
 
     Attributes:
-        statement: its text.
+        statement: the statement's text.
         path: the variable that it writes to.
-        shape, dtype: of the variable.
-        entries: how many entries it writes; `None` where that depends on what earlier statements write.
+        shape, dtype: the variable's shape and dtype.
+        entries: the number of entries that it writes; `None` if it depends on values that earlier statements write.
     """
 
     statement: str
@@ -38,7 +38,7 @@ def plan_rows(plan):
 
 
 def plan_warnings(rows):
-    """A sentence for each statement that edits nothing, or every entry in spite of its index."""
+    """A sentence for each statement that edits no entry, or all entries in spite of its index."""
     by_statement: dict = {}
     for statement, row in rows:
         by_statement.setdefault(id(statement), (statement, []))[1].append(row)
@@ -62,21 +62,21 @@ def _is_all(item):
 
 
 def text_in(statement, patch):
-    """The statement as the source of the patch has it."""
+    """The statement's text in the patch's source."""
     return patch.source[slice(*statement.span)]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a patch does to a model: a snapshot, which later changes of the model leave alone.
+    """A snapshot of a patch's effect on a model; later changes of the model do not change it.
 
     `print(plan)` shows it as a table.
 
     Attributes:
         patch: the `Patch`.
-        steps: what is executed, in order.
-        rows: a `Row` for each statement that writes, and each of its matches.
-        warnings: a sentence for each statement that edits nothing, or every entry in spite of its index.
+        steps: the steps, in order.
+        rows: a `Row` for each writing statement and each of its matches.
+        warnings: a sentence for each statement that edits no entry, or all entries in spite of its index.
 
     Example:
         >>> import keras, kpatch
@@ -88,11 +88,11 @@ class Plan:
 
     patch: Patch
     steps: tuple
-    counts: tuple = field(repr=False)  # of the entries that each step writes; `None` if only running it tells
+    counts: tuple = field(repr=False)  # the number of entries each step writes; `None` if unknown before it runs
 
     @classmethod
     def of(cls, checked, counts):
-        """The plan of a checked patch, with these numbers of entries, one for each step that writes."""
+        """The plan of a checked patch; `counts` has a number of entries for each writing step."""
         return cls(checked.patch, checked.steps, tuple(counts))
 
     @property

@@ -1,7 +1,7 @@
-"""Patch + names → steps: every check that can be made before the first write, and nothing written.
+"""Patch + names → steps. Makes all checks that are possible before the first write; writes nothing.
 
-There is one step for each statement and variable; consecutive statements that each set one entry to a number become
-one step for each variable, so that ten thousand of them cost one write.
+There is one step for each statement and variable. Consecutive statements that each set one entry to a number become one
+step for each variable, so that ten thousand of them cost one write.
 """
 
 import functools
@@ -23,13 +23,13 @@ from kpatch.values.dtypes import Value, is_floating
 
 
 def make(patch, names, implied=None, traced=False):
-    """Checks a patch against names, and gives what runs it as `Checked`; all its errors are raised together.
+    """Checks a patch against names and returns its steps as `Checked`; all errors are raised together.
 
     Args:
         patch: the `Patch`.
         names: the `Names` of the patch.
-        implied: what `_` is in `let` and `assert`, as a `Value`, or `None`.
-        traced: the plan is for a compiled function, where values cannot be looked at.
+        implied: the `Value` of `_` in `let` and `assert`, or `None`.
+        traced: the patch runs in a compiled function, whose values are unknown.
     """
     scope = ev.Scope(functools.partial(_unknown, names), implied=implied, traced=traced)
     steps, errors, edits = [], [], []
@@ -47,13 +47,13 @@ def make(patch, names, implied=None, traced=False):
 
 
 def _unknown(names, node, target):
-    """What a name stands for while no variable has been read."""
+    """The value of a name without data."""
     meaning = names.meaning(node, target)
     return meaning.unknown() if isinstance(meaning, Place) else meaning
 
 
 def _edits(edits, names, scope, errors):
-    """The steps of statements that write, those that can be batched in one."""
+    """The steps of consecutive writing statements, batched if possible."""
     steps, run = [], []
     for statement in (*edits, None):
         if statement is not None and sets_one_entry(statement):
@@ -70,7 +70,7 @@ def _edits(edits, names, scope, errors):
 
 
 def _collect(errors, function, statement, *args):
-    """The step of one statement, or its error kept for later."""
+    """A list of the step of one statement; empty if it fails, with the error in `errors`."""
     try:
         return [function(statement, *args)]
     except ev.PoisonedError:
@@ -81,7 +81,7 @@ def _collect(errors, function, statement, *args):
 
 
 def _plan_edits(statement, names, scope, errors):
-    """The steps of a statement that writes: one for each variable that its target matches."""
+    """The steps of a writing statement: one for each variable that its target matches."""
     [places] = _collect(errors, _places, statement, names) or [()]
     steps, failed, planned = [], [], {}
     own = [node for node in ast.walk(statement.value) if _is_of_target(node)] if len(places) > 1 else []
@@ -93,11 +93,11 @@ def _plan_edits(statement, names, scope, errors):
 
 
 def _plan_match(statement, place, stream, own, planned, names, scope):
-    """The step of one match: a copy of the one `planned` for another of the same shapes and dtypes, if there is one."""
+    """The step of one match: a copy of a step `planned` for a match of the same shape and dtypes, if there is one."""
     try:
         key = (place.shape, place.dtype, *[names.meaning(node, place).dtype for node in own])
     except PatchError:
-        key = None  # to plan the match says why
+        key = None  # planning the match raises the error again
     if key in planned:
         return replace(planned[key], place=place, stream=stream)
     planned[key] = step = plan_edit(statement, place, stream, scope)
@@ -105,12 +105,12 @@ def _plan_match(statement, place, stream, own, planned, names, scope):
 
 
 def _is_of_target(node):
-    """Whether the node is a `$donor._`, which is another variable for each target."""
+    """Whether the node is a `$donor._`, which means a different variable for each target."""
     return type(node) is ast.Binding and isinstance(node.path, ast.Implied)
 
 
 def _of_matches(failed, count):
-    """The first error of a statement, with a note on the others of a glob."""
+    """The first error of a statement, with a note on the number of failed matches."""
     if len(failed) > 1:
         failed[0].notes += (f"{len(failed)} of the {count} matches fail",)
     return failed[0]
@@ -153,7 +153,7 @@ def _planned_edit(statement, place, stream, scope):
 
 
 def _is_open_ended(value, shape, implied):
-    """Whether an unknown length decides if the value fits: unless it is 1, or for certain that of the entries."""
+    """Whether unknown lengths decide if the value fits: those that are neither 1 nor certainly equal."""
     return any(
         None in (value.shape[-back], shape[-back])
         and value.shape[-back] != 1
@@ -163,7 +163,7 @@ def _is_open_ended(value, shape, implied):
 
 
 def _is_computed(node):
-    """Whether the expression's value is a new tensor for certain, and no other tensor's memory."""
+    """Whether the expression's value is certainly a new tensor that shares no memory."""
     return isinstance(node, ast.Binary) and node.op in ("+", "-", "*", "/")
 
 
@@ -176,7 +176,7 @@ def _places(statement, names):
 
 
 def _selected(statement, place, scope):
-    """The selection if it is known, what its entries are, and whether it is one mask of the whole tensor."""
+    """The selection or `None`, the `Value` of its entries, and whether it is one mask of the tensor or its rows."""
     nodes, whole = statement.target.index, place.unknown()
     if nodes is None:
         return indexing.select(place.shape, (Ellipsis,)), whole, False
@@ -204,7 +204,7 @@ ELEMENTWISE = (ast.Implied, ast.Integer, ast.Float, ast.Boolean, ast.Constant, a
 
 
 def _implied_under_mask(statement, place, scope):
-    """`_` under a mask in a compiled function: the whole tensor, which only element-wise expressions allow."""
+    """`_` under a mask in a compiled function, the whole tensor. The value must be a scalar or element-wise."""
     for part in ast.walk(statement.value):
         fine = isinstance(part, (*ELEMENTWISE, ast.Argument, ast.String)) or (
             isinstance(part, ast.Call) and functions.is_elementwise(part.function)
@@ -212,7 +212,7 @@ def _implied_under_mask(statement, place, scope):
         scalar = isinstance(part, (ast.Local, ast.Binding)) and ev.evaluate(part, scope).shape == ()
         if not (fine or scalar) or (isinstance(part, ast.Binary) and part.op == "@"):
             raise UnsupportedError(
-                "under a mask in a compiled function the value is a scalar or element-wise in '_'"
+                "under a mask in a compiled function the value must be a scalar or element-wise in '_'"
             ).locate(part.span)
     return place.unknown()
 

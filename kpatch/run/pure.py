@@ -1,4 +1,4 @@
-"""The pure form of an edit: a new tensor, and nothing else changed."""
+"""Edits as pure functions, which return a new tensor."""
 
 import reprlib
 
@@ -30,7 +30,7 @@ def edit(x, patch, bindings):
 
 
 class Pure:
-    """The place is one tensor, replaced at each write; nothing outside changes."""
+    """The store of one tensor, which each write replaces."""
 
     read = stream = None
     lets_go = False
@@ -40,7 +40,7 @@ class Pure:
         self.names = names
 
     def look_up(self, node, target):
-        """What was handed in: there are no other variables of a model, planning saw to it that none is named."""
+        """The value of a binding. Planning has refused all other names."""
         meaning = self.names.meaning(node, target)
         return tensor(tensors.detached(meaning.variable)) if isinstance(meaning, Place) else meaning
 

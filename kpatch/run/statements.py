@@ -1,4 +1,4 @@
-"""The meaning of a statement: values fitted to a place, an assertion checked, masks told from other indices."""
+"""The meaning of statements: fits values to a place, checks assertions, recognises masks."""
 
 import math
 
@@ -16,7 +16,7 @@ MAX_SHOWN = 8  # entries of an operand that a failed assertion shows
 
 
 def in_match(error, statement, place, stream):
-    """The error; of a glob, with a note that says which of its matches it is about."""
+    """The error, with a note on the match if the target is a glob."""
     selector = statement.target.selector
     if not isinstance(selector, ast.Implied) and selector.is_glob:
         error.notes += (f"for {place!r}, match {stream + 1} of '{selector}'",)
@@ -29,18 +29,18 @@ def is_mask(items, shape):
 
 
 def is_mask_of_rows(items, shape):
-    """Whether the items are one boolean tensor of the shape's first axes, or of none: one that is all or nothing."""
+    """Whether the items are one boolean tensor of the shape's first axes; a 0-d tensor selects all or nothing."""
     axes = len(items[0].shape) if len(items) == 1 and isinstance(items[0], Value) else 0
     return is_mask(items, shape[:axes])
 
 
 def evaluate_side(statement, scope, implied):
-    """The right-hand side; `_` in it is the present value of the entries."""
+    """The value of the right side, with `implied` as `_`."""
     return ev.evaluate(statement.value, scope.with_implied(implied))
 
 
 def assigned_value(statement, value, implied, place, shape, traced=False):
-    """What the statement writes: the operator applied, cast to the place's dtype, of a shape that fits."""
+    """The value to write: the operator applied, converted to the place's dtype, in a shape that fits."""
     if statement.op != "=":
         value = operated(statement, implied, value, traced)
     value = converted(statement, value, place.dtype, traced)
@@ -79,19 +79,19 @@ def _reshaped(data, shape):
 
 
 def fitted_constant(step, shape):
-    """The constant in a shape that fits entries which depended on values."""
+    """The constant in a shape that fits entries whose selection depended on values."""
     return _fitted(step.statement, Value(step.place.dtype, step.constant.shape, step.constant, True), shape).data
 
 
 def check_assertion(statement, scope):
-    """Raises where the assertion's value is known, and not all entries hold."""
+    """Raises `PatchAssertionError` if the condition is known and not all its entries are true."""
     value = ev.evaluate(statement.condition, scope)
     if value.dtype != "bool":
         raise DTypeError(f"an assertion is a boolean, found {value.dtype}").locate(statement.condition.span)
     if scope.traced and not value.weak:
         raise UnsupportedError(
             "an assertion about values cannot be checked inside a compiled function",
-            notes=["one about shapes can, where they are known: assert shape(_) == [2, 3]"],
+            notes=["an assertion about known shapes can: assert shape(_) == [2, 3]"],
         ).locate(statement.condition.span)
     if value.data is None:
         arithmetic.doubt()
@@ -103,7 +103,7 @@ def check_assertion(statement, scope):
     first, notes = None, []
     if held.ndim:
         first = tuple(map(int, np.unravel_index(np.flatnonzero(~held)[0], held.shape)))
-        notes.append(f"{held.size - held.sum()} of {held.size} entries do not hold, the first at {list(first)}")
+        notes.append(f"{held.size - held.sum()} of {held.size} entries are false, the first at {list(first)}")
     notes += _compared(condition, scope, held.shape, first)
     message = "assertion failed" + (f": {statement.message}" if statement.message else "")
     raise PatchAssertionError(message, notes=notes).locate(statement.condition.span)
@@ -114,14 +114,14 @@ def _array(value):
 
 
 def _inside_all(node):
-    """The condition whose entries must hold: of `all(x < 1)` the comparison."""
+    """The condition whose entries must be true: `x < 1` for `all(x < 1)`."""
     if type(node) is ast.Call and node.function == "all" and len(node.arguments) == 1:
         return node.arguments[0].value
     return node
 
 
 def _compared(node, scope, shape, first):
-    """What the operands of a failed comparison are: whole where they are small, else where it first fails."""
+    """The values of a failed comparison's operands: whole if they are small, else the first entry that fails."""
     if not isinstance(node, ast.Compare):
         return
     for operand in node.operands:

@@ -10,22 +10,22 @@ from kpatch.syntax import Patch, ast
 
 @dataclass(eq=False, slots=True)
 class EditStep:
-    """One statement that writes.
+    """The edit of one statement on one place.
 
     Attributes:
         statement: the `ast.Edit`.
-        place: what it writes to.
-        selection: the entries, or `None` if they depend on values, or on lengths that are not known yet.
-        constant: the values as a NumPy array of the place's dtype, or `None` where they depend on values.
-        scalar: the right-hand side is one number that does not depend on the entries.
-        operand: for `op=` by a number, that number as a `Value` of the place's dtype.
-        stream: which of a glob's matches the place is.
-        fresh: the values are a new tensor of the whole place, which it can take over.
-        mask: for an index that is a mask, the `elementwise.Program` that makes it, or `None`.
+        place: the place that it writes to.
+        selection: the entries, or `None` if they depend on values or on unknown lengths.
+        constant: the values as a NumPy array of the place's dtype, or `None` if they depend on values.
+        scalar: the right side is one number that does not depend on the entries.
+        operand: for `op=` with a number, that number as a `Value` of the place's dtype.
+        stream: the number of the glob's match.
+        fresh: the values are a new tensor of the whole place, which the place can take over.
+        mask: for a mask as the index, the `elementwise.Program` that computes it, or `None`.
         value: for fresh values, the `elementwise.Program` that computes them, or `None`.
-        prepared: the constant as a backend takes it fastest, filled at the first run.
-        open_ended: whether the value fits is known only when the lengths are.
-        may_fail: it can still be an error, on the values that it meets.
+        prepared: the constant in the form that the backend writes fastest, set at the first run.
+        open_ended: unknown lengths decide whether the value fits.
+        may_fail: the step can still fail, depending on values.
     """
 
     statement: ast.Edit
@@ -70,14 +70,14 @@ def writing(steps):
 
 @dataclass(eq=False)
 class Checked:
-    """A patch that fits its names: what runs it, and what the caches keep. It holds no values of variables.
+    """A patch checked against names, ready to run. It holds no values of variables, so it can be cached.
 
     Attributes:
         patch: the `Patch`.
-        steps: what is executed, in order.
-        names: the `Names` that the steps were made with.
+        steps: the steps, in order.
+        names: the `Names` of the patch.
         unproved: the index nodes, by `id`, that are checked when a compiled function runs.
-        traced: it runs in a compiled function, where values cannot be looked at.
+        traced: the patch runs in a compiled function, whose values are unknown.
     """
 
     patch: Patch
@@ -93,7 +93,7 @@ class Checked:
 
     @cached_property
     def doubtful(self):
-        """The position of the last step that may still fail on the values that it meets, or -1."""
+        """The position of the last step that can still fail, depending on values; or -1."""
         return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""`Write`: what an edit did to each variable, with the values before and after."""
+"""`Write`: the effect of a statement on a variable, with the values before and after."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from kpatch.values.dtypes import tensor
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What one statement did to one variable.
+    """The effect of one statement on one variable.
 
     Attributes:
-        statement: its text.
+        statement: the statement's text.
         path: the variable.
-        shape, dtype: of the variable.
-        entries: how many entries were written.
-        before, after: NumPy arrays of the values of those entries, flat, in the order of the selection.
+        shape, dtype: the variable's shape and dtype.
+        entries: the number of entries written.
+        before, after: the values of these entries, as flat NumPy arrays in the order of the selection.
     """
 
     statement: str
@@ -54,7 +54,7 @@ def _write(record, patch):
 
 
 def _after(record, before):
-    """What was written: kept, or computed again from what was there."""
+    """The values written: kept, or computed again from those before."""
     if record.after is not None:
         return tensors.to_numpy(record.after)
     value = statements.operated(record.step.statement, tensor(record.before), record.step.operand)
@@ -62,7 +62,7 @@ def _after(record, before):
 
 
 def _batch_writes(record, patch):
-    """The writes of a batch, one a statement; where an entry is written twice, each sees the one before."""
+    """The writes of a batch, one for each statement; a second write of an entry starts from the first."""
     step = record.step
     present = dict(zip(record.selection.flat.tolist(), tensors.to_numpy(record.before), strict=True))
     for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):

@@ -281,17 +281,17 @@ def refuse_loss(entry, place, dtype):
         low, high = RANGES[dtype]
         limits, entry = f"{low} to {high}", entry if isinstance(entry, int) else float(entry)
         if isinstance(entry, int) or (entry == entry // 1 and abs(entry) != float("inf")):
-            raise DTypeError(f"{entry}{where} does not fit {dtype} ({limits})", notes=[_meant(dtype, "wraps it")])
+            raise DTypeError(f"{entry}{where} does not fit {dtype} ({limits})", notes=[_cast_note(dtype, "wraps it")])
         what = "has a fraction" if abs(entry) < float("inf") else "is not a whole number"
         how = "truncates it" if what == "has a fraction" else "takes it as 0"
-        raise DTypeError(f"{entry}{where} {what}, which {dtype} cannot hold", notes=[_meant(dtype, how)])
+        raise DTypeError(f"{entry}{where} {what}, which {dtype} cannot hold", notes=[_cast_note(dtype, how)])
     largest = LARGEST[dtype]
     raise DTypeError(
-        f"{entry}{where} does not fit {dtype} (at most {largest:.6g})", notes=[_meant(dtype, "makes it infinite")]
+        f"{entry}{where} does not fit {dtype} (at most {largest:.6g})", notes=[_cast_note(dtype, "makes it infinite")]
     )
 
 
-def _meant(dtype, how):
+def _cast_note(dtype, how):
     return f'cast(..., "{dtype}") {how}'
 
 
