@@ -490,6 +490,6 @@ def test_a_failed_assertion_shows_the_first_entry_at_fault(model):
         "  line 1, column 8\n"
         "    assert all(abs(dense_1.kernel) < 7), 'too large'\n"
         "           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n"
-        "  5 of 12 entries do not hold, the first at [2, 1]\n"
+        "  5 of 12 entries are false, the first at [2, 1]\n"
         "  abs(dense_1.kernel) is 7.0 at [2, 1]"
     )

@@ -54,19 +54,19 @@ def test_files(tmp_path):
 
 FORMS = "name=3, name=[1, 2], name=@file.npy, name=@file.safetensors:key or name=@model.keras"
 TEXTS = {
-    "x": f"'x' is no binding; write {FORMS}",
-    "1=2": f"'1=2' is no binding; write {FORMS}",
+    "x": f"'x' is not a binding; write {FORMS}",
+    "1=2": f"'1=2' is not a binding; write {FORMS}",
     "x=": f"cannot read '' for 'x': a value is missing after '='\n  write {FORMS}",
-    "x=abc": f"cannot read 'abc' for 'x': 'abc' is no number; a file is written @abc\n  write {FORMS}",
+    "x=abc": f"cannot read 'abc' for 'x': 'abc' is not a number; a file is written @abc\n  write {FORMS}",
     "x=1; y = 2": f"cannot read '1; y = 2' for 'x': it is several statements\n  write {FORMS}",
-    "x=zeros([2])": f"'zeros([2])' for 'x' is no number or list of numbers\n  write {FORMS}",
+    "x=zeros([2])": f"'zeros([2])' for 'x' is not a number or a list of numbers\n  write {FORMS}",
     "x=@a.txt": "cannot read '@a.txt' for 'x'; a file ends in .npy, .npz, .safetensors or .keras",
     "x=@no.npy": "cannot read 'no.npy': no such file or directory",
     "x=@one.npy:a": "'one.npy' holds one array, without a name such as 'a'",
-    "x=@bad.npy": "'bad.npy' is damaged, or no .npy file",
-    "x=@bad.npz": "'bad.npz' is damaged, or no .npz file",
-    "x=@bad.safetensors:a": "'bad.safetensors' is damaged, or no .safetensors file",
-    "x=@objects.npy": "'objects.npy' is damaged, or no .npy file",
+    "x=@bad.npy": "'bad.npy' is damaged, or not a .npy file",
+    "x=@bad.npz": "'bad.npz' is damaged, or not a .npz file",
+    "x=@bad.safetensors:a": "'bad.safetensors' is damaged, or not a .safetensors file",
+    "x=@objects.npy": "'objects.npy' is damaged, or not a .npy file",
     "x=@two.npz": "'two.npz' holds 2 tensors; say which, as in 'two.npz:name'\n  it has: alpha, beta",
     "x=@two.npz:alpa": "'two.npz' has no 'alpa'; did you mean 'alpha'?\n  it has: alpha, beta",
 }

@@ -366,7 +366,7 @@ an index is made of integers or booleans, not of float
   line 1, column 14
     dense_1.bias[$half] = 1
                  ^^^^^
-  cast(x, "int32") makes integers of it
+  cast(x, "int32") converts it to integers
 """,
     ("dense_1.bias = $vector", ("vector",)): """
 value of shape (2,) does not fit the selection of shape (3,)

@@ -364,7 +364,7 @@ def test_a_journal_of_another_file_is_not_played_back(saved):
     with pytest.raises(FileError) as info:
         checkpoint.open(saved)
     assert str(info.value) == (
-        f"'{journal.begun(saved)}' is of an edit that was cut off, and '{saved}' has changed since\n"
+        f"'{journal.begun(saved)}' is the journal of an interrupted edit, and '{saved}' has changed since\n"
         "  if the file is as you want it: "
         f"'kpatch undo --discard {saved}' removes the journal, and leaves the file as it is"
     )

@@ -98,7 +98,7 @@ def test_an_archive_with_two_weights(saved):
 def test_an_archive_without_weights(saved):
     rewrite(saved, **{"model.weights.h5": None})
     assert error_of(saved) == (
-        f"'{saved}' is no Keras model: the archive lacks its config.json or its model.weights.h5"
+        f"'{saved}' is not a Keras model: the archive lacks its config.json or its model.weights.h5"
     )
 
 
@@ -110,7 +110,7 @@ def test_a_bomb(saved):
 def test_compressed_weights(saved):
     rewrite(saved, zipfile.ZIP_DEFLATED)
     assert error_of(saved) == (
-        f"the weights in '{saved}' are compressed or encrypted, so they cannot be edited where they are"
+        f"the weights in '{saved}' are compressed or encrypted, so they cannot be edited in place"
     )
 
 
@@ -207,10 +207,10 @@ def test_a_header_that_lies(tmp_path):
             "'w' (1152921504606846976,) float32 does not",
         ),
         ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [2**40, 2**40 + 4]}}, "'w' (1,) float32 does not fit"),
-        ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "its header does not say what it holds"),
-        ({"w": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}, "its header does not say what it holds"),
-        ({"w": 3}, "its header does not say what it holds"),
-        ([], "its header does not say what it holds"),
+        ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "its header is invalid"),
+        ({"w": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}, "its header is invalid"),
+        ({"w": 3}, "its header is invalid"),
+        ([], "its header is invalid"),
         (
             {"w": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}},
             "holds 'w' of F4, which is not part of the language",
@@ -220,7 +220,7 @@ def test_a_header_that_lies(tmp_path):
         path.write_bytes(struct.pack("<Q", len(text)) + text + b"1234")
         assert message in error_of(path)
     path.write_bytes(struct.pack("<Q", 2**50) + b"{}")
-    assert error_of(path) == f"'{path}' is no .safetensors file, or a truncated one"
+    assert error_of(path) == f"'{path}' is not a .safetensors file, or is truncated"
 
 
 def test_shards_that_lead_elsewhere(tmp_path):
@@ -233,7 +233,7 @@ def test_shards_that_lead_elsewhere(tmp_path):
         path.write_text(json.dumps({"weight_map": {"/vars": names}}), encoding="utf-8")
         assert error_of(path) == message
     path.write_text("[1", encoding="utf-8")
-    assert error_of(path) == f"'{path}' is no map of sharded weights"
+    assert error_of(path) == f"'{path}' is not a map of sharded weights"
 
 
 # Places to write to
@@ -273,8 +273,8 @@ def test_outputs_that_cannot_be(saved):
     for name, message in {
         "out.h5": "'{out}' does not end in .keras",
         "out.safetensors": "'{out}' does not end in .keras",
-        "none/out.keras": "'{parent}' is no directory",
-        "model.keras": "'{out}' is the model itself; in_place=True (--in-place) edits it where it is",
+        "none/out.keras": "'{parent}' is not a directory",
+        "model.keras": "'{out}' is the model itself; in_place=True (--in-place) edits it in place",
     }.items():
         out = saved.parent / name
         with pytest.raises(FileError) as info:

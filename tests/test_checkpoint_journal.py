@@ -95,13 +95,13 @@ def damaged(name, why):
 
 EMPTY, START, HEADER, RECORD, END = (
     "it is empty",
-    "it does not begin as a journal does",
+    "it does not begin like a journal",
     "its header is damaged",
-    "a record of it is damaged or missing",
-    "it does not end as a journal does",
+    "one of its records is damaged or missing",
+    "it does not end like a journal",
 )
-OUTSIDE = "a record of it lies outside of the file"
-FILES = "its header does not say which files it is of"
+OUTSIDE = "one of its records lies outside the file"
+FILES = "its header does not name its files"
 
 
 @pytest.fixture(params=[BEGUN, DONE])
@@ -181,7 +181,7 @@ def test_a_journal_of_another_file(scene):
     state = os.stat(scene.path)
     good = {"name": "a.safetensors", "size": state.st_size, "inode": state.st_ino}
     replaced = (
-        f"'{BEGUN}' is of an edit that was cut off, and 'a.safetensors' has changed since\n"
+        f"'{BEGUN}' is the journal of an interrupted edit, and 'a.safetensors' has changed since\n"
         f"  if the file is as you want it: {WAY_OUT.strip()}"
     )
     other = f"'{BEGUN}' is the journal of 'b.safetensors', not of 'a.safetensors'\n{WAY_OUT}"
@@ -239,7 +239,7 @@ def test_what_stands_where_a_journal_would(scene):
         make(scene.journal)
         command = ["show", "a.safetensors"] if scene.name == BEGUN else ["undo", "a.safetensors"]
         result = CliRunner().invoke(main, command)
-        assert result.stderr == f"kpatch.FileError: {damaged(scene.name, 'it is no regular file')}\n"
+        assert result.stderr == f"kpatch.FileError: {damaged(scene.name, 'it is not a regular file')}\n"
         os.rmdir(scene.journal) if scene.journal.is_dir() else scene.journal.unlink()
 
 
@@ -315,7 +315,7 @@ def test_a_file_that_was_written_anew_since(here):
     with pytest.raises(FileError) as info:
         checkpoint.open("a.safetensors")
     assert str(info.value) == (
-        f"'{BEGUN}' is of an edit that was cut off, and 'a.safetensors' has changed since\n"
+        f"'{BEGUN}' is the journal of an interrupted edit, and 'a.safetensors' has changed since\n"
         f"  if the file is as you want it: {WAY_OUT.strip()}"
     )
     assert Path("a.safetensors").read_bytes() == other
@@ -340,7 +340,8 @@ def test_a_shard_that_was_replaced_since(tmp_path, monkeypatch):
         data = [Path(name).read_bytes() for name in names]
         with pytest.raises(FileError) as info:
             checkpoint.open("a.weights.json")
-        text = f"'.a.weights.json.kpatch-journal' is of an edit that was cut off, and '{names[1]}' has changed since"
+        journal = "'.a.weights.json.kpatch-journal'"
+        text = f"{journal} is the journal of an interrupted edit, and '{names[1]}' has changed since"
         assert info.value.message == text
         assert [Path(name).read_bytes() for name in names] == data
 

@@ -24,10 +24,10 @@ from kpatch.tools.command_line import main
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once")
 
-MODEL = "'{}' is the model itself; in_place=True (--in-place) edits it where it is"
+MODEL = "'{}' is the model itself; in_place=True (--in-place) edits it in place"
 READ = "'{}' is read by the patch; name another output"
 COMPARED = "'{}' is one of the files compared; name another output"
-FOREIGN = "'{}' exists and is not kpatch's own; name another output, or remove the file"
+FOREIGN = "'{}' exists and was not written by kpatch; name another output, or remove the file"
 EXISTS = "'{}' exists; overwrite=True (--overwrite) replaces it"
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 
@@ -237,11 +237,11 @@ def test_outputs_that_are_no_files(here):
     for name, message in (
         ("folder", "'folder' is a directory"),
         (".", "'.' is a directory"),
-        ("none/a", "'none' is no directory"),
-        ("base.safetensors/a", "'base.safetensors' is no directory"),
-        ("loop", "'loop' is no regular file, and is not replaced"),
-        ("/dev/null", "'/dev/null' is no regular file, and is not replaced"),
-        ("-", "'-' is no file here; write './-' for a file of that name"),
+        ("none/a", "'none' is not a directory"),
+        ("base.safetensors/a", "'base.safetensors' is not a directory"),
+        ("loop", "'loop' is not a regular file, so it is not replaced"),
+        ("/dev/null", "'/dev/null' is not a regular file, so it is not replaced"),
+        ("-", "'-' is not a file name here; write './-' for a file of that name"),
     ):
         refused(message, "diff", *files, "--html", name)
         if name != "/dev/null":  # whose sidecar is in /dev

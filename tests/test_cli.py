@@ -126,7 +126,7 @@ def test_output_that_is_the_model_is_refused(run, model, same):
     result = run("apply", model, "-e", "head.bias = 7", "-o", same)
     assert result.exit_code == 1
     path = str(Path(same))
-    expected = f"kpatch.FileError: '{path}' is the model itself; in_place=True (--in-place) edits it where it is\n"
+    expected = f"kpatch.FileError: '{path}' is the model itself; in_place=True (--in-place) edits it in place\n"
     assert result.stderr == expected
     assert model.read_bytes() == data
 
@@ -396,26 +396,26 @@ def test_files_that_are_no_model(tmp_path, monkeypatch):
     os.mkdir("dir.keras")
     assert error_of("dir.keras") == "cannot read 'dir.keras': is a directory"
     Path("empty.keras").touch()
-    assert error_of("empty.keras") == "'empty.keras' is no .keras file: it is empty"
+    assert error_of("empty.keras") == "'empty.keras' is not a .keras file: it is empty"
     Path("text.keras").write_text("hello", encoding="utf-8")
-    assert error_of("text.keras") == "'text.keras' is no .keras file: it is no zip archive, or a damaged one"
+    assert error_of("text.keras") == "'text.keras' is not a .keras file: it is not a zip archive, or is damaged"
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.save_weights("a.weights.h5")
     assert error_of("a.weights.h5") == (
-        "'a.weights.h5' is no .keras file: it is an HDF5 file, of weights alone or of Keras 2; "
+        "'a.weights.h5' is not a .keras file: it is an HDF5 file, of weights alone or of Keras 2; "
         "load it in Python and save the model as .keras"
     )
     with zipfile.ZipFile("other.keras", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert error_of("other.keras") == (
-        "'other.keras' is no Keras model: the archive lacks its config.json or its weights"
+        "'other.keras' is not a Keras model: the archive lacks its config.json or its weights"
     )
 
 
 def test_a_truncated_file(model):
     data = model.read_bytes()
     model.write_bytes(data[: len(data) // 2])
-    assert error_of(model) == f"'{model}' is no .keras file: it is no zip archive, or a damaged one"
+    assert error_of(model) == f"'{model}' is not a .keras file: it is not a zip archive, or is damaged"
 
 
 def test_damaged_bytes_end_in_a_file_error(model):
@@ -549,7 +549,7 @@ def test_outputs_that_cannot_be(tmp_path, monkeypatch):
     messages = {
         "out.h5": "'out.h5' does not end in .keras",
         "dir.keras": "'dir.keras' is a directory",
-        "none/out.keras": "'none' is no directory",
+        "none/out.keras": "'none' is not a directory",
     }
     for output, message in messages.items():
         with pytest.raises(FileError) as info:

@@ -95,7 +95,7 @@ def test_a_target_inside_a_classifier():
     for mine, other in zip(inner.weights, donor.weights, strict=True):
         assert found[id(mine)] is other
     head = model.get_layer("head")
-    assert found[id(head.kernel)] == "'$donor' has no variable at the place of 'head.kernel' (4, 2)"
+    assert found[id(head.kernel)] == "'$donor' has no counterpart of 'head.kernel' (4, 2)"
     kpatch.apply(model, "backbone.** = $donor._", donor=donor)
 
 
@@ -104,17 +104,17 @@ def test_other_heads():
     model, donor = classifier(one, 2), classifier(other, 5)
     found = pairs(model, donor)
     assert all(found[id(mine)] is theirs for mine, theirs in zip(one.weights, other.weights, strict=True))
-    assert found[id(model.get_layer("head").bias)] == "'$donor' has no variable at the place of 'head.bias' (2,)"
+    assert found[id(model.get_layer("head").bias)] == "'$donor' has no counterpart of 'head.bias' (2,)"
     before = models.snapshot(model)
     with pytest.raises(kpatch.ResolutionError) as caught:
         kpatch.apply(model, "** = 0.5 * _ + 0.5 * $donor._", donor=donor)
     assert str(caught.value) == (
-        "'$donor' has no variable at the place of 'head.kernel' (4, 2)\n"
+        "'$donor' has no counterpart of 'head.kernel' (4, 2)\n"
         "  line 1, column 22\n"
         "    ** = 0.5 * _ + 0.5 * $donor._\n"
         "                         ^^^^^^^^\n"
-        "  there it has head.kernel (4, 5) float32\n"
-        "  a path says which is meant, as in '$donor.other.dense_1.kernel'\n"
+        "  found head.kernel (4, 5) float32\n"
+        "  name a variable by its path, as in '$donor.other.dense_1.kernel'\n"
         "  for head.kernel (4, 2) float32, match 5 of '**'\n"
         "  2 of the 6 matches fail"
     ).replace("other.dense_1", index(donor).entries[0].path.removesuffix(".kernel"))
@@ -198,7 +198,7 @@ def test_given_names_where_structures_differ():
     found = pairs(model, donor)
     assert found[id(model.get_layer("b").kernel)] is donor.get_layer("b").kernel
     assert found[id(model.get_layer("c").bias)] is donor.get_layer("c").bias
-    assert found[id(model.get_layer("a").bias)] == "'$donor' has no variable at the place of 'a.bias' (3,)"
+    assert found[id(model.get_layer("a").bias)] == "'$donor' has no counterpart of 'a.bias' (3,)"
 
 
 def test_a_chain_that_ends_in_the_other():
@@ -244,13 +244,13 @@ def test_ambiguous():
         kpatch.apply(model, "one.bias = $donor._", donor=donor)
     [first, second] = [index(donor).find(parse_selector(f"{side}.layers[0].bias")) for side in ("one", "two")]
     assert str(caught.value) == (
-        "'$donor' has 2 variables at the place of 'one.bias' (3,)\n"
+        "'$donor' has 2 counterparts of 'one.bias' (3,)\n"
         "  line 1, column 12\n"
         "    one.bias = $donor._\n"
         "               ^^^^^^^^\n"
-        f"  there it has {first!r}\n"
-        f"  there it has {second!r}\n"
-        f"  a path says which is meant, as in '$donor.{index(donor).entries[0].path}'"
+        f"  found {first!r}\n"
+        f"  found {second!r}\n"
+        f"  name a variable by its path, as in '$donor.{index(donor).entries[0].path}'"
     )
 
 

@@ -100,7 +100,7 @@ REFUSED = {
         "  clip(..., 0, 2) is in range, and so is ... % 3"
     ),
     "_[_ > 1] = sum(_)": (
-        "under a mask in a compiled function the value is a scalar or element-wise in '_'\n"
+        "under a mask in a compiled function the value must be a scalar or element-wise in '_'\n"
         "  line 1, column 12\n"
         "    _[_ > 1] = sum(_)\n"
         "               ^^^^^^"

@@ -89,14 +89,14 @@ an index is made of integers or booleans, not of float
   line 1, column 16
     dense_1.kernel[0.5] = 1
                    ^^^
-  cast(x, "int32") makes integers of it
+  cast(x, "int32") converts it to integers
 """,
     "assert all(dense_1.bias > 100), 'too small'": """
 assertion failed: too small
   line 1, column 8
     assert all(dense_1.bias > 100), 'too small'
            ^^^^^^^^^^^^^^^^^^^^^^^
-  3 of 3 entries do not hold, the first at [0]
+  3 of 3 entries are false, the first at [0]
   dense_1.bias is [-2.375, -0.25, -1.25]
 """,
     "assert shape(dense_1.kernel) == [4, 4], 'wrong head'": """

@@ -354,7 +354,7 @@ sum() has no argument 'axes'; did you mean 'axis'?
            ^^^^^
 """,
     "dense_? = 0": """
-no variable matches 'dense_?': it matches layers alone
+no variable matches 'dense_?': it matches only layers
   line 1, column 1
     dense_? = 0
     ^^^^^^^

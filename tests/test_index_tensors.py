@@ -446,29 +446,29 @@ REFUSED = {
           of its entries only the dtype is known: int32
           clip(..., 0, 3) is in range, and so is ... % 4""",
     "_ = sum(_[_ > 1])": """
-        how many entries a mask selects is not known inside a compiled function
+        the number of entries that a mask selects is unknown inside a compiled function
           line 1, column 11
             _ = sum(_[_ > 1])
                       ^^^^^
           a mask of the whole tensor, or of its first axes, can be assigned to; where(mask, a, b) reads""",
     "_[_[:, 0] > 0, argmax(_[0])] = 0": """
-        how many entries a mask selects is not known inside a compiled function
+        the number of entries that a mask selects is unknown inside a compiled function
           line 1, column 3
             _[_[:, 0] > 0, argmax(_[0])] = 0
               ^^^^^^^^^^^
           a mask of the whole tensor, or of its first axes, can be assigned to; where(mask, a, b) reads""",
     "let i = argmax(_[0]); _ = [5, 6, 7, 8][i]": """
-        a list is not indexed by a tensor inside a compiled function
+        a list cannot be indexed by a tensor inside a compiled function
           line 1, column 27
             let i = argmax(_[0]); _ = [5, 6, 7, 8][i]
                                       ^^^^^^^^^^^^^^^
-          cast([...], "float32") makes a tensor of it""",
+          cast([...], "float32") converts it to a tensor""",
     "_[:, argmax(_[0]) / 2] = 0": """
         an index is made of integers or booleans, not of float32
           line 1, column 6
             _[:, argmax(_[0]) / 2] = 0
                  ^^^^^^^^^^^^^^^^
-          cast(x, "int32") makes integers of it""",
+          cast(x, "int32") converts it to integers""",
     "_[:, [0, 1], argmax(_[0])] = 0": """
         too many indices for shape (None, 4)
           line 1, column 14

@@ -513,8 +513,8 @@ NOT_AN_INDEX = "an index is an integer, a slice, '...', an array of integers or 
                 "  a mask counts as an array of as many entries as it selects"
             ),
         ),
-        ((3,), (np.array([], np.float32),), 0, NOT_AN_INDEX + 'float32\n  cast(x, "int32") makes integers of it'),
-        ((3,), (1.5,), 0, NOT_AN_INDEX + 'float\n  cast(x, "int32") makes integers of it'),
+        ((3,), (np.array([], np.float32),), 0, NOT_AN_INDEX + 'float32\n  cast(x, "int32") converts it to integers'),
+        ((3,), (1.5,), 0, NOT_AN_INDEX + 'float\n  cast(x, "int32") converts it to integers'),
         ((3,), (None,), 0, NOT_AN_INDEX + "NoneType"),
         ((3,), ([0, 1],), 0, NOT_AN_INDEX + "list"),
     ],

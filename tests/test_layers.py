@@ -216,7 +216,7 @@ def test_assertions():
         "  line 1, column 8\n"
         "    assert all(_ > 0)\n"
         "           ^^^^^^^^^^\n"
-        "  one about shapes can, where they are known: assert shape(_) == [2, 3]"
+        "  an assertion about known shapes can: assert shape(_) == [2, 3]"
     )
 
 
@@ -426,7 +426,7 @@ REFUSED = {
             dense.kernel = 0
             ^^^^^^^^^^^^""",
     "_[_ > 0] = sum(_)": """
-        under a mask in a compiled function the value is a scalar or element-wise in '_'
+        under a mask in a compiled function the value must be a scalar or element-wise in '_'
           line 1, column 12
             _[_ > 0] = sum(_)
                        ^^^^^^""",

@@ -364,7 +364,7 @@ def test_take_along_axis(dtype):
 ROWS = """a compiled function cannot check that this index is in range for axis 1 with 6 entries
   of its entries only the dtype is known: int32
   clip(..., 0, 5) is in range, and so is ... % 6"""
-INTS = '\n  cast(x, "int32") makes integers of it'
+INTS = '\n  cast(x, "int32") converts it to integers'
 
 
 @pytest.mark.parametrize(

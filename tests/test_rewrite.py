@@ -291,7 +291,7 @@ REFUSED = {
                               ^
           axis 1 takes indices from -3 to 2""",
     "dense_1.output = dense_2.kernel": """
-        'dense_2.kernel' is a weight; what edits an activation reads activations
+        'dense_2.kernel' is a weight; an edit of an activation can read only activations
           line 1, column 18
             dense_1.output = dense_2.kernel
                              ^^^^^^^^^^^^^^""",
@@ -306,12 +306,12 @@ REFUSED = {
             dense_1.kernel[0] = dense_2.kernel[0, 0]
                                 ^^^^^^^^^^^^^^""",
     "let m = mean(dense_1.kernel); dense_1.output = m": """
-        'dense_1.kernel' is a weight; what edits an activation reads activations
+        'dense_1.kernel' is a weight; an edit of an activation can read only activations
           line 1, column 14
             let m = mean(dense_1.kernel); dense_1.output = m
                          ^^^^^^^^^^^^^^""",
     "let m = mean(dense_1.output); dense_1.kernel = m": """
-        'dense_1.output' is an activation; what edits weights reads weights
+        'dense_1.output' is an activation; an edit of weights can read only weights
           line 1, column 14
             let m = mean(dense_1.output); dense_1.kernel = m
                          ^^^^^^^^^^^^^^""",
@@ -327,7 +327,7 @@ REFUSED = {
                                      ^
           name one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit""",
     "assert all(dense_1.output == 0)": """
-        'dense_1.output' is an activation, and an assertion is checked once, when there is none
+        'dense_1.output' is an activation, but an assertion is checked before there are activations
           line 1, column 12
             assert all(dense_1.output == 0)
                        ^^^^^^^^^^^^^^""",
@@ -366,11 +366,11 @@ def test_refused(dense, text):
 
 REFUSED_OF_MIXED = {
     "tokens.output = 0": """
-        'tokens.output' is what the model is given, which no layer computes
+        'tokens.output' is an input of the model, which no layer computes
           line 1, column 1
             tokens.output = 0
             ^^^^^^^^^^^^^
-          the layers that take it have it as their 'input'""",
+          edit the 'input' of the layers that take it""",
     "head.output = poool.output": """
         no variable 'poool.output'
           line 1, column 15

@@ -1,7 +1,7 @@
 """Entries of variables by `keras.ops` alone: for other backends, and as the reference in tests of the four.
 
-It converts the whole variable to NumPy, edits it there, and assigns it. This is slow but right on every backend, whereas
-`ops.scatter_update` and `ops.slice_update` differ: numpy's write into their argument, jax's change the NaN payloads of
+It converts the whole variable to NumPy, edits it there, and assigns it. This is slow but right on every backend.
+`ops.scatter_update` and `ops.slice_update` are not: numpy's write into their argument, jax's change the NaN payloads of
 other bfloat16 entries. Bits are exact if Keras converts exactly. Keras converts torch's bfloat16 through float32, so
 bfloat16 is moved as integers; if `ops.view` cannot do that (openvino's takes no scalars), NaN payloads are lost. Keras
 cannot convert float8 on torch.

@@ -1,10 +1,10 @@
 """Reads and writes entries of a jax array on one device by compiled functions.
 
-Starts and indices are arguments of the functions, so calls share them; counts and steps are compiled in. A function that
-writes donates its first argument.
+Starts and indices are arguments of the functions, so calls share them; counts and steps are compiled in. A function
+that writes donates its first argument.
 
-On CPUs XLA converts bfloat16 and float8 to move them, often the whole array, and NaN payloads are lost. As integers they
-keep their bits, but then only element-wise functions and updates of one entry work in place.
+On CPUs XLA converts bfloat16 and float8 to move them, often the whole array, and NaN payloads are lost. As integers
+they keep their bits, but then only element-wise functions and updates of one entry work in place.
 """
 
 import functools

@@ -1,7 +1,8 @@
-"""Weights on disk: a patch applied to a file without loading the model, and the patch between two files.
+"""Patches of weight files, without loading the model: `.keras`, `.weights.h5`, `.weights.json` and `.safetensors`.
 
-`apply` edits a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors`, `plan` says what it would do, `open` lists
-and reads, `diff` makes the patch that leads from one to another, and `undo` takes an edit back.
+* `apply` edits a file, `plan` shows what it would do, `undo` undoes an edit;
+* `open` lists and reads the arrays;
+* `diff` makes the patch from one file to another.
 """
 
 from kpatch.checkpoint.comparing import Diff, diff

@@ -1,7 +1,7 @@
-"""The model that an archive's configuration describes, without its values: what is called what, and lies where.
+"""Builds the model of an archive's configuration without values, to learn its names and the array of each variable.
 
-The model is built as `load_model` builds it, in safe mode, in a scope in which Keras makes no values for variables; and
-then it `loads` from a store that says only where each value would have come from.
+The model is built as by `load_model`, in safe mode, in a scope in which Keras creates no values. Keras then loads it
+from a store whose values are only the paths of the arrays.
 """
 
 import warnings
@@ -16,13 +16,13 @@ from kpatch.errors import FileError, of_backend
 
 
 class Origin(str):
-    """Where a value would have come from: the path in the weights file."""
+    """The path, in the weights file, of a variable's array."""
 
     __slots__ = ()
 
 
 def build(config, arrays):
-    """The model, and which array each of its variables is loaded from.
+    """The model, and the array of each of its variables.
 
     Args:
         config: the text of config.json.
@@ -32,7 +32,7 @@ def build(config, arrays):
         The model, and a dict of arrays by the id of the variable.
 
     Raises:
-        FileError: this process lacks code that the model needs, or the weights are not of this architecture.
+        FileError: this process lacks code that the model needs, or the weights do not fit the architecture.
     """
     try:
         import keras
@@ -45,19 +45,19 @@ def build(config, arrays):
         try:
             model = saving_lib._model_from_config(config, None, False, True)
             found = _where(model, {"/".join(array.keys): array for array in arrays}, saving_lib)
-        except Exception as error:  # whatever the classes of a configuration raise
+        except Exception as error:  # the classes of a configuration can raise anything
             raise FileError(failure(Path(), error, "").message.partition(": ")[2]) from error
     if not isinstance(model, keras.Layer):
         raise FileError("its configuration is not one of a model")
     for variable in model.variables:
         array = found.get(id(variable))
         if array is not None and array.shape != tuple(variable.shape):
-            raise FileError(f"its weights are not of its architecture: '{variable.path}' is {tuple(variable.shape)}")
+            raise FileError(f"its weights do not fit its architecture: '{variable.path}' is {tuple(variable.shape)}")
     return model, found
 
 
 def _shapes_alone():
-    """A scope in which variables have shapes and no memory, also where a layer looks at one."""
+    """A scope in which variables have shapes but no memory, even if a layer reads them."""
     import keras
 
     class Shapes(keras.StatelessScope):
@@ -74,7 +74,7 @@ _PLAIN = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "u
 
 
 def _where(model, arrays, saving_lib):
-    """Which array Keras's own loading gives to which variable."""
+    """The array that Keras's own loading assigns to each variable, by the id of the variable."""
     found = {}
     for variable in model.variables:
         variable.assign = _taker(variable, arrays, found)
@@ -97,7 +97,7 @@ def _taker(variable, arrays, found):
 
 
 def _store(saving_lib, arrays):
-    """A store of Keras's kind in which each value is its `Origin`."""
+    """A Keras store in which each value is its `Origin`."""
     groups = {}
     for path in arrays:
         group, _, key = path.rpartition("/")

@@ -1,4 +1,4 @@
-"""The weights inside a `.keras` archive: where they are stored, and where their checksum stands."""
+"""The weights in a `.keras` archive: their place and that of their checksum."""
 
 import struct
 import zipfile
@@ -12,7 +12,9 @@ from kpatch.errors import FileError
 
 WEIGHTS = "model.weights.h5"
 LARGEST_CONFIG = 2**26  # bytes of a config.json
-VERIFIED = 2**24  # bytes of weights up to which the checksum is verified before an edit; a wrong one stays wrong above
+VERIFIED = (
+    2**24
+)  # bytes: the checksum of weights up to this size is verified; a wrong one of larger weights stays wrong
 
 _LOCAL, _CENTRAL, _DESCRIPTOR = b"PK\3\4", b"PK\1\2", b"PK\7\x08"
 
@@ -22,9 +24,9 @@ class Entry:
     """A stored entry of an archive.
 
     Attributes:
-        start, length: of its bytes in the file.
+        start, length: the place of its bytes in the file.
         crc: its checksum.
-        fields: the offsets at which the checksum stands.
+        fields: the offsets of the checksum in the file.
     """
 
     start: int
@@ -37,11 +39,11 @@ def read(path, file):
     """The text of an archive's config.json, and the `Entry` of its weights.
 
     Args:
-        path: the archive, as errors show it.
-        file: the same, open.
+        path: the archive's path, for errors.
+        file: the open archive.
 
     Raises:
-        FileError: it is damaged or dangerous, or its weights are not stored as they are.
+        FileError: the archive is damaged or dangerous, or its weights are compressed or encrypted.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -49,7 +51,7 @@ def read(path, file):
             _check_names(path, infos)
             known = {info.filename: info for info in infos}
             if "config.json" not in known or WEIGHTS not in known:
-                raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its {WEIGHTS}")
+                raise FileError(f"'{path}' is not a Keras model: the archive lacks its config.json or its {WEIGHTS}")
             if known["config.json"].file_size > LARGEST_CONFIG:
                 raise FileError(
                     f"'{path}' is refused: its config.json would unpack to more than {LARGEST_CONFIG} bytes"
@@ -64,8 +66,8 @@ def read(path, file):
 
 
 def is_plain(path):
-    """Whether the weights of an archive are stored as they are, so that they can be edited there; also where the
-    archive cannot be read, which `read` then says."""
+    """Whether the weights of an archive are stored uncompressed, so that they can be edited in place. Also true if the
+    archive cannot be read; `read` then raises."""
     try:
         with zipfile.ZipFile(path) as archive:
             known = {info.filename: info for info in archive.infolist()}
@@ -86,10 +88,10 @@ def _check_names(path, infos):
 
 
 def _entry(path, file, directory, info, infos):
-    """The `Entry` of the weights in an open archive, whose directory begins at an offset."""
+    """The `Entry` of the weights in an open archive; `directory` is the offset of the archive's directory."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
         raise FileError(
-            f"the weights in '{path}' are compressed or encrypted, so they cannot be edited where they are",
+            f"the weights in '{path}' are compressed or encrypted, so they cannot be edited in place",
             notes=["Keras stores them plain: load the model and save it again"],
         )
     file.seek(info.header_offset)
@@ -114,7 +116,7 @@ def _entry(path, file, directory, info, infos):
 
 
 def _in_directory(path, file, at, infos, wanted):
-    """Where the archive's directory has the checksum of an entry."""
+    """The offset of an entry's checksum in the archive's directory."""
     for info in infos:
         file.seek(at)
         header = file.read(46)
@@ -133,7 +135,7 @@ def _verify(path, file, entry):
 
 
 class Checksum:
-    """The CRC-32 of bytes that change here and there, kept without reading the rest: the sum is linear in them.
+    """The CRC-32 of bytes, updated for replacements without reading the other bytes: the sum is linear.
 
     Example:
         >>> import zlib
@@ -147,7 +149,7 @@ class Checksum:
     def __init__(self, value, length):
         self._value = value
         self._length = length
-        self._difference, self._at = 0, 0  # what has changed up to there, not shifted to the end yet
+        self._difference, self._at = 0, 0  # the sum of the changes up to `_at`, not yet shifted to the end
 
     @property
     def value(self):
@@ -155,7 +157,7 @@ class Checksum:
 
     def replace(self, at, old, new):
         end = at + len(old)
-        if end < self._at:  # back: what has changed so far is shifted to the end of the bytes
+        if end < self._at:  # backwards: the changes so far are shifted to the end of the bytes
             self._value, self._difference, self._at = self.value, 0, end
         changed = np.frombuffer(old, "uint8") ^ np.frombuffer(new, "uint8")
         self._difference = _shifted(self._difference, end - self._at) ^ _raw(changed)
@@ -163,12 +165,12 @@ class Checksum:
 
 
 def _raw(data):
-    """The sum without what CRC-32 adds at its start and end, so that it is linear."""
+    """The sum without CRC-32's initial and final inversion, so that it is linear."""
     return zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def _times(a, b):
-    """The product of two polynomials over GF(2), modulo CRC-32's own, the highest power in the lowest bit."""
+    """The product of two polynomials over GF(2) modulo CRC-32's polynomial; the highest power is in the lowest bit."""
     product, bit = 0, 1 << 31
     while bit:
         if a & bit:
@@ -184,7 +186,7 @@ while len(_POWERS) < 64:
 
 
 def _shifted(value, count):
-    """The sum of the same bytes with `count` zeros behind them."""
+    """The sum of the same bytes followed by `count` zeros."""
     for power in _POWERS:
         if not count:
             break

@@ -1,4 +1,4 @@
-"""Where an array lies in a file."""
+"""`Array`: an array in a file, and its place."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError
 from kpatch.values.dtypes import NUMPY
 
-BLOCK = 2**19  # bytes that are read, looked at and written at a time: what stays in the processor's cache
+BLOCK = 2**19  # bytes read, processed and written at a time, to stay in the processor's cache
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 BY_NAME = {**NUMPY, **{name: np.dtype(getattr(ml_dtypes, name)) for name in _FLOAT8}}
@@ -24,11 +24,11 @@ class Array:
 
     Attributes:
         keys: its chain of names in the file.
-        file: the `Source` that it is in.
-        offset: of its first byte, or `None` where its bytes are not in a row as they are.
-        shape, dtype: of the array; the dtype by its name.
-        refusal: why it cannot be edited, or `None`.
-        reader: gives the array of an open file where `offset` is `None`.
+        file: its `Source`.
+        offset: the offset of its first byte, or `None` if its bytes are not stored contiguously in native form.
+        shape, dtype: its shape, and the name of its dtype.
+        refusal: the reason why it cannot be edited, or `None`.
+        reader: the function that reads it from an open file if `offset` is `None`.
     """
 
     keys: tuple
@@ -67,7 +67,7 @@ class Array:
         return np.array(self.view(), dtype)
 
     def view(self, file=None):
-        """The array, read as its entries are looked at; from another open file of the same layout if one is given."""
+        """The array, memory-mapped if its bytes are contiguous; read from `file`, of the same layout, if given."""
         if self.offset is not None and not self.size:
             return np.empty(self.shape, self.numpy)
         try:
@@ -81,7 +81,7 @@ class Array:
             raise FileError(f"cannot read '{self.file}': {error}") from error
 
     def blocks(self):
-        """The array's entries in a row, a block at a time, each with the number of its first entry."""
+        """The flat entries, one block at a time, as pairs of the number of the block's first entry and the block."""
         if self.offset is None:
             yield from in_blocks(self.view())
             return
@@ -97,7 +97,7 @@ class Array:
 
 
 def in_blocks(values):
-    """The entries of an array in memory, as `Array.blocks` gives those of a file."""
+    """The entries of an array in memory, in the form of `Array.blocks`."""
     flat = np.ascontiguousarray(values).reshape(-1)
     step = BLOCK // flat.dtype.itemsize
     for start in range(0, flat.size, step):
@@ -105,5 +105,5 @@ def in_blocks(values):
 
 
 def as_bits(array):
-    """The same memory as unsigned integers: equal where every bit is, NaN included."""
+    """The same memory as unsigned integers, which are equal if all bits are, NaN included."""
     return array.view(f"u{array.dtype.itemsize}")

@@ -1,4 +1,4 @@
-"""What the commands `apply`, `show`, `diff` and `undo` do with files."""
+"""The commands `apply`, `show` and `diff` on files."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from kpatch.syntax import ast
 
 
 def opened(path):
-    """The `Checkpoint`, or `None` where the weights in an archive are kept in a way that needs loading."""
+    """The `Checkpoint`, or `None` if the weights of an archive are compressed, so that the model must be loaded."""
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "numpy"  # no training backend is needed here
     if kind(path) == ".keras" and not archive.is_plain(path):
@@ -22,10 +22,10 @@ def opened(path):
 
 
 def sidecar(patch_file, patch):
-    """The arrays of the `.safetensors` beside a patch file that the patch asks for by `$name`.
+    """The arrays of the `.safetensors` beside a patch file that the patch names as `$name`.
 
     Raises:
-        FileError: it is not the one that `kpatch diff` wrote with the patch.
+        FileError: `kpatch diff` did not write the two files together.
     """
     beside = Path(patch_file).with_suffix(".safetensors") if patch_file not in (None, "-") else None
     if beside is None or not beside.is_file():
@@ -39,7 +39,7 @@ def sidecar(patch_file, patch):
 
 
 def selected(checkpoint, selector):
-    """Pairs of a name and an `Array`: all, or those that a selector means, or those of the layer that it names."""
+    """Pairs of a name and an `Array`: all, or those that match a selector, or those of the layer that it names."""
     if selector is None:
         return checkpoint.named()
     try:
@@ -70,7 +70,7 @@ def difference(old, new, tolerance):
 
 
 class Statistics:
-    """Of an array: its range and mean, and how many entries are 0 or no numbers; a block at a time."""
+    """The range, mean and standard deviation of an array, and its numbers of 0, NaN and infinities; read in blocks."""
 
     HEADINGS = ("min", "mean", "max")
     MORE = ("std", "zeros", "nan", "inf")

@@ -1,8 +1,14 @@
-"""The patch that leads from one checkpoint to another, as a person would write it where that is possible.
+"""The patch from one checkpoint to another, as a person would write it if possible.
 
-Of each array: nothing where every bit is the same; the entries where few differ; a slice where what differs is a block
-of it that takes one value; and otherwise the whole of the new one, in a `.safetensors` beside the patch, by `$name`.
-What a text cannot say to the bit (a NaN with a message) goes there as well. The files are read in blocks.
+For each array the patch has
+
+* nothing, if all bits are equal;
+* the entries, if few differ;
+* a slice, if the differing entries are a block with one new value;
+* otherwise `$name`: the whole new array is in a `.safetensors` beside the patch. So are values that a text cannot give
+  to the bit (NaN payloads).
+
+The files are read in blocks.
 """
 
 import re
@@ -21,24 +27,24 @@ from kpatch.syntax import parse
 from kpatch.values.dtypes import DTYPES
 from kpatch.view import tables
 
-FEW = 64  # entries of an array that are written out at most
-KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
-RESERVED = ("donate", "expect", "in_place", "journal", "out", "overwrite", "undo")  # keywords of what takes a patch
-BINS = 16  # of the map of where an array differs
+FEW = 64  # the most entries of an array that are written out
+KEPT = 2**20  # the most offsets of differing entries that are kept, to find a slice
+RESERVED = ("donate", "expect", "in_place", "journal", "out", "overwrite", "undo")  # keywords of functions with patches
+BINS = 16  # parts of an array in the map of differences
 
 
 @dataclass
 class Difference:
-    """How one array differs.
+    """The difference of one array.
 
     Attributes:
         name: its selector.
         old, new: the `Array`s.
-        count: how many entries differ.
-        largest: the largest absolute difference, or `None` where the array is not of numbers.
-        bins: the part of the entries that differs, for equal parts of the array in a row.
+        count: the number of entries that differ.
+        largest: the largest absolute difference; 0 for booleans.
+        bins: the number of entries that differ in each of `BINS` equal parts of the flat array.
         statements: the lines that change it.
-        sidecar: the name that the whole of it has in the sidecar, or `None`.
+        sidecar: its name in the sidecar, or `None`.
     """
 
     name: str
@@ -51,19 +57,19 @@ class Difference:
     sidecar: str | None = None
 
     def parts(self):
-        """Of each of as many equal parts of the array, in a row, how much of it differs."""
+        """The share of entries that differ in each of `BINS` equal parts of the flat array."""
         sizes = np.diff(np.linspace(0, self.new.size, BINS + 1).astype("int64"))
         return np.minimum(1.0, self.bins / np.maximum(sizes, 1))
 
 
 class Diff:
-    """The patch from one checkpoint to another. `kpatch.diff` makes it.
+    """The patch from one checkpoint to another, made by `kpatch.diff`.
 
     Attributes:
         differences: a `Difference` for each array that differs.
         text: the patch.
-        bindings: the arrays that the patch asks for by `$name`, as `kpatch.checkpoint.apply` takes them.
-        sources: the `Source`s of the files that were compared.
+        bindings: the arrays of its `$names`, for `kpatch.checkpoint.apply`.
+        sources: the `Source`s of the files compared.
     """
 
     def __init__(self, differences, sources=()):
@@ -80,22 +86,22 @@ class Diff:
 
     @property
     def values(self):
-        """The same as arrays of NumPy, as `kpatch.apply` takes them for a model."""
+        """The bindings as NumPy arrays."""
         return {name: array.view() for name, array in self.bindings.items()}
 
     def save(self, path):
-        """Writes the patch, and beside it a `.safetensors` if it needs one; gives the paths written.
+        """Writes the patch, and a `.safetensors` beside it if needed; returns the paths written.
 
-        Both names belong to the patch. A file that is there already is replaced only if `save` wrote it.
+        Both names are reserved for the patch. An existing file is replaced only if `save` wrote it.
 
         Raises:
-            FileError: one of the files compared, or a file of somebody else's, has one of the names; or they cannot be
-                written.
+            FileError: one of the names is that of a compared file or of a file that `save` did not write, or the files
+                cannot be written.
         """
         return saving.write(self, path)
 
     def __kpatch__(self):
-        """The same as a `Patch`, with its bindings: every function that takes a patch takes a `Diff`."""
+        """The `Patch` with its bindings, for functions that take a patch."""
         return replace(parse(self.text), bindings=self.bindings)
 
     def __str__(self):
@@ -118,23 +124,23 @@ class Diff:
 
 
 def heat(difference):
-    """Where an array differs, first entries first, as a row of bars."""
+    """The places where an array differs, as a row of bars."""
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in difference.parts())
 
 
 def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int], object] | None = None) -> Diff:
-    """The patch that makes one checkpoint, or model, of another.
+    """The patch that turns checkpoint or model `a` into `b`.
 
     Args:
-        a, b: paths, `Checkpoint`s, or Keras models; of the same names and shapes.
-        tolerance: entries that differ by no more are taken as the same; with 0 the result is the same to the bit.
-        progress: called with the number of bytes read of each block.
+        a, b: paths, `Checkpoint`s, or Keras models, with the same names, shapes and dtypes.
+        tolerance: entries that differ by at most this much count as equal; with 0 the result is equal to the bit.
+        progress: called with the number of bytes of each block read.
 
     Returns:
-        A `Diff`: `.text` is the patch, `.bindings` what it needs, and `.save` writes both.
+        A `Diff`: `.text` is the patch, `.bindings` its arrays; `.save` writes both.
 
     Raises:
-        FileError: they do not hold arrays of the same names, shapes and dtypes.
+        FileError: the names, shapes or dtypes of the arrays differ, or a file cannot be read.
 
     Example:
         >>> import keras, kpatch, tempfile
@@ -164,7 +170,7 @@ def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int],
 
 
 def _side(side):
-    """What an error calls it, its names and arrays, whether it is a file, and the `Source`s of that."""
+    """The side's name for errors, pairs of names and arrays, whether it is a file, and its `Source`s."""
     if isinstance(side, (str, Path)):
         side = Checkpoint(side)
     if isinstance(side, Checkpoint):
@@ -175,9 +181,9 @@ def _side(side):
 
 
 def _pairs(a, b):
-    """Triples of the first one's name, the old array and the new one.
+    """Triples of the name in `a`, the old array and the new array.
 
-    Files are matched by the names in them, which do not depend on how Keras numbered the layers in the process.
+    Two files are matched by the names in them, which do not depend on Keras's numbering of layers in the process.
     """
     (first, old, of_files), (second, new, also) = a, b
     by_key = {array.path if of_files and also else name: (name, array) for name, array in new}
@@ -196,7 +202,7 @@ def _pairs(a, b):
 
 
 def _compare(each, tolerance, progress):
-    """Counts what differs; gives the offsets, or `None` where they are too many to be of use."""
+    """Counts the entries that differ; returns their offsets, or `None` if they are more than `KEPT`."""
     offsets: list | None = []
     size = each.new.size
     for (start, old), (_, new) in zip(each.old.blocks(), each.new.blocks(), strict=True):
@@ -224,7 +230,7 @@ def _distance(old, new, differ):
 
 
 def _statements(each, flat):
-    """The lines that change an array, or none where it goes into the sidecar."""
+    """The lines that change an array; none if it goes into the sidecar."""
     if each.new.dtype not in DTYPES:
         return []
     values, region = each.new.view().reshape(-1)[flat], _region(each, flat)
@@ -239,7 +245,7 @@ def _statements(each, flat):
 
 
 def _region(each, flat):
-    """The index of the block that the entries fill, or `None` where they do not."""
+    """The index of the block that the entries fill, or `None` if they fill none."""
     shape = each.new.shape
     if not shape:
         return ""
@@ -260,7 +266,7 @@ def _region(each, flat):
 
 
 def _list(each, region, flat, values):
-    """One statement with the numbers of a block, nested as its shape is."""
+    """One statement with the numbers of a block, nested by its shape."""
     axes = np.unravel_index(flat, each.new.shape)
     lengths = [int(a.max() - a.min()) + 1 for a in axes]
     texts = [_literal(value, each.new.dtype) for value in values]
@@ -286,7 +292,7 @@ def _written(pairs, each):
 
 
 def _literal(value, dtype):
-    """The text that means a value to the bit, or `None`."""
+    """The text that gives the value to the bit, or `None`."""
     if dtype == "bool":
         return "true" if value else "false"
     if value.dtype.kind in "iu":
@@ -301,7 +307,7 @@ def _literal(value, dtype):
 
 
 def _shorter(number, value, dtype):
-    """The shortest decimal that rounds to a value of a dtype narrower than Python's."""
+    """The shortest decimal that rounds to the value in its dtype, or `None`."""
     for digits in range(1, 17):
         text = f"{number:.{digits}g}"
         if "n" in text:
@@ -316,7 +322,7 @@ def _shorter(number, value, dtype):
 
 
 def _free(name, taken):
-    """A name for the sidecar that no other has."""
+    """An unused name for the sidecar."""
     base = re.sub(r"\W+", "_", name).strip("_") or "x"
     base = f"x_{base}" if base[0].isdigit() else base
     free, number = base, 1

@@ -1,7 +1,7 @@
-"""Files on the disk: the file that was read is the file that is written, by one process at a time.
+"""Files on the disk. The file that is written is the file that was read, and one process writes it at a time.
 
-Git's index and SQLite's pager are the models: what was seen of a file is compared by `stat` under a lock before a
-byte of it is written, and a new file is whole before it is renamed.
+As in Git's index and SQLite's pager, the file's `stat` is compared, under a lock, before a byte is written, and a new
+file is complete before it is renamed.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ _edits: dict[State, State] = {}  # the latest edits in place of this process: a 
 
 
 class Source:
-    """A file that was parsed, and how `stat` described it then.
+    """A file that was parsed, and its `stat` at that time.
 
-    An edit in place of this process is no change: it leaves each array where it is.
+    An edit in place by this process does not count as a change, because it moves no array.
 
     Attributes:
-        path: the file as it was named, maybe by a link.
-        real: the file itself.
+        path: the given path, possibly a link.
+        real: the path of the file itself.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -42,21 +42,21 @@ class Source:
 
     @contextlib.contextmanager
     def parsed(self) -> Iterator[IO[bytes]]:
-        """The open file, for all that is parsed of it; a change meanwhile is an error."""
+        """A block with the open file, to parse it; raises `FileError` if the file changes meanwhile."""
         with self.real.open("rb") as file:
             self._state = _state(os.fstat(file.fileno()))
             try:
                 yield file
             except PatchError:
-                self.check(file.fileno())  # what looks like damage may be a file that is being written
+                self.check(file.fileno())  # apparent damage can be a file that is being written
                 raise
             self.check(file.fileno())
         self.check()
 
     def edited(self, descriptor: int) -> None:
-        """Takes the present state for the one that was parsed: this process has edited the file."""
+        """Records the present state as the parsed one, after an edit by this process."""
         before = self._state
-        with contextlib.suppress(OSError):  # the edit is done, whatever happens here
+        with contextlib.suppress(OSError):  # the edit is done; an error here does not matter
             self._state = _state(os.fstat(descriptor))
         if before is not None and self._state is not None and before != self._state:
             _edits[before] = self._state
@@ -64,11 +64,11 @@ class Source:
             del _edits[next(iter(_edits))]
 
     def is_same(self, other: "Source") -> bool:
-        """Whether two names meant one file when it was parsed."""
+        """Whether both were the same file when they were parsed."""
         return self._state is not None and other._state is not None and self._state[:2] == other._state[:2]
 
     def open(self) -> IO[bytes]:
-        """The file that was parsed, to read it again."""
+        """Opens the parsed file again; raises `FileError` if it has changed."""
         file = self.real.open("rb")
         try:
             self.check(file.fileno())
@@ -78,7 +78,7 @@ class Source:
         return file
 
     def check(self, descriptor: int | None = None) -> None:
-        """Raises a `FileError` if an open file, or the one that has the name now, is not the one that was parsed."""
+        """Raises `FileError` if the open file, or the file that now has the path, is not the parsed one."""
         try:
             now = os.stat(self.path) if descriptor is None else os.fstat(descriptor)
         except OSError as error:
@@ -89,7 +89,7 @@ class Source:
             )
 
     def check_named(self, descriptor: int) -> None:
-        """Raises a `FileError` if the name now means another file than the open one."""
+        """Raises `FileError` if the path now names another file than the open one."""
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(self.path), os.fstat(descriptor)):
                 return
@@ -97,7 +97,7 @@ class Source:
 
 
 def _after_edits(before: State | None, wanted: State) -> State | None:
-    """The state that edits of this process led to, up to the one that is wanted."""
+    """The state after this process's edits, followed up to `wanted`."""
     for _ in range(len(_edits)):
         if before is None or before == wanted or before not in _edits:
             break
@@ -111,7 +111,7 @@ def _state(state: os.stat_result) -> State:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One edit at a time of a file, where the system has locks."""
+    """Locks a file for one edit at a time, if the system has locks; `FileError` if another process holds the lock."""
     try:
         import fcntl
     except ImportError:
@@ -126,7 +126,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Waits until the file, or the directory's list of names, is on the disk."""
+    """Waits until the file or the directory is on the disk."""
     if path.is_dir() and os.name != "posix":
         return  # only POSIX systems open directories
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -137,7 +137,7 @@ def sync(path: Path) -> None:
 
 
 def write_all(descriptor: int, data: Any, offset: int) -> None:
-    """Writes bytes at an offset: all of them, or an `OSError`."""
+    """Writes all bytes at an offset, or raises `OSError`."""
     data = memoryview(data)
     while data:
         written = os.pwrite(descriptor, data, offset)
@@ -145,18 +145,18 @@ def write_all(descriptor: int, data: Any, offset: int) -> None:
 
 
 def close(descriptor: int) -> None:
-    """Closes a file of which all that counts is on the disk already, so that a failure says nothing of the edit."""
+    """Closes a file whose data is already on the disk, so that a failure does not matter."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
 def dress(path: Path, like: os.stat_result, mask: int = 0o7777) -> None:
-    """Gives a file the mode of another, and its owner where that is permitted.
+    """Gives a file the mode of another file, and its owner if permitted.
 
     Args:
         path: the file.
-        like: the state of the other.
-        mask: the bits of the mode that are given.
+        like: the `stat` of the other file.
+        mask: the bits of the mode to copy.
     """
     mode = stat.S_IMODE(like.st_mode) & mask
     if hasattr(os, "chown"):
@@ -170,10 +170,10 @@ def dress(path: Path, like: os.stat_result, mask: int = 0o7777) -> None:
 
 @contextlib.contextmanager
 def failing(what: str) -> Iterator[None]:
-    """Turns an `OSError` into a `FileError` that begins with what could not be done."""
+    """Turns an `OSError` of the block into a `FileError` that begins with `what`."""
     try:
         yield
     except FileError:
-        raise  # it says already what failed
+        raise  # it already names the failed action
     except OSError as error:
         raise FileError(f"{what}: {reason(error)}") from error

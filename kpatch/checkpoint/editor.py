@@ -1,7 +1,7 @@
-"""Bytes of files replaced, so that whatever happens each file is the old one or the new one.
+"""Replaces bytes of files atomically: whatever fails, each file is the old one or the new one.
 
-`aside` edits a copy, which then takes the place of the output. `in_place` writes into the file itself, each byte once
-its old value is in the journal. Both refuse a file that is no longer the one that was parsed.
+`aside` edits a copy, which then replaces the output. `in_place` writes into the file itself, after the old bytes are in
+the journal. Both refuse a file that is no longer the parsed one.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ from kpatch.checkpoint.disk import close, failing, lock, write_all
 from kpatch.checkpoint.outputs import check, written
 from kpatch.errors import FileError, reason
 
-GAP = 2**12  # bytes between two changed entries from which they are two replacements
+GAP = 2**12  # bytes: entries farther apart are separate replacements
 CHUNK = 2**26  # bytes copied at a time
-GATHERED = 2**24  # bytes that wait for the journal together, as each wait for the disk takes milliseconds
+GATHERED = 2**24  # bytes gathered for one write of the journal, since each sync of the disk takes milliseconds
 
 
 class Editor:
-    """Replaces entries of arrays in files that are open.
+    """Replaces entries of arrays in open files.
 
     Args:
-        files: the `Source` that arrays know → the path that is written to, its own or that of a copy.
-        entry: the `archive.Entry` that the arrays lie in, or `None`.
+        files: the `Source` of the arrays → the path to write to: its own or that of a copy.
+        entry: the `archive.Entry` that contains the arrays, or `None`.
 
     Raises:
-        FileError: a file that is written to itself is no longer the one that was parsed.
+        FileError: a file written in place is no longer the parsed one.
 
     Attributes:
-        log: the `journal.Journal` that replacements are entered in, or `None`.
+        log: the `journal.Journal` of the replacements, or `None`.
     """
 
     def __init__(self, files, entry):
@@ -55,7 +55,7 @@ class Editor:
                 if path == known.real:
                     known.check(descriptor)
                     known.check()
-            if self._entry is not None:  # as it is now: this process may have edited the file since it was opened
+            if self._entry is not None:  # read now: this process may have edited the file since it was parsed
                 [file] = self.paths
                 self._old_sum = self.bytes(file, self._entry.fields[0], 4)
                 self._sum = Checksum(struct.unpack("<I", self._old_sum)[0], self._entry.length)
@@ -69,12 +69,12 @@ class Editor:
         return self._descriptors[file]
 
     def open(self, file):
-        """What is written to, open to be read, whatever its name means by now."""
+        """The file that is written to, opened for reading, even if its path now names another file."""
         self.flush()
         return os.fdopen(os.dup(self._descriptors[file]), "rb")
 
     def bytes(self, file, offset, count):
-        """Bytes in a row, as they are once what waits is written."""
+        """`count` bytes from `offset` on, with pending replacements written."""
         low, high = self._spans.get(file, (0, 0))
         if offset < high and low < offset + count:
             self.flush()
@@ -84,14 +84,14 @@ class Editor:
         return data
 
     def read(self, array, start, count):
-        """Entries in a row."""
+        """`count` flat entries from `start` on."""
         size = array.numpy.itemsize
         return np.frombuffer(self.bytes(array.file, array.offset + start * size, count * size), array.numpy)
 
     def put(self, array, flat, values):
-        """Writes values to entries by their offsets, which ascend.
+        """Writes values to entries at ascending flat offsets.
 
-        What lies near each other is one replacement: as many as there are blocks at most, and few for one block.
+        Nearby entries are joined to one replacement, so that there are few replacements for each block.
         """
         size = array.numpy.itemsize
         gap, block = GAP // size, BLOCK // size
@@ -112,11 +112,11 @@ class Editor:
         return array.file, array.offset + first * array.numpy.itemsize, old.tobytes(), new.tobytes()
 
     def put_row(self, array, start, old, new):
-        """Writes entries in a row, of which the old ones are known."""
+        """Writes consecutive entries whose old values are known."""
         self._replace([(array.file, array.offset + start * array.numpy.itemsize, old.tobytes(), new.tobytes())])
 
     def restore(self, file, offset, old):
-        """Writes bytes back that an earlier edit replaced."""
+        """Restores bytes that an earlier edit replaced."""
         self._replace([(file, offset, self.bytes(file, offset, len(old)), old)])
 
     def _replace(self, made):
@@ -129,12 +129,12 @@ class Editor:
             self.flush()
 
     def flush(self):
-        """Writes what waits: before anything that may have changed is read."""
+        """Writes pending replacements; called before reading bytes that they change."""
         if self._waiting:
             self._write(self._changed())
 
     def _changed(self):
-        """What waits and is a change, taken into the checksum."""
+        """The pending replacements that change bytes; the checksum is updated."""
         made = [each for each in self._waiting if each[2] != each[3]]
         self._waiting, self._size, self._spans = [], 0, {}
         if self._sum is not None:
@@ -150,7 +150,7 @@ class Editor:
             write_all(self._descriptors[file], new, offset)
 
     def finish(self):
-        """Writes what waits and the archive's checksum, and waits until everything is on the disk."""
+        """Writes pending replacements and the archive's checksum, and waits until all is on the disk."""
         made = self._changed()
         if self._sum is not None:
             [file], new = self.paths, struct.pack("<I", self._sum.value)
@@ -162,15 +162,15 @@ class Editor:
 
 @contextlib.contextmanager
 def aside(outputs, entry, keep, texts, inputs, unchanged):
-    """An `Editor` of copies of files, which take the places of the outputs at the end; on an exception nothing does.
+    """An `Editor` of copies of files, which replace the outputs at the end; on an exception no output changes.
 
     Args:
-        outputs: the `Source` of each file → the `Output` that its copy is.
+        outputs: the `Source` of each file → the `Output` of its copy.
         entry: the `archive.Entry`, or `None`.
-        keep: a journal is kept beside the last output.
-        texts: pairs of a further `Output` and its text; they take their places last.
-        inputs: as `outputs.written` takes them.
-        unchanged: the `Source`s that must be as they were parsed, up to the end.
+        keep: keep a journal beside the last output.
+        texts: pairs of a further `Output` and its text, which are put in place last.
+        inputs: as for `outputs.written`.
+        unchanged: the `Source`s that must not change up to the end.
     """
     results = [*outputs.values(), *(output for output, _ in texts)]
     kept = [journal.output(results[-1].path)] if keep else []
@@ -195,19 +195,19 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
 
 @contextlib.contextmanager
 def in_place(path, sources, entry, keep, unchanged):
-    """An `Editor` of files where they are; on an exception the old bytes are put back.
+    """An `Editor` of files in place; on an exception the old bytes are restored.
 
     Args:
-        path: the file that the journal stands beside.
-        sources: the `Source`s that are written to.
+        path: the file whose journal is written beside it.
+        sources: the `Source`s to write to.
         entry: the `archive.Entry`, or `None`.
-        keep: the journal is kept when the edit is done.
-        unchanged: the other `Source`s that must be as they were parsed, up to the end.
+        keep: keep the journal after the edit, for `undo`.
+        unchanged: the other `Source`s that must not change up to the end.
     """
     kept = [journal.output(path)] if keep else []
     check(kept, {})
     with failing(f"cannot write '{path}'"), lock(path):
-        recovery.roll_back(path)  # of an edit that was cut off since the file was opened
+        recovery.roll_back(path)  # an edit that was interrupted since the file was opened
         with Editor({source: source.real for source in sources}, entry) as editor:
             described = journal.described(path, sources, map(editor.descriptor, sources))
             editor.log = log = journal.Journal(journal.begun(path), described, durable=True)
@@ -238,13 +238,13 @@ def _take_back(path, sources, editor, cause):
     except (OSError, ValueError) as error:
         said = reason(error) if isinstance(error, OSError) else error
         raise FileError(
-            f"cannot write '{path}', nor put the old bytes back: {said}",
-            notes=["they are in the journal beside it; kpatch tries again when it opens the file next"],
+            f"cannot write '{path}' or restore its old bytes: {said}",
+            notes=["they are in the journal beside it; kpatch tries again when it next opens the file"],
         ) from cause
 
 
 def _copy(source, target):
-    """A copy by the kernel, which never passes through this process where the system can do that."""
+    """Copies a file, in the kernel if the system supports it."""
     with source.open() as read, open(target, "wb") as write:
         left, copy = os.fstat(read.fileno()).st_size, _copier(read.fileno(), write.fileno())
         while left > 0:
@@ -255,7 +255,7 @@ def _copy(source, target):
 
 
 def _copier(source, target):
-    """A function that copies the next bytes; `copy_file_range` shares them where the file system can."""
+    """A function that copies the next bytes; `copy_file_range` shares blocks if the file system supports it."""
     if hasattr(os, "copy_file_range"):
         return lambda count: os.copy_file_range(source, target, count)
     return lambda count: os.write(target, os.read(source, min(count, BLOCK)))

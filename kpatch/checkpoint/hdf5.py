@@ -1,4 +1,4 @@
-"""Where the arrays of an HDF5 file lie, as Keras writes it, with every link and number mistrusted."""
+"""The arrays of an HDF5 file as Keras writes it, and their places; every link and number is checked."""
 
 import io
 import math
@@ -13,7 +13,7 @@ MAX_OBJECTS = 2**20
 
 
 class Window(io.RawIOBase):
-    """Part of an open file, as a file: an archive's entry that is stored as it is."""
+    """A part of an open file as a file: an uncompressed entry of an archive."""
 
     def __init__(self, file, start, length):
         self._file = file
@@ -42,15 +42,15 @@ class Window(io.RawIOBase):
 
 
 def arrays(source, file, start=0, length=None):
-    """The `Array`s of an HDF5 file, or of the part of a file that holds one.
+    """The `Array`s of an HDF5 file, or of a part of a file that is one.
 
     Args:
-        source: the `Source` that is parsed.
-        file: the same, open.
-        start, length: of the part.
+        source: the `Source` of the file.
+        file: the open file.
+        start, length: the place of the part.
 
     Raises:
-        FileError: it is damaged, or links to other places.
+        FileError: the file is damaged or has links.
     """
     import h5py
 
@@ -60,13 +60,13 @@ def arrays(source, file, start=0, length=None):
             return sorted(_walk(opened, source, start, length), key=_order)
     except FileError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py makes of libhdf5's errors
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's forms of libhdf5's errors
         reason = " ".join(str(error).split())
         raise FileError(f"'{source}' holds no readable HDF5 data: {reason}") from error
 
 
 def _order(array):
-    """By name, and by number where Keras numbers: `vars/2` before `vars/10`."""
+    """The sort key: by name, numbers by value (`vars/2` before `vars/10`)."""
     return [(not key.isdecimal(), int(key) if key.isdecimal() else 0, key) for key in array.keys]
 
 
@@ -96,7 +96,7 @@ def _walk(file, path, start, length):
 
 
 def _dtype(dataset):
-    """The dtype's name; bfloat16 has none in HDF5, and Keras writes it beside. `None` for strings and the like."""
+    """The dtype's name; `None` for strings and the like. HDF5 has no bfloat16: Keras stores it in an attribute."""
     if dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
         return "bfloat16"
     return dataset.dtype.name if dataset.dtype.name in BY_NAME else None
@@ -116,14 +116,14 @@ def _array(keys, dataset, dtype, path, start, length):
     if nbytes and offset is None:
         refusal = "it is stored compressed or in chunks, and is left as it is"
     elif dataset.dtype.byteorder == ">":
-        refusal = "its bytes are stored in the order of another machine"
+        refusal = "its byte order is that of another machine"
     if refusal is None:
         return Array(keys, path, start + (offset or 0), shape, dtype)
     return Array(keys, path, None, shape, dtype, refusal, lambda file: _read(file, start, length, keys, dtype))
 
 
 def _read(file, start, length, keys, dtype):
-    """An array whose bytes h5py has to put together, from an open file."""
+    """An array that h5py must decode, read from an open file."""
     import h5py
 
     with Window(file, start, length) as window, h5py.File(window, "r") as opened:

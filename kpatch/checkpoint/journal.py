@@ -1,20 +1,21 @@
-"""The bytes that an edit replaces, on the disk before it replaces them: what undoes an edit, begun or finished.
+"""The undo journal of an edit in place: the old bytes, on the disk before they are replaced.
 
-`.NAME.kpatch-journal` beside a file is an edit that has begun. It is read by the next command that opens the file, and
-the old bytes are put back; renamed to `NAME.kpatch-undo` it is an edit that is done, and `kpatch undo` takes it back.
+* `.NAME.kpatch-journal` beside a file is the journal of an edit in progress. If it is left behind, the next command
+  that opens the file restores the old bytes.
+* After the edit it is renamed to `NAME.kpatch-undo`, for `kpatch undo`.
 
-A journal is:
+A journal consists of:
 
 * a mark;
-* where its whole records end, with a checksum of that number;
-* the length and the checksum of a header of JSON, and the header: name, size and inode of each file;
-* the records: number of the file, offset, how many bytes, the checksum of the new ones and of those in the first
-  sector, the old ones, a checksum of all of that.
+* the offset of the end of its complete records, with a checksum;
+* the length and the checksum of a JSON header, and the header: name, size and inode of each file;
+* the records: number of the file, offset, length, checksum of the new bytes, checksum of the new bytes in the first
+  sector, the old bytes, checksum of the record.
 
-A journal gets its name with its first records in it. Later records are on the disk before the number that counts them,
-as in SQLite, and the file is written after that. So a record behind the end is one whose bytes are untouched, and one
-that is missing before the end is damage. Nothing is played back from a journal that is damaged, or into a file that
-somebody else has written to.
+The journal gets its name when its first records are on the disk. As in SQLite, later records are on the disk before the
+end is updated, and the file is written after that. So the bytes of a record behind the end are not replaced yet, and a
+missing record before the end is damage. A damaged journal is never played back, nor any journal into a file that
+another program has changed.
 """
 
 import functools
@@ -34,26 +35,26 @@ from kpatch.checkpoint.outputs import Output, begins
 from kpatch.errors import FileError
 
 MAGIC = b"kpatch journal 2\n"
-_END = struct.Struct("<QI")  # where the whole records end, and the checksum of that
+_END = struct.Struct("<QI")  # the end of the complete records, and its checksum
 _HEADER = struct.Struct("<II")  # the header's length and checksum
 _RECORD = struct.Struct("<HQIII")  # the file's number, the offset, the length, the checksums of the new bytes
 _SUM = struct.Struct("<I")
 LARGEST_HEADER = 2**24
-SECTOR = 512  # bytes that are written as a whole, or not at all
+SECTOR = 512  # bytes that the disk writes atomically
 
 
 def begun(path):
-    """Where the journal of an edit of a file stands that has begun."""
+    """The path of the journal of a file's edit in progress."""
     return path.with_name(f".{path.name}.kpatch-journal")
 
 
 def done(path):
-    """Where the journal of an edit stands that can be undone."""
+    """The path of the journal of a file's finished edit, for `undo`."""
     return path.with_name(f"{path.name}.kpatch-undo")
 
 
 def output(path):
-    """The `Output` that the kept journal of an edit of a file is."""
+    """The `Output` of the journal of a file's finished edit."""
     return Output(done(path), own=begins(MAGIC), of=path)
 
 
@@ -61,7 +62,7 @@ class Journal:
     """A journal that is being written.
 
     Args:
-        path: where it is to be: a durable one is there with its first records, another at once.
+        path: its path. A durable journal gets it with its first records, another journal immediately.
         files: pairs of the name and the `os.stat_result` of each file.
         durable: records are on the disk before `add` returns.
     """
@@ -97,7 +98,7 @@ class Journal:
         self._at += len(data)
 
     def add(self, replacements):
-        """Enters replacements: tuples of the file's number, an offset, the old bytes and the new ones."""
+        """Adds replacements: tuples of the file's number, the offset, the old bytes and the new bytes."""
         for number, offset, old, new in replacements:
             head = _RECORD.pack(number, offset, len(old), zlib.crc32(new), zlib.crc32(new[: first(offset)]))
             self._write(b"".join((head, old, _SUM.pack(zlib.crc32(old, zlib.crc32(head))))))
@@ -105,7 +106,7 @@ class Journal:
             self._count()
 
     def _count(self):
-        """Says where the records end that are on the disk."""
+        """Updates the end of the complete records, once they are on the disk."""
         if self._named:
             os.fsync(self._descriptor)
         write_all(self._descriptor, _end(self._at), len(MAGIC))
@@ -116,7 +117,7 @@ class Journal:
             sync(self.path.parent)
 
     def keep(self, path=None):
-        """The edit is done: the journal is whole, and gets the name by which it is undone."""
+        """Completes the journal after the edit, and renames it to `path` if one is given."""
         if not self._durable or not self._named:
             self._count()
         if path is not None:
@@ -125,14 +126,14 @@ class Journal:
             sync(path.parent)
 
     def drop(self):
-        """Removes the journal: nothing is left to be undone."""
+        """Removes the journal."""
         self._place.unlink(missing_ok=True)
         sync(self.path.parent)
 
     def take_back(self, descriptors):
-        """Puts the old bytes back in the files whose numbers and descriptors are given, and removes the journal."""
+        """Restores the old bytes of the files, given as `{number: descriptor}`, and removes the journal."""
         if self._named:  # else no byte was replaced
-            with os.fdopen(os.dup(self._descriptor), "rb") as file:  # which may have lost its name already
+            with os.fdopen(os.dup(self._descriptor), "rb") as file:  # by descriptor: the name may be gone
                 file.seek(0)
                 play(file, _contents(file).records, descriptors)
         self.drop()
@@ -142,24 +143,24 @@ class Journal:
 
 
 def first(offset):
-    """How many bytes from an offset on lie in its sector."""
+    """The number of bytes from an offset to the end of its sector."""
     return SECTOR - offset % SECTOR
 
 
 def _end(at):
-    """The number that says where the whole records end."""
+    """The packed end of the complete records."""
     number = struct.pack("<Q", at)
     return number + _SUM.pack(zlib.crc32(number))
 
 
 def described(path, sources, descriptors):
-    """Pairs as a `Journal` takes them: the name beside the path, and the state, of each file."""
+    """The `files` of a `Journal`: pairs of the name beside `path` and the `stat` of each file."""
     names = [path.name if source.real == path else source.path.name for source in sources]
     return list(zip(names, map(os.fstat, descriptors), strict=True))
 
 
 class File(NamedTuple):
-    """A file that a journal is about."""
+    """A file of a journal."""
 
     name: str
     size: int
@@ -167,7 +168,7 @@ class File(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A replacement, read back: the checksums of its new bytes, and the place of the old ones in the journal."""
+    """A replacement read from a journal: checksums of its new bytes, and the place `at` of the old ones."""
 
     file: int
     offset: int
@@ -178,7 +179,7 @@ class Record(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a journal says: its files, its records, and whether it ends with the last of them."""
+    """The contents of a journal: its files, its records, and whether it is complete (`whole`)."""
 
     files: list
     records: list
@@ -186,14 +187,14 @@ class Contents(NamedTuple):
 
 
 def read(journal, path):
-    """The `Contents` of a journal of an edit of a file, of which every byte was checked.
+    """The `Contents` of the journal of an edit of a file; every byte is checked.
 
     Raises:
         FileError: the journal is damaged.
     """
     try:
         if not stat.S_ISREG(journal.stat().st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with journal.open("rb") as file:
             return _contents(file)
     except ValueError as error:
@@ -205,7 +206,7 @@ def damaged(journal, path, why):
 
 
 def way_out(path):
-    """What to do about a journal that cannot be played back."""
+    """The note on what to do with a journal that cannot be played back."""
     return f"'kpatch undo --discard {shlex.quote(str(path))}' removes the journal, and leaves the file as it is"
 
 
@@ -214,16 +215,16 @@ def _contents(file):
     if not size:
         raise ValueError("it is empty")
     if file.read(len(MAGIC)) != MAGIC:
-        raise ValueError("it does not begin as a journal does")
+        raise ValueError("it does not begin like a journal")
     end = file.read(_END.size)
     files, records = _header(file), []
     number, at = _END.unpack(end)[0], file.tell()
     while (record := _record(file, files, size)) is not None:
         records.append(record)
         at = file.tell()
-    counted = end == _end(number)  # else the process died while it wrote the number, with all of the records there
+    counted = end == _end(number)  # else the process died while it wrote the end, after all records
     if counted and at < number:
-        raise ValueError("a record of it is damaged or missing")
+        raise ValueError("one of its records is damaged or missing")
     return Contents(files, records, counted and at == number == size)
 
 
@@ -239,7 +240,7 @@ def _header(file):
     except (ValueError, TypeError, RecursionError):
         good = False
     if not good:
-        raise ValueError("its header does not say which files it is of")
+        raise ValueError("its header does not name its files")
     return files
 
 
@@ -248,7 +249,7 @@ def _is_name(name):
 
 
 def _record(file, files, size):
-    """The next record, or `None` where the whole ones end."""
+    """The next complete record, or `None`."""
     head = file.read(_RECORD.size)
     if len(head) < _RECORD.size:
         return None
@@ -262,12 +263,12 @@ def _record(file, files, size):
     if file.read(_SUM.size) != _SUM.pack(sum_):
         return None
     if number >= len(files) or offset + length > files[number].size:
-        raise ValueError("a record of it lies outside of the file")
+        raise ValueError("one of its records lies outside the file")
     return Record(number, offset, length, new_sum, first_sum, at)
 
 
 def play(file, records, descriptors):
-    """Writes the old bytes of records, the last first, from an open journal."""
+    """Writes the old bytes of records from an open journal, the last record first."""
     for record in reversed(records):
         file.seek(record.at)
         write_all(descriptors[record.file], file.read(record.length), record.offset)

@@ -1,4 +1,4 @@
-"""`.keras` files: read with every failure named, written aside and renamed, so that no file is ever half there."""
+"""`.keras` files: loads them with errors that name the fault, and saves them aside and renames them."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.outputs import Inputs, Output, written
 from kpatch.errors import FileError, reason
 
-SHOWN = 300  # characters of a message of Keras's that are shown
+SHOWN = 300  # characters shown of a message of Keras
 WEIGHTS = ("model.weights.h5", "model.weights.npz")
 
 
 class Loaded(NamedTuple):
-    """A model from a file, what Keras warned of on the way, and the file."""
+    """A model from a file, Keras's warnings, and the file."""
 
     model: Any
     warnings: tuple[str, ...]
@@ -27,17 +27,17 @@ class Loaded(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> Loaded:
-    """Loads a model as `keras.saving.load_model` does, in safe mode, its optimizer's state included.
+    """Loads a model by `keras.saving.load_model`, in safe mode, with the state of its optimizer.
 
-    A model whose loss, metrics or optimizer cannot be restored (they are custom, say) is loaded without them, with a
-    warning.
+    If loss, metrics or optimizer cannot be restored (because they are custom, for example), the model is loaded without
+    them, with a warning.
 
     Args:
         path: the file.
-        with_training_state: raise an error rather than load a model without them.
+        with_training_state: raise an error instead of loading the model without them.
 
     Raises:
-        FileError: the file is missing, no Keras model, damaged, or needs code that is not there.
+        FileError: the file is missing, not a Keras model, damaged, or needs code that this process lacks.
     """
     path = Path(path)
     source = Source(path)
@@ -67,36 +67,36 @@ def _load(path: Path, saved_by: str, with_training_state: bool) -> tuple[Any, li
 
 
 def _saved_by(source: Source) -> str:
-    """The version of Keras that wrote the file, once it is clear that Keras did."""
+    """The version of Keras that wrote the file; `FileError` if the file is not a Keras model."""
     path = source.path
     try:
         with source.parsed() as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if "config.json" not in names or not any(name in names for name in WEIGHTS):
-                raise FileError(f"'{path}' is no Keras model: the archive lacks its config.json or its weights")
+                raise FileError(f"'{path}' is not a Keras model: the archive lacks its config.json or its weights")
             metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"cannot read '{path}': {reason(error)}") from error
     except zipfile.BadZipFile as error:
-        raise FileError(f"'{path}' is no .keras file: {_kind(path)}") from error
+        raise FileError(f"'{path}' is not a .keras file: {_kind(path)}") from error
     except (ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise FileError(f"'{path}' is damaged: {_short(error)}") from error
     return str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
 
 
 def _kind(path: Path) -> str:
-    """What a file that is no zip archive is."""
+    """A description of a file that is not a zip archive."""
     with path.open("rb") as file:
         start = file.read(8)
     if start == b"\x89HDF\r\n\x1a\n":
         return "it is an HDF5 file, of weights alone or of Keras 2; load it in Python and save the model as .keras"
-    return "it is empty" if not start else "it is no zip archive, or a damaged one"
+    return "it is empty" if not start else "it is not a zip archive, or is damaged"
 
 
 def failure(path: Path, error: Exception, saved_by: str) -> FileError:
-    """What Keras's exception means to somebody who has only the file."""
+    """The `FileError` for an exception of Keras, for a user who has only the file."""
     import keras
 
     text = str(error)
@@ -118,7 +118,7 @@ def failure(path: Path, error: Exception, saved_by: str) -> FileError:
 
 
 def _short(error: Any) -> str:
-    """Keras's messages can hold whole configurations: the sentence that names the fault, on one line."""
+    """The sentence of Keras's message that names the fault, on one line, without configurations."""
     text = str(error).strip()
     text = text.rpartition("Exception encountered: ")[2] or type(error).__name__
     text = " ".join(text.split())
@@ -126,14 +126,14 @@ def _short(error: Any) -> str:
 
 
 def save(model: Any, output: Output, inputs: Inputs, unchanged: Iterable[Source]) -> None:
-    """Saves a model: to a file aside, which takes the place of the output once it is whole and on the disk.
+    """Saves a model to a temporary file, which replaces the output once it is complete and on the disk.
 
     Args:
         model: the Keras model.
-        output, inputs, unchanged: as `outputs.written` takes them.
+        output, inputs, unchanged: as for `outputs.written`.
 
     Raises:
-        FileError: the model could not be saved; the output is as it was.
+        FileError: the model could not be saved; the output is unchanged.
     """
     with written([output], inputs, unchanged) as [file]:
         try:

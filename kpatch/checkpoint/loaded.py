@@ -1,4 +1,4 @@
-"""A model in memory, listed as a `Checkpoint` is."""
+"""A model in memory with the listing of a `Checkpoint`."""
 
 import math
 
@@ -10,7 +10,7 @@ from kpatch.values.tensors import to_numpy
 
 
 class Held:
-    """A variable, with what the listing of a file asks of an `Array`."""
+    """A variable with the part of `Array`'s interface that a listing needs."""
 
     def __init__(self, entry):
         self.path = entry.path
@@ -33,7 +33,7 @@ class Held:
 
 
 class Loaded:
-    """The names of a model."""
+    """A model with the part of `Checkpoint`'s interface that a listing needs."""
 
     def __init__(self, model):
         self.index = index(model)

@@ -1,5 +1,5 @@
-"""What the names of a patch mean in a file: the model's own selectors where its architecture is known, and behind them
-the file's own names, `layers.dense.vars."0"`."""
+"""The meaning of names in a file: the model's selectors if its architecture is known, then the file's own names, such
+as `layers.dense.vars."0"`."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from kpatch.syntax import Implied
 
 
 class Folder:
-    """Stands where a model's tree has a layer."""
+    """A group of a file, in place of a layer in the tree of names."""
 
     built = True
 
@@ -22,7 +22,7 @@ class Folder:
 
 
 class FileIndex(ModelIndex):
-    """The names in a file: a tree of the arrays' own chains of names.
+    """The index of the names in a file: a tree of the arrays' chains of names.
 
     Example:
         >>> from kpatch.checkpoint.arrays import Array
@@ -58,7 +58,7 @@ class FileIndex(ModelIndex):
 
 
 class Donor:
-    """A file whose arrays are reached by a path after its `$name`, as those of a model are."""
+    """A bound file; as with a model, a path after its `$name` selects an array."""
 
     sources: Any
     find: Any
@@ -66,7 +66,7 @@ class Donor:
     counterpart: Any
 
     def donated(self, node, target):
-        """The `Place` that a `Binding` node stands for: by its path, or at the target's own place."""
+        """The `Place` of a `Binding` node: by its path or, for `$name._`, the counterpart of the target."""
         entry = self._entry(node, target)
         array = self.array(entry)
         return Place(f"${node.name}.{entry.path}", array.shape, array.dtype, array, entry)
@@ -84,7 +84,7 @@ class Donor:
 
 
 class FileNames(ModelNames):
-    """The names of a `Checkpoint`, which finds entries as the index of a model does."""
+    """The names of a patch of a `Checkpoint`, which finds entries like the index of a model."""
 
     def of_entry(self, entry):
         key = id(entry.variable)
@@ -95,10 +95,10 @@ class FileNames(ModelNames):
 
 
 class Given:
-    """What is handed in to a patch of a file: arrays of files, checkpoints, and whatever `kpatch.apply` takes.
+    """The bindings of a patch of a file: arrays of files, checkpoints, and all values that `kpatch.apply` takes.
 
     Attributes:
-        models: the models among it.
+        models: the bound models.
     """
 
     def __init__(self, given):
@@ -130,7 +130,7 @@ class Given:
 
     @property
     def sources(self):
-        """The `Source`s of the files among it."""
+        """The `Source`s of the bound files."""
         found = [each for held in self._files.values() for each in held.sources]
         return list(dict.fromkeys(found))
 

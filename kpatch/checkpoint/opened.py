@@ -1,4 +1,4 @@
-"""A file of weights that is open: its names, and its values as they are asked for."""
+"""`Checkpoint`: the names in a weight file, and its values, read on demand."""
 
 import contextlib
 from functools import cached_property
@@ -15,7 +15,7 @@ KINDS = (".keras", ".weights.h5", ".weights.json", ".safetensors")
 
 
 def kind(path):
-    """The format of a file, by its name."""
+    """The format of a file, from its name."""
     for suffix in KINDS:
         if Path(path).name.endswith(suffix):
             return suffix
@@ -23,16 +23,16 @@ def kind(path):
 
 
 class Checkpoint(names.Donor):
-    """The arrays of a file, by name; read as they are asked for. `kpatch.checkpoint.open` makes it.
+    """The arrays of a file, by name, read on demand. `kpatch.checkpoint.open` makes it.
 
     Attributes:
-        path, real: the file as it was named, and itself if that is a link.
+        path, real: the given path, and the path of the file itself if that is a link.
         kind: its format: `.keras`, `.weights.h5`, `.weights.json` or `.safetensors`.
-        arrays: the `Array`s in it.
-        files: the `Source`s that they lie in.
-        sources: these, and what else was parsed.
-        entry: of an archive, the `archive.Entry` that they lie in.
-        note: why the file's own names are the only ones, or `None`.
+        arrays: its `Array`s.
+        files: the `Source`s that contain the arrays.
+        sources: all files parsed: the given one, and `files`.
+        entry: the `archive.Entry` that contains the arrays of an archive, or `None`.
+        note: the reason why only the file's own names are known, or `None`.
 
     Example:
         >>> import keras, kpatch, tempfile
@@ -76,7 +76,7 @@ class Checkpoint(names.Donor):
 
     @cached_property
     def _model(self):
-        """The model without values, and its arrays; `None` where there is none."""
+        """The model without values, and its arrays; `None` if the file has no configuration or it cannot be built."""
         if self._config is None:
             return None
         from kpatch.checkpoint import architecture
@@ -97,15 +97,15 @@ class Checkpoint(names.Donor):
         return index(self._model[0])
 
     def find(self, selector):
-        """The entry of the one array that a selector without globs means."""
+        """The entry that matches a selector without globs."""
         [entry] = self.find_all(selector)
         return entry
 
     def find_all(self, selector):
-        """The entries that a selector means: by the model's names, else by the file's own.
+        """The entries that match a selector: by the model's names, else by the file's own.
 
         Raises:
-            ResolutionError: as for a model.
+            ResolutionError: no entry matches, or several match a selector without globs.
         """
         try:
             return self.index.find_all(selector)
@@ -127,11 +127,11 @@ class Checkpoint(names.Donor):
             return entry.variable
         array = self._model[1].get(id(entry.variable))
         if array is None:
-            raise ResolutionError(f"'{entry.path}' is a variable of the model, and the file has no values for it")
+            raise ResolutionError(f"'{entry.path}' is a variable of the model, but the file has no values for it")
         return array
 
     def counterpart(self, target):
-        """The entry at the place that a target has in its own file or model."""
+        """The counterpart of a target."""
         return self._counterparts.of(target.entry)
 
     @cached_property
@@ -141,7 +141,7 @@ class Checkpoint(names.Donor):
         return Counterparts(self.path.name, self.index)
 
     def named(self):
-        """Pairs of a name and an `Array`, in the model's order, those that only the file names at the end."""
+        """Pairs of a name and an `Array` in the model's order, then the arrays that only the file names."""
         found, seen = [], set()
         for entry in [*self.index.entries, *self.own.entries]:
             try:
@@ -160,7 +160,7 @@ class Checkpoint(names.Donor):
         return len(self.arrays)
 
     def __getitem__(self, selector):
-        """The values of the one array that a selector means."""
+        """The values of the array that a selector matches, as a NumPy array."""
         target = parse(f"{selector} = 0").statements[0].target
         return np.array(self.array(self.find(target.selector)).view())
 

@@ -1,7 +1,8 @@
-"""Which files a command may write, and how they take their places.
+"""The rules for every file that kpatch writes.
 
-Every file that kpatch makes goes through here. It is never written over an input. A file that is there already is
-replaced only if it is kpatch's own, or if the caller says so. Each is written aside, and renamed when all are whole.
+* An output never replaces an input.
+* An existing file is replaced only if kpatch wrote it or the caller allows it.
+* Outputs are written to temporary files, and renamed when all are complete.
 """
 
 import contextlib
@@ -16,21 +17,22 @@ from typing import Any, NamedTuple
 from kpatch.checkpoint.disk import Source, dress, failing, sync
 from kpatch.errors import FileError
 
-MODEL = "is the model itself; in_place=True (--in-place) edits it where it is"
+MODEL = "is the model itself; in_place=True (--in-place) edits it in place"
 READ = "is read by the patch; name another output"
 
-Inputs = Mapping[Any, str]  # the path of each input → what an error says of it, after its name
+Inputs = Mapping[Any, str]  # the path of each input → the rest of the error's sentence after the path
 
 
 class Output(NamedTuple):
     """A file to be written.
 
     Attributes:
-        path: its name.
-        own: whether a file that is there already is kpatch's own, and so may be replaced; `None` if kpatch has no mark
-            in files of this kind.
-        overwrite: whether any regular file may be replaced.
-        of: the path of another output, whose mode and owner this one gets: a journal is no wider than its file.
+        path: its path.
+        own: tests whether kpatch wrote an existing file, which can then be replaced; `None` for kinds of files in which
+            kpatch puts no mark.
+        overwrite: any regular file can be replaced.
+        of: the path of another output, whose mode and owner this one gets, so that a journal is no more readable than
+            its file.
     """
 
     path: Path
@@ -40,15 +42,15 @@ class Output(NamedTuple):
 
 
 def check(outputs: Sequence[Output], inputs: Inputs) -> list[Path]:
-    """The files that the names of the outputs mean, through links.
+    """The real paths of the outputs.
 
     Raises:
-        FileError: one of them may not be written, or two are one file.
+        FileError: an output must not be written, or two outputs are one file.
     """
     targets = [_target(output, inputs) for output in outputs]
     seen: dict[str, Path] = {}
     for output, target in zip(outputs, targets, strict=True):
-        key = str(target).casefold()  # two new names may be one file only once they are written
+        key = str(target).casefold()  # on some file systems two new names are one file
         if key in seen:
             raise FileError(f"'{seen[key]}' and '{output.path}' are one file; each output needs a name of its own")
         seen[key] = output.path
@@ -58,10 +60,10 @@ def check(outputs: Sequence[Output], inputs: Inputs) -> list[Path]:
 def _target(output: Output, inputs: Inputs) -> Path:
     path, target = output.path, Path(os.path.realpath(output.path))
     if str(path) == "-":
-        raise FileError("'-' is no file here; write './-' for a file of that name")
+        raise FileError("'-' is not a file name here; write './-' for a file of that name")
     with failing(f"cannot write '{path}'"):
         if not target.parent.is_dir():
-            raise FileError(f"'{path.parent}' is no directory")
+            raise FileError(f"'{path.parent}' is not a directory")
         try:
             state = target.lstat()
         except FileNotFoundError:
@@ -69,7 +71,7 @@ def _target(output: Output, inputs: Inputs) -> Path:
     if stat.S_ISDIR(state.st_mode):
         raise FileError(f"'{path}' is a directory")
     if not stat.S_ISREG(state.st_mode):
-        raise FileError(f"'{path}' is no regular file, and is not replaced")
+        raise FileError(f"'{path}' is not a regular file, so it is not replaced")
     for given, what in inputs.items():
         if os.path.exists(given) and os.path.samefile(given, target):
             raise FileError(f"'{path}' {what}")
@@ -78,11 +80,11 @@ def _target(output: Output, inputs: Inputs) -> Path:
             return target
     if output.own is None:
         raise FileError(f"'{path}' exists; overwrite=True (--overwrite) replaces it")
-    raise FileError(f"'{path}' exists and is not kpatch's own; name another output, or remove the file")
+    raise FileError(f"'{path}' exists and was not written by kpatch; name another output, or remove the file")
 
 
 def begins(mark: bytes) -> Callable[[Path], bool]:
-    """A test of files: whether they begin with a mark."""
+    """A function that tests whether a file begins with a mark."""
 
     def own(path: Path) -> bool:
         with path.open("rb") as file:
@@ -93,18 +95,18 @@ def begins(mark: bytes) -> Callable[[Path], bool]:
 
 @contextlib.contextmanager
 def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Source] = ()) -> Iterator[list[Path]]:
-    """Files to write to, which take the places of the outputs at the end, in their order; on an exception none does.
+    """Temporary files to write to, which replace the outputs at the end, in order; on an exception no output changes.
 
-    A file that is replaced keeps its mode, and its owner where that is permitted. A new one can be read by nobody who
-    cannot read all of the inputs.
+    A replaced file keeps its mode and, if permitted, its owner. A new file has no permission for group and others that
+    one of the inputs lacks.
 
     Args:
-        outputs: what is written.
-        inputs: what is never written over.
-        unchanged: the files that must still be as they were parsed when the outputs take their places.
+        outputs: the outputs.
+        inputs: the files that must not be replaced.
+        unchanged: the files that must not have changed when the outputs are replaced.
 
     Raises:
-        FileError: an output may not be, or cannot be, written; or a source has changed.
+        FileError: an output must not or cannot be written, or a source has changed.
     """
     targets = check(outputs, inputs)
     main = outputs[-1].path if outputs else None

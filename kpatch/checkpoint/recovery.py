@@ -1,7 +1,7 @@
-"""Journals played back: edits that were cut off, edits that are undone, and journals that are discarded.
+"""Plays journals back, to roll back interrupted edits and to undo finished ones.
 
-Nothing is played back from a journal that is damaged, or into a file that somebody else has written to. Then the user
-decides: `discard` removes the journal.
+A damaged journal is never played back, nor any journal into a file that another program has changed. The user can then
+remove the journal by `discard`.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from kpatch.errors import FileError, UndoError
 
 
 def recover(path):
-    """Puts the old bytes back where an edit of the file was cut off; says whether there was one.
+    """Rolls back an interrupted edit of the file; returns whether there was one.
 
     Raises:
-        FileError: the journal is damaged or of another file, or the edit is still going on.
+        FileError: the journal is damaged or belongs to another file, the file has changed, or the edit is in progress.
     """
     if not begun(path).exists():
         return False
@@ -27,7 +27,7 @@ def recover(path):
 
 
 def roll_back(path):
-    """The same for a caller who holds the lock."""
+    """`recover` for a caller that holds the lock."""
     journal = begun(path)
     if not journal.exists():  # the edit ended just now
         return False
@@ -53,7 +53,7 @@ def _check_names(journal, path, files):
 
 
 def _descriptor(stack, journal, path, each):
-    """The file of a journal, if it is still the one that was edited."""
+    """The descriptor of a journal's file; raises if it is not the file that was edited."""
     name = path.parent / each.name
     try:
         descriptor = os.open(name, os.O_RDWR | getattr(os, "O_BINARY", 0))
@@ -68,7 +68,7 @@ def _descriptor(stack, journal, path, each):
 
 
 def _apart(records):
-    """The records that share no byte with another: of a byte that was replaced twice there is no saying what it is."""
+    """The records that overlap no other record: the present value of a byte replaced twice cannot be checked."""
     ordered = sorted(records, key=lambda record: (record.file, record.offset))
     end = (0, 0)
     for record, following in itertools.zip_longest(ordered, ordered[1:]):
@@ -79,7 +79,7 @@ def _apart(records):
 
 
 def _is_of_the_edit(journal, record, descriptor):
-    """Whether a file has the old or the new bytes of a record, as far as they were replaced at one moment."""
+    """Whether a file has the old or the new bytes of a record, in its first sector, which is written atomically."""
     count = min(first(record.offset), record.length)
     journal.seek(record.at)
     now = os.pread(descriptor, count, record.offset)
@@ -87,28 +87,28 @@ def _is_of_the_edit(journal, record, descriptor):
 
 
 def _changed(journal, path, file):
-    message = f"'{journal}' is of an edit that was cut off, and '{file}' has changed since"
+    message = f"'{journal}' is the journal of an interrupted edit, and '{file}' has changed since"
     return FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
 
 
 def replacements(path, sources, editor):
-    """What undoes the latest edit of a file: tuples of a `Source`, an offset and the old bytes, the last first.
+    """The replacements that undo the latest edit of a file: tuples of a `Source`, an offset and the old bytes.
 
-    The journal is checked as a whole, then each record when its turn comes.
+    They come in reverse order. The whole journal is checked first, then each record before it is yielded.
 
     Args:
         path: the file.
-        sources: the files that it consists of.
+        sources: the files of which it consists.
         editor: an `Editor` of these files.
 
     Raises:
         FileError: the journal is damaged.
-        UndoError: it is of other files, or the bytes are no longer those that the edit wrote.
+        UndoError: the journal belongs to other files, or the bytes are no longer those that the edit wrote.
     """
     journal = done(path)
     contents = read(journal, path)
     if not contents.whole:
-        raise damaged(journal, path, "it does not end as a journal does")
+        raise damaged(journal, path, "it does not end like a journal")
     now = described(path, sources, map(editor.descriptor, sources))
     if contents.files != [(name, state.st_size, state.st_ino) for name, state in now]:
         raise UndoError(f"'{journal}' is of another file than '{path}' is now", notes=[way_out(path)])
@@ -122,11 +122,11 @@ def replacements(path, sources, editor):
 
 
 def discard(path):
-    """Removes the journal that stands in the way, of an edit that was cut off, else of one that is done; gives it.
+    """Removes the journal of an interrupted edit, else that of a finished edit; returns its path.
 
     Raises:
-        UndoError: there is none.
-        FileError: the file is being edited.
+        UndoError: the file has no journal.
+        FileError: another process is editing the file.
     """
     with failing(f"cannot remove the journal of '{path}'"), lock(path):
         for journal in (begun(path), done(path)):

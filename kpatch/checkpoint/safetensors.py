@@ -1,6 +1,6 @@
-"""`.safetensors`: eight bytes, a header of JSON, and the arrays one after the other.
+"""`.safetensors` files: the header's length in eight bytes, a JSON header, and the arrays one after the other.
 
-The library of that name gives the values but not where they lie, which is what an edit needs; the format is this page.
+The library `safetensors` does not give the offsets of the arrays, which an edit needs; so the format is read here.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import struct
 from kpatch.checkpoint.arrays import BY_NAME, Array
 from kpatch.errors import FileError
 
-LARGEST_HEADER = 100_000_000  # bytes; the library's own bound
+LARGEST_HEADER = 100_000_000  # bytes; the library's limit
 DTYPES = {
     "BOOL": "bool",
     "F8_E4M3": "float8_e4m3fn",
@@ -23,7 +23,7 @@ DTYPES = {
     },
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
-METADATA = "__metadata__"  # the key of what a file says of itself
+METADATA = "__metadata__"  # the header's key of the metadata
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -31,26 +31,26 @@ def arrays(source, file):
     """The `Array`s of a file.
 
     Args:
-        source: the `Source` that is parsed.
-        file: the same, open.
+        source: the `Source` of the file.
+        file: the open file.
 
     Raises:
-        FileError: it is damaged.
+        FileError: the file is damaged.
     """
     length = os.fstat(file.fileno()).st_size
     start = file.read(8)
     size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
     if size is None or size > min(LARGEST_HEADER, length - 8):
-        raise FileError(f"'{source}' is no .safetensors file, or a truncated one")
+        raise FileError(f"'{source}' is not a .safetensors file, or is truncated")
     try:
         header = json.loads(file.read(size))
         return [_array(source, name, item, 8 + size, length) for name, item in header.items() if name != METADATA]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FileError(f"'{source}' is damaged: its header does not say what it holds") from error
+        raise FileError(f"'{source}' is damaged: its header is invalid") from error
 
 
 def metadata(path):
-    """What a file says of itself; nothing if it is none, or damaged."""
+    """The metadata of a file; empty if it has none or is damaged."""
     try:
         with open(path, "rb") as file:
             [size] = struct.unpack("<Q", file.read(8))
@@ -74,12 +74,12 @@ def _array(path, name, item, data, length):
 
 
 def write(path, named, mark):
-    """Writes arrays, each as the blocks of it that are given, and gives a digest of their bytes.
+    """Writes arrays, given in blocks, and returns a digest of their bytes.
 
     Args:
         path: the file.
         named: tuples of a name, a dtype, a shape and the blocks.
-        mark: what the file says of itself, a dict of strings; the digest is added to it.
+        mark: the metadata, a dict of strings, to which the digest is added.
     """
     digest = hashlib.sha256()
     with open(path, "wb") as file:
@@ -94,7 +94,7 @@ def write(path, named, mark):
 
 
 def shortened(digest):
-    """As many digits of a digest as tell files apart."""
+    """The first 16 digits of a digest, enough to distinguish files."""
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""A difference as files: the patch, the arrays beside it, and a page that shows where they are."""
+"""Saves a `Diff`: the patch, its arrays beside it, and an HTML page of the differences."""
 
 import hashlib
 import html
@@ -8,23 +8,23 @@ from kpatch.checkpoint import outputs, safetensors
 from kpatch.checkpoint.opened import KINDS
 from kpatch.errors import FileError
 
-MARK = "# written by kpatch diff: text "  # what a saved patch begins with
+MARK = "# written by kpatch diff: text "  # the beginning of a saved patch
 LONGEST_LINE = 2**10  # bytes
 COMPARED = "is one of the files compared; name another output"
 
 
 def check(patch, page, old, new):
-    """Raises a `FileError` if the difference of two files may not go to a patch and to a page, either maybe `None`."""
+    """Raises `FileError` if the patch and the page (each can be `None`) of two files must not be written."""
     outputs.check([*_patch(patch), *_page(page)], dict.fromkeys((old, new), COMPARED))
 
 
 def write(found, patch, page=None, title=""):
-    """Writes a `Diff` as a patch, as a page, or both; gives the paths of the patch.
+    """Writes a `Diff` as a patch, a page, or both; returns the paths of the patch.
 
     Args:
         found: the `Diff`.
-        patch, page: the paths; either may be `None`.
-        title: of the page.
+        patch, page: the paths; each can be `None`.
+        title: the title of the page.
     """
     pages, parts = _page(page), _patch(patch)
     inputs = dict.fromkeys(found.sources, COMPARED)
@@ -41,8 +41,8 @@ def write(found, patch, page=None, title=""):
 def _write_patch(found, *files):
     """Writes the sidecar, if there is one, and the text.
 
-    The text names the digest of the arrays, so that a text and a sidecar of two runs are not taken for a pair: the
-    sidecar takes its place first, and the process may be killed before the text does.
+    The text contains the digest of the arrays, to detect a text and a sidecar of different runs: the sidecar is put in
+    place first, and the process can be killed before the text is.
     """
     *beside, place = files
     arrays = ""
@@ -59,7 +59,7 @@ def _page(path):
 
 
 def _patch(path):
-    """The sidecar, and the text."""
+    """The `Output`s of the sidecar and the text."""
     if path is None:
         return []
     path = Path(path)
@@ -76,7 +76,7 @@ def _is_sidecar(path):
 
 
 def _is_text(path):
-    """Whether a file is a patch as `Diff.save` wrote it, and nobody has edited it since."""
+    """Whether a file is a patch written by `Diff.save` and not edited since."""
     with path.open("rb") as file:
         if file.read(len(MARK)) != MARK.encode():
             return False
@@ -90,13 +90,13 @@ def _digest(text):
 
 
 def digest_of_arrays(text):
-    """The digest of the arrays that a patch was saved with, or `None` if it says nothing of any."""
+    """The digest of the arrays saved with a patch, or `None` if the text has none."""
     line = text.partition("\n")[0]
     return line.rpartition(", arrays ")[2].strip() if line.startswith(MARK) and ", arrays " in line else None
 
 
 def page_of(found, title):
-    """A page with a row for each array that differs: how much, and in which parts of it."""
+    """An HTML page with a row for each array that differs: the number of entries, and a map of the parts."""
     rows = []
     for each in found.differences:
         cells = "".join(f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in each.parts())

@@ -1,4 +1,4 @@
-"""Sharded weights: `model.weights.json` says which of the HDF5 files beside it holds which layer's variables."""
+"""Sharded weights: `model.weights.json` maps layers to the HDF5 files beside it."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ from kpatch.errors import FileError
 
 
 def read(path, file):
-    """The `Source`s of the shards of a `.weights.json`, which is open.
+    """The `Source`s of the shards of an open `.weights.json`.
 
     Raises:
-        FileError: it is damaged, or leads out of its directory.
+        FileError: the file is damaged, or a shard is missing or not in its directory.
     """
     try:
         shards = json.loads(file.read().decode("utf-8"))["weight_map"]
         names = dict.fromkeys(name for each in shards.values() for name in ([each] if isinstance(each, str) else each))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FileError(f"'{path}' is no map of sharded weights") from error
+        raise FileError(f"'{path}' is not a map of sharded weights") from error
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name:
             raise FileError(f"'{path}' is refused: its shard {name!r} is not a file beside it")

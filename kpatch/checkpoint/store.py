@@ -1,7 +1,7 @@
-"""Runs a plan on arrays in files: the executor's store, in which what can be done block by block is.
+"""The executor's store of arrays in files, which runs steps block by block if possible.
 
-A mask and a number, a number alone, `*=` by a number, an array handed in, and sums and products of such: of these no
-more than a block is ever in memory. Everything else takes the memory of what it computes.
+Only one block is in memory for: a number under a mask, a number, `*=` with a number, a bound array, and sums and
+products of arrays. Other steps need memory for all values that they compute.
 """
 
 import mmap
@@ -22,17 +22,17 @@ from kpatch.values.dtypes import check_available, tensor
 from kpatch.view import tables
 
 LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)
-MAX_KEPT = 2**12  # changed entries of which old and new values are kept as they are
+MAX_KEPT = 2**12  # changed entries whose old and new values are kept
 
 
 class Change:
-    """What a step did to an array.
+    """The effect of a statement on an array.
 
     Attributes:
         step: the plan's step.
-        statement: the statement of it.
-        entries: how many entries it wrote.
-        before, after: their values, a `Sample` of each.
+        statement: the statement.
+        entries: the number of entries written.
+        before, after: a `Sample` of their old and new values.
     """
 
     def __init__(self, step, statement):
@@ -49,7 +49,7 @@ class Change:
 
 
 class Sample:
-    """Values that pass by: all of them where they are few, else their range and mean."""
+    """A stream of values: all values if they are few, else their range and mean."""
 
     def __init__(self):
         self._kept = []
@@ -65,7 +65,7 @@ class Sample:
             self._kept = []
 
     def _measure(self, part, count):
-        """Takes the range and sum of values, of which there may be more than are there, all the same."""
+        """Adds the range and sum of `count` values; `part` can be one value that is repeated."""
         if part.size:
             wide = part.astype("float32" if part.dtype.itemsize < 4 else part.dtype, copy=False)
             self._low = min(self._low, float(wide.min()))
@@ -79,15 +79,15 @@ class Sample:
 
 
 class Stored(execute.Named):
-    """The places are arrays in files.
+    """The store of arrays in files.
 
     Args:
         names: the plan's `FileNames`.
-        editor: the `Editor` that writes, or `None` where nothing is written.
+        editor: the `Editor` that writes, or `None` if nothing is written.
     """
 
     implied = None
-    lets_go = False  # nothing is kept here: the editor has the journal
+    lets_go = False  # old values are in the editor's journal
 
     def __init__(self, names, editor=None):
         self.names = names
@@ -98,7 +98,7 @@ class Stored(execute.Named):
     # Reading
 
     def array(self, place):
-        """The values of a place as an array of NumPy; of a file, read as they are looked at."""
+        """The values of a place as a NumPy array, memory-mapped if the place is in a file."""
         array = place.variable
         if not isinstance(array, Array):
             return tensors.to_numpy(tensors.detached(array))
@@ -125,7 +125,7 @@ class Stored(execute.Named):
     # Writing
 
     def stream(self, step, scope):
-        """Runs a step block by block; says whether it is one that can be run so."""
+        """Runs a step block by block if possible; returns whether it did."""
         compute = self._blockwise(step, scope)
         if compute is None:
             return False
@@ -143,7 +143,7 @@ class Stored(execute.Named):
         return True
 
     def _blockwise(self, step, scope):
-        """A function of a block: the new one, and which entries are meant where not all are. Or `None`."""
+        """A function of a block that returns the new block and its changed entries (`None` for all); or `None`."""
         if type(step) is not EditStep:
             return None
         number = step.constant if step.constant is not None and step.constant.size == 1 else None
@@ -162,13 +162,13 @@ class Stored(execute.Named):
         return self._copied(step) or self._computed(step, scope)
 
     def _numbers(self, step, program, scope):
-        """The numbers of a program, computed once; of literals without a look at the array."""
+        """The numbers of a program, computed once; literals need no access to the array."""
         literal = all(type(node) in LITERALS for node in program.scalars)
         implied = step.place.unknown() if literal else tensor(self.value(step.place))
         return program.numbers(scope.with_implied(implied))
 
     def _computed(self, step, scope):
-        """A whole new value by `+ - *`, as `0.7 * _ + 0.3 * $donor._`."""
+        """A function for a whole new value by `+ - *`, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""
         program = step.value
         if program is None or program.dtype not in IN_BLOCKS:
             return None
@@ -187,7 +187,7 @@ class Stored(execute.Named):
         return compute
 
     def _copied(self, step):
-        """An array of another file of the same shape and dtype, as it is."""
+        """A function that copies an array of another file with the same shape and dtype; or `None`."""
         node = step.statement.value
         if step.statement.op != "=" or type(node) is not ast.Binding:
             return None
@@ -229,7 +229,7 @@ class Stored(execute.Named):
         self.editor.put(array, flat, values)
 
     def _enter_batch(self, step):
-        """One change for each of the statements, as if they were run one after the other."""
+        """Adds one change for each statement, as if they ran one after the other."""
         values = dict(zip(step.offsets.tolist(), self.array(step.place).reshape(-1)[step.offsets], strict=True))
         for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
             self.changes.append(change := Change(step, statement))
@@ -259,7 +259,7 @@ def _taken(array, selection):
 
 
 def _own(values):
-    """The values in memory: those that are read from a file as they are looked at would change with it."""
+    """The values, copied if they are memory-mapped, so that they do not change with the file."""
     base = values
     while base is not None:
         if isinstance(base, mmap.mmap):
@@ -269,7 +269,7 @@ def _own(values):
 
 
 def _as_tensor(array):
-    """The array as a tensor of the backend; on numpy it is one."""
+    """The array as a tensor of the backend; unchanged on numpy."""
     if backends.current().arrays_are_tensors:
         return array
     from keras import ops

@@ -1,1 +1,1 @@
-"""Patches inside of a model: in its graph, in its calls, in its training."""
+"""Patches inside a model: in its graph, in its calls, in its training."""

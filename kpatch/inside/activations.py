@@ -1,27 +1,27 @@
-"""Activations of one pass through a model, kept for the expressions that read them."""
+"""The activations of one pass through a model, kept for expressions that read them."""
 
 from kpatch.errors import ResolutionError, UnsupportedError
 
 
 class Activations:
-    """What layers were given and gave.
+    """The inputs and outputs of layers.
 
     Args:
-        elsewhere: where a layer may be whose activation is not there, for errors.
+        elsewhere: for errors, the reason why a layer's activation can be missing.
         source: the patch's text.
     """
 
     def __init__(self, elsewhere, source):
         self._elsewhere = elsewhere
         self._source = source
-        self._kept = {}  # (id of a layer, kind) → the tensor; `None` where there were several
+        self._kept = {}  # (id of a layer, kind) → the tensor; `None` if there were several
 
     def keep(self, layer, kind, x):
         key = id(layer), kind
         self._kept[key] = None if key in self._kept else x
 
     def read(self, part, name):
-        """What a `splitting.Part` reads under a name."""
+        """The activation that a `splitting.Part` reads under a name."""
         node, kind, span = part.reads[name]
         path = f"{node.item.name}.{kind}"
         key = id(node.item), kind
@@ -35,7 +35,7 @@ class Activations:
 
 
 def check_one_tensor(layer, kind, x, part, source):
-    """Refuses an activation that is a list or a dict of tensors; `part` is what edits it, or `None`."""
+    """Raises if an activation is a list or a dict of tensors; `part` is the `Part` that edits it, or `None`."""
     if not hasattr(x, "shape"):
         message = f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them"
         raise UnsupportedError(message, span=part and part.span, source=source)

@@ -1,6 +1,6 @@
-"""`kpatch.edit`, and layers, inside `torch.compile`: one opaque call in dynamo's graph; AOT autograd traces through it.
+"""`kpatch.edit` and layers in `torch.compile`: one opaque call in dynamo's graph, which AOT autograd traces through.
 
-Dynamo would otherwise trace the parser and the planner, and take their NumPy arrays for tensors.
+Otherwise dynamo would trace the parser and the planner, and treat their NumPy arrays as tensors.
 """
 
 import keras
@@ -11,11 +11,11 @@ from kpatch.inside import registry
 from kpatch.run import pure
 from kpatch.syntax import parse
 
-IN_GRAPH = (bool, int, float, list, tuple, np.ndarray, torch.Tensor)  # what a graph's call can be given
+IN_GRAPH = (bool, int, float, list, tuple, np.ndarray, torch.Tensor)  # types that a call in a graph accepts
 
 
 def edit(x, text, bindings):
-    """`kpatch.edit` where dynamo is at work; with bindings that no graph can hold, a model say, it breaks the graph."""
+    """`kpatch.edit` under dynamo. Bindings that a graph cannot hold, such as a model, break the graph."""
     given = {name: value.value if isinstance(value, keras.Variable) else value for name, value in bindings.items()}
     if all(isinstance(value, IN_GRAPH) for value in given.values()):
         return _edit_in_graph(x, text, given)

@@ -1,14 +1,14 @@
-"""The functions that models compile and keep: made anew when what they were traced with begins or ends."""
+"""Recompiles the functions that models keep, when a patch that they were traced with begins or ends."""
 
 import gc
 
-KEPT = ("train_function", "test_function", "predict_function", "generate_function")  # the last by keras_hub
+KEPT = ("train_function", "test_function", "predict_function", "generate_function")  # the last is keras_hub's
 
 
 def forget_compiled(layers):
-    """Makes the compiled functions of the models among some layers anew; they are traced when they are next called.
+    """Replaces the compiled functions of all models among `layers`; the new ones are traced at their next call.
 
-    At once, since `fit` looks for the function at each step, and this may be a callback of it.
+    They are replaced immediately, because `fit` reads its function at each step, and this can be called in a callback.
 
     Example:
         >>> import keras, numpy
@@ -32,15 +32,15 @@ def forget_compiled(layers):
 
 
 def layers_of(index):
-    """The model of a `ModelIndex`, and the layers in it."""
+    """The model of a `ModelIndex` and its layers."""
     return [node.item for node in index.nodes if node.item is not None]
 
 
 def models_with(layers):
-    """All models alive that hold one of the layers, whoever made them.
+    """All live models that contain one of the layers.
 
-    A layer does not know them, so all objects of the process are looked through, which takes some 100 ns for each:
-    nothing beside the tracing of a function, and too long for what happens often.
+    A layer does not know its models, so this searches all objects of the process, at about 100 ns each: cheap compared
+    with tracing a function, too slow for frequent use.
     """
     import keras
 

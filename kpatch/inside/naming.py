@@ -1,4 +1,4 @@
-"""What a layer that holds a patch is called: `model.summary()` shows names and types, so the name tells the patch."""
+"""Names of layers with a patch. `model.summary()` shows names and types, so the name describes the patch."""
 
 import re
 
@@ -10,7 +10,7 @@ WORDS = {
 
 
 def named_by(text, prefix):
-    """A name for a layer that tells a patch, of the characters that every backend takes in names of scopes and modules.
+    """A layer's name that describes a patch, in characters that every backend accepts for scopes and modules.
 
     Example:
         >>> named_by("_[..., 3] = 0; _[:, 1:3] *= 0.5", "scatter_layer")
@@ -24,7 +24,7 @@ def named_by(text, prefix):
 
 
 def unique(name):
-    """The name, numbered as Keras numbers names, from the second on."""
+    """The name, with a number from the second use on, as Keras numbers names."""
     import keras
 
     number = keras.backend.get_uid(name) - 1

@@ -1,4 +1,4 @@
-"""The variables of a layer as a patch makes them: tensors to be seen in their stead, while they stay as they are."""
+"""The patched values of a layer's variables, as tensors; the variables do not change."""
 
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ class WeightsPatch(Holder):
         self._planned: Any = None
 
     def plan(self, layer):
-        """The plan for a built layer; made anew when its variables have changed."""
+        """The plan for a built layer; renewed if its variables have changed."""
         from kpatch.names.index import index
 
         names = index(layer)
@@ -34,7 +34,7 @@ class WeightsPatch(Holder):
             bound = Bindings(self.bindings)
             planned = planner.make(self.patch, ModelNames(names, bound), traced=True)
             bound.check_used()
-            # without the values, which may belong to a function that is being traced
+            # without the values, which can belong to a trace
             self._planned = replace(planned, names=planned.names.given(NONE))
             written = {id(step.place.variable): step.place.variable for step in self._planned.edits}
             self._written = list(written.values())
@@ -42,13 +42,13 @@ class WeightsPatch(Holder):
         return self._planned
 
     def variables(self, layer):
-        """The variables that the patch writes, and those that it may read: all of the layer."""
-        if self._planned is None or not in_dynamo():  # which cannot look for changes of a layer
+        """The variables that the patch writes, and all other variables of the layer, which it can read."""
+        if self._planned is None or not in_dynamo():  # under dynamo, changes of a layer cannot be detected
             self.plan(layer)
         return self._written, self._read
 
     def __call__(self, names, *values):
-        """The tensors of the variables written; `values` are those of all `variables`, and there are no `names`."""
+        """The new tensors of the written variables; `values` are the tensors of all `variables`. `names` is unused."""
         variables = (*self._written, *self._read)
         given = self._planned.names.given(Bindings(self.bindings))
         store = Overlay({id(v): value for v, value in zip(variables, values, strict=True)}, given)
@@ -61,7 +61,7 @@ class WeightsPatch(Holder):
 
 
 class Overlay(pure.Pure):
-    """The places are variables, of which each has a tensor; a write replaces the tensor."""
+    """A store with a tensor for each variable; a write replaces the tensor, not the variable's value."""
 
     implied = None
     look_up = execute.Named.look_up

@@ -1,4 +1,4 @@
-"""The objects that hold patches, by number: what a graph of `torch.compile` names them by."""
+"""The objects that hold patches, by key, for graphs of `torch.compile`."""
 
 import itertools
 import weakref
@@ -9,7 +9,7 @@ _live: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()
 
 
 def enter(holder):
-    """Adds an object, and gives its key: a string, as dynamo may take a number for one that varies."""
+    """Adds an object and returns its key: a string, because dynamo can treat a number as variable."""
     key = str(next(_numbers))
     _live[key] = holder
     return key

@@ -1,7 +1,7 @@
-"""A patch of a model, split into patches of single layers: of their weights, of what they are given, of what they give.
+"""Splits a patch of a model into patches of single layers: of their weights, inputs and outputs.
 
-`rewrite` puts them into a graph, `intervene` into the calls of layers. The parts keep the spans of the whole patch, so
-that their errors show its text. A `let` goes to every part that names it, and is computed there.
+`rewrite` puts the parts into a graph, `intervene` into the calls of layers. The parts keep the spans of the whole
+patch, so that errors show its text. A `let` is copied to every part that names it, and computed there.
 """
 
 import itertools
@@ -21,14 +21,14 @@ from kpatch.syntax import Patch, ast, parse
 
 @dataclass(eq=False)
 class Part:
-    """What a patch does to one activation.
+    """The edits of one activation.
 
     Attributes:
         node: the layer's node in the index of the model.
         kind: "input" or "output".
-        span: of the first target that names it.
-        edits: the statements that write it, as they stand in the patch.
-        patch: the same as a `Patch` of one tensor.
+        span: the span of the first target that names it.
+        edits: the statements that write it, unchanged.
+        patch: these statements as a `Patch` of one tensor.
         constants: the values of its `$names`.
         reads: the activations of other layers that it reads, `{$name: (node, kind, span)}`.
     """
@@ -75,7 +75,7 @@ class Split:
         self._lets = {statement.name: statement for statement in self.patch.statements if type(statement) is ast.Let}
         nodes = ast.walk(self.patch)
         self._taken = {node.name for node in nodes if type(node) in (ast.Binding, ast.Let)}
-        self._given = {}  # what a part reads → its name
+        self._given = {}  # the key of a value that a part reads → its name
         self._reading: dict[str, Any] = {}  # the name of a `let` → the reference to an activation in it, or `None`
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
@@ -93,7 +93,7 @@ class Split:
         return list(self._parts.values())
 
     def with_lets(self, statements):
-        """The statements, after the `let`s that they name, in the order of the patch."""
+        """The statements and the `let`s that they name, in the order of the patch."""
         found = {id(statement): statement for statement in statements}
         stack = [*statements]
         while stack:
@@ -105,18 +105,18 @@ class Split:
         return sorted(found.values(), key=lambda statement: self._order[id(statement)])
 
     def weights_patch(self):
-        """What the patch does to weights, as a patch of the model, and the bindings of it."""
+        """The statements that write weights, as a patch of the model, and its bindings."""
         written = Patch(tuple(self.with_lets([statement for statement, _ in self.weights])), self.patch.source)
         return written, bindings_of(written, self.bindings)
 
     def check_assertions(self):
-        """Checks the assertions, on the weights as they are."""
+        """Checks the assertions on the present weights."""
         if self._once.statements:
             model = self.index.root.item
             live.apply(checking.check(model, self._once, bindings_of(self._once, self.bindings)), model)
 
     def layer_patch(self, layer, weights):
-        """Some of the `weights` as a patch of the layer that holds them, and its constants."""
+        """Some of the `weights` as a patch of their layer, and its constants."""
         from kpatch.names.index import index
 
         paths = {id(entry.variable): entry.path for entry in index(layer).entries}
@@ -148,7 +148,7 @@ class Split:
         return Patch(tuple(statements), self.patch.source), constants
 
     def activations(self, selector):
-        """The layers whose activation a selector means, and which of the two; no layers where it means weights."""
+        """The layers whose activation a selector means, and its kind; no layers if the selector means weights."""
         from keras.layers import InputLayer
 
         if isinstance(selector, ast.Implied):
@@ -156,14 +156,12 @@ class Split:
         nodes, kind = self.index.activations(selector)
         computed = [node for node in nodes if not isinstance(node.item, InputLayer)]
         if nodes and not computed:
-            message = f"'{selector}' is what the model is given, which no layer computes"
-            raise UnsupportedError(message, notes=["the layers that take it have it as their 'input'"]).locate(
-                selector.span
-            )
+            message = f"'{selector}' is an input of the model, which no layer computes"
+            raise UnsupportedError(message, notes=["edit the 'input' of the layers that take it"]).locate(selector.span)
         return computed, kind
 
     def _add(self, statement):
-        """Puts a statement that writes where it belongs."""
+        """Adds a writing statement to its parts or to `weights`."""
         selector = statement.target.selector
         nodes, kind = self.activations(selector)
         if not nodes:
@@ -177,9 +175,11 @@ class Split:
         if len(entries) > 1 and any(
             type(n) is ast.Call and functions.is_random(n.function) for n in ast.walk(statement.value)
         ):
-            raise UnsupportedError("random numbers for several variables by one statement; name them one by one")
+            raise UnsupportedError(
+                "one statement cannot draw random numbers for several variables; name them one by one"
+            )
         if node := self._activation_in(statement):
-            message = f"'{node.selector}' is an activation; what edits weights reads weights"
+            message = f"'{node.selector}' is an activation; an edit of weights can read only weights"
             raise UnsupportedError(message).locate(node.span)
         self.weights += [(statement, entry) for entry in entries]
 
@@ -204,7 +204,7 @@ class Split:
         self._bound.check_used()
 
     def _checked_once(self):
-        """The assertions, which are checked once, and the `let`s that can be: all that read no activations."""
+        """The assertions and `let`s that read no activations, which are checked once; raises for other assertions."""
         kept = []
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
@@ -213,12 +213,14 @@ class Split:
             if read is None:
                 kept.append(statement)
             elif isinstance(statement, ast.Assert):
-                message = f"'{read.selector}' is an activation, and an assertion is checked once, when there is none"
+                message = (
+                    f"'{read.selector}' is an activation, but an assertion is checked before there are activations"
+                )
                 raise UnsupportedError(message, span=read.span, source=self.patch.source)
         return Patch(tuple(kept), self.patch.source)
 
     def _finish(self, part):
-        """Makes the part's patch: of what it reads, its own activation is `_`, others are `$names`."""
+        """Makes the part's patch: its own activation becomes `_`, the others that it reads become `$names`."""
         part.constants = {}
         statements = [made for statement in self.with_lets(part.edits) for made in self._own(statement, part)]
         part.patch = Patch(tuple(statements), self.patch.source)
@@ -227,7 +229,7 @@ class Split:
         if isinstance(statement, ast.Let):
             _refuse_implied(statement.value, self._names)
             return [ast.mapped(statement, lambda node: self._read(node, part, ast.Implied(node.span)))]
-        own = ast.Local(self._name("present", id(statement)))  # `_` is the entries that are written, and not the whole
+        own = ast.Local(self._name("present", id(statement)))  # `_` would be the written entries, not the whole
         new = ast.mapped(statement, lambda node: self._read(node, part, own))
         edit = ast.Edit(ast.Target(ast.Implied(), new.target.index, new.target.span), new.op, new.value, new.span)
         return [ast.Let(own.name, ast.Implied()), edit] if own in ast.walk(edit) else [edit]
@@ -240,7 +242,7 @@ class Split:
         nodes, kind = self.activations(node.selector)
         if not nodes:
             self.index.find(node.selector)
-            message = f"'{node.selector}' is a weight; what edits an activation reads activations"
+            message = f"'{node.selector}' is a weight; an edit of an activation can read only activations"
             raise UnsupportedError(message).locate(node.span)
         if nodes[0].item is part.node.item and kind == part.kind:
             return own
@@ -249,7 +251,7 @@ class Split:
         return ast.Binding(name, None, node.span)
 
     def _constant(self, node, target, constants):
-        """A binding of a part: a variable of a model that was handed in becomes a constant of its own."""
+        """A binding of a part; a variable of a bound model becomes a constant with a name of its own."""
         name, value = node.name, self.bindings[node.name]
         if node.path is not None:
             place = self._bound.meaning(node, target)
@@ -258,7 +260,7 @@ class Split:
         return ast.Binding(name, None, node.span)
 
     def _name(self, stem, key):
-        """A name for what a part reads, which the patch does not use itself."""
+        """A name, unused in the patch, for a value that a part reads."""
         if key not in self._given:
             stem = re.sub(r"^(?=\d)|[^A-Za-z0-9_]+", "_", stem.lstrip("$"))
             numbered = (f"{stem}_{number}" for number in itertools.count(2))
@@ -267,7 +269,7 @@ class Split:
         return self._given[key]
 
     def _located(self, function, statement, *args):
-        """Calls it; its errors get the statement's place in the patch."""
+        """Calls a function; its errors get the statement's span in the patch."""
         span = statement.target.span if isinstance(statement, ast.Edit) else statement.span
         try:
             return function(statement, *args)
@@ -276,7 +278,7 @@ class Split:
 
 
 def _refuse_implied(node, names):
-    """Refuses `_` in a `let` of a model, but in an index, where it is what is indexed."""
+    """Raises for `_` in a `let` of a model, except in an index, where it means the indexed tensor."""
     if type(node) is ast.Implied:
         try:
             names.place(None)
@@ -287,6 +289,6 @@ def _refuse_implied(node, names):
 
 
 def bindings_of(patch, bindings):
-    """Those of the bindings that a patch names."""
+    """The bindings that a patch names."""
     named = {node.name for node in ast.walk(patch) if type(node) is ast.Binding}
     return {name: value for name, value in bindings.items() if name in named}

@@ -1,6 +1,6 @@
-"""A patch of one tensor `_` for compiled functions: planned once for a shape, run wherever it is traced.
+"""A patch of one tensor `_` for compiled functions: planned once for each shape, run in traces.
 
-Layers, initializers and constraints hold one. The source text and the values of its `$names` are what they serialise.
+Layers, initializers and constraints hold one. They serialise its source text and the values of its `$names`.
 """
 
 import base64
@@ -20,16 +20,16 @@ from kpatch.syntax import ast, parse
 from kpatch.values.dtypes import NUMPY, dtype_name, tensor
 from kpatch.values.symbols import lengths
 
-MAX_PLANS = 16  # of a patch: one for each combination of shapes and dtypes that it met lately
+MAX_PLANS = 16  # plans of a patch, for the latest combinations of shapes and dtypes
 
 
 def in_dynamo():
-    """Whether dynamo is tracing this, for `torch.compile` or `torch.export`."""
+    """Whether dynamo is tracing the caller for `torch.compile` or `torch.export`."""
     return backends.current().in_dynamo()
 
 
 class Holder:
-    """What holds a patch, and is called inside of compiled functions; by its number inside of `torch.compile`."""
+    """An object with a patch, called in compiled functions; in `torch.compile` by its key in the registry."""
 
     def __init__(self):
         self.key = registry.enter(self)
@@ -38,7 +38,7 @@ class Holder:
         raise NotImplementedError
 
     def run(self, names, *values):
-        """Calls it; in a graph of dynamo, which would take its NumPy arrays for tensors, as one opaque call."""
+        """Calls the object; under dynamo, which would treat NumPy arrays as tensors, as one opaque call."""
         if in_dynamo():
             from kpatch.inside.dynamo import run_in_graph
 
@@ -51,13 +51,13 @@ class TensorPatch(Holder):
 
     Args:
         patch: a `Patch`, or its text.
-        bindings: the values of `$names` that are constants, `{name: value}`.
-        owner: what it belongs to, for errors: "a ScatterLayer".
+        bindings: the values of constant `$names`, `{name: value}`.
+        owner: the owner's name for errors: "a ScatterLayer".
 
     Attributes:
-        text: what is serialised.
-        bindings: `{name: value}`, arrays as NumPy's.
-        free: the `$names` without a value, in the order of the text; each call hands them in.
+        text: the text to serialise.
+        bindings: `{name: value}`, with arrays as NumPy arrays.
+        free: the `$names` without a value, in the order of the text; each call gives their tensors.
     """
 
     def __init__(self, patch, bindings=None, owner="kpatch.edit"):
@@ -74,7 +74,7 @@ class TensorPatch(Holder):
         self._plans = []
 
     def refuse_free(self):
-        """Raises for a `$name` without a value, where nothing could hand it in later."""
+        """Raises for a `$name` without a value; for owners whose calls give no tensors."""
         for part in _nodes(self.patch):
             if type(part) is ast.Binding and part.name in self.free:
                 raise BindingError(f"no value for '${part.name}'; bindings={{'{part.name}': ...}} gives it").locate(
@@ -82,15 +82,16 @@ class TensorPatch(Holder):
                 )
 
     def indices(self):
-        """The `$names` that stand in an index: they are constants in any case."""
+        """The `$names` in an index, which must be constants."""
         brackets = [item for node in _nodes(self.patch) for item in _index(node)]
         return {part.name for item in brackets for part in ast.walk(item) if type(part) is ast.Binding}
 
     def plan(self, spec, given=None):
-        """The plan for a tensor of that `(shape, dtype)`; lengths may be `None`.
+        """The plan for a tensor.
 
         Args:
-            given: the same of the free names, `{name: (shape, dtype)}`.
+            spec: the tensor's `(shape, dtype)`; lengths can be `None`.
+            given: the specs of the free names, `{name: (shape, dtype)}`.
         """
         specs = {"_": spec, **(given or {})}
         for known, planned in self._plans:
@@ -99,7 +100,7 @@ class TensorPatch(Holder):
         values = {name: unknown(f"${name}", kind, tuple(s)) for name, (s, kind) in specs.items() if name != "_"}
         names = self._names(spec, values)
         planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
-        planned = replace(planned, names=None)  # whose values may belong to a function that is being traced
+        planned = replace(planned, names=None)  # their values can belong to a trace
         self._plans = [*self._plans[1 - MAX_PLANS :], (specs, planned)]
         return planned
 
@@ -137,7 +138,7 @@ def _index(node):
 
 
 def _covers(known, specs):
-    """Whether a plan for `known` serves `specs`: the same dtypes, and lengths that are equal or were left open."""
+    """Whether a plan for `known` fits `specs`: equal dtypes, and lengths that are equal or `None` in the plan."""
     return known.keys() == specs.keys() and all(
         dtype == specs[name][1]
         and len(shape) == len(specs[name][0])
@@ -150,12 +151,12 @@ def _covers(known, specs):
 
 
 def text_of(patch):
-    """The source, or where a patch is a part of another and has the source of the whole, its own text."""
+    """The source of a patch; its canonical text if it is a part of another patch, whose source it has."""
     return patch.source if parse(patch.source) == patch else str(patch)
 
 
 def plain(name, value):
-    """Python's numbers and lists as they are, anything else as an array."""
+    """The value of a binding: Python numbers and lists unchanged, anything else as a NumPy array."""
     import keras
 
     if isinstance(value, dict) and value.keys() == {"dtype", "shape", "zlib"}:
@@ -164,7 +165,7 @@ def plain(name, value):
     if isinstance(value, (bool, int, float, list, tuple)):
         return list(value) if isinstance(value, tuple) else value
     if isinstance(value, keras.Layer):
-        raise BindingError(f"'${name}' is a model; what is compiled takes numbers, lists, arrays and tensors")
+        raise BindingError(f"'${name}' is a model; a compiled function takes numbers, lists, arrays and tensors")
     if isinstance(value, keras.Variable):
         value = value.value
     if isinstance(value, np.ndarray | np.generic):
