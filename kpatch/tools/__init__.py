@@ -1,1 +1,1 @@
-"""The command line: the commands, the reading of `--bind`, and `kpatch check`."""
+"""The command line: the commands, `--bind`, and `kpatch check`."""

@@ -12,20 +12,20 @@ from typing import Any
 from kpatch.errors import BindingError, FileError, PatchError, reason
 from kpatch.syntax import is_name, nearest, parse
 
-_FILE = re.compile(r"(.*?\.(keras|npy|npz|safetensors))(?::(.*))?", re.DOTALL)  # path, kind, and maybe a key
+_FILE = re.compile(r"(.*?\.(keras|npy|npz|safetensors))(?::(.*))?", re.DOTALL)  # path, kind, optional key
 FORMS = "name=3, name=[1, 2], name=@file.npy, name=@file.safetensors:key or name=@model.keras"
 
 
 def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, Any]:
-    """The bindings that the texts mean.
+    """The bindings of `--bind`, as `{name: value}`.
 
     Args:
-        texts: of the form `name=value`.
+        texts: the options' values, `name=value`.
         load_model: loads a model from a path.
 
     Raises:
-        BindingError: a text is of another form, or a name is given twice.
-        FileError: a file cannot be read, or holds nothing of that name.
+        BindingError: a text has another form, or a name is bound twice.
+        FileError: a file cannot be read, or does not have the key.
 
     Example:
         >>> read(["row=3", "scale=-pi/2", "rows=[1, 2]"], load_model=None)
@@ -36,7 +36,7 @@ def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, An
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not is_name(name):
-            raise BindingError(f"'{text}' is no binding; write {FORMS}")
+            raise BindingError(f"'{text}' is not a binding; write {FORMS}")
         if name in found:
             raise BindingError(f"'{name}' is bound twice")
         value = value.strip()
@@ -45,13 +45,13 @@ def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, An
 
 
 def paths(texts: Iterable[str]) -> list[str]:
-    """The files that bindings are read from."""
+    """The files from which bindings are read."""
     values = [text.partition("=")[2].strip() for text in texts]
     return [match[1] for value in values if value.startswith("@") and (match := _FILE.fullmatch(value[1:]))]
 
 
 def _literal(name: str, text: str) -> Any:
-    """A number, a boolean or a list, by the language's own rules."""
+    """A number, a boolean or a list, by the rules of the language."""
     from kpatch.functions.quoted import with_names
     from kpatch.run.evaluate import Scope, evaluate
 
@@ -62,17 +62,17 @@ def _literal(name: str, text: str) -> Any:
         why = error.message if isinstance(error, PatchError) else "it is several statements"
         raise BindingError(f"cannot read '{text}' for '{name}': {why}", notes=[f"write {FORMS}"]) from error
     if not value.weak:
-        raise BindingError(f"'{text}' for '{name}' is no number or list of numbers", notes=[f"write {FORMS}"])
+        raise BindingError(f"'{text}' for '{name}' is not a number or a list of numbers", notes=[f"write {FORMS}"])
     return value.data.tolist()
 
 
 def _no_variables(node: Any, target: Any) -> Any:
     name = str(node).strip('"')
-    raise BindingError(f"'{name}' is no number; a file is written @{name}")
+    raise BindingError(f"'{name}' is not a number; a file is written @{name}")
 
 
 def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
-    """What `path` or `path:key` holds."""
+    """The array or model in `path` or `path:key`."""
     match = _FILE.fullmatch(text)
     if match is None:
         raise BindingError(f"cannot read '@{text}' for '{name}'; a file ends in .npy, .npz, .safetensors or .keras")
@@ -88,7 +88,7 @@ def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
     except OSError as error:
         raise FileError(f"cannot read '{path}': {reason(error)}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FileError(f"'{path}' is damaged, or no .{kind} file") from error
+        raise FileError(f"'{path}' is damaged, or not a .{kind} file") from error
 
 
 def _npy(path: str, key: str | None) -> Any:
@@ -117,7 +117,7 @@ def _safetensors(path: str, key: str | None) -> Any:
 
 
 def _key(path: str, key: str | None, keys: Iterable[str]) -> str:
-    """The key, if the file has it; where none is given, the only one."""
+    """The key, if the file has it; the file's only key, if none is given; else `FileError`."""
     keys = sorted(keys)
     if key is None and len(keys) == 1:
         return keys[0]

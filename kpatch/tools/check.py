@@ -1,4 +1,4 @@
-"""`kpatch check`: the patches in files and directories, checked one by one, and the errors as a linter shows them."""
+"""`kpatch check`: checks the patches in files and directories, and reports errors like a linter."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from kpatch.tools.places import FoundPatch, Region, patch_file
 from kpatch.tools.python_sources import Found
 
 PYTHON = (".py", ".pyi", ".pyw")
-SEARCHED = (".py", ".kpatch")  # what is looked for in a directory
+SEARCHED = (".py", ".kpatch")  # the files checked in a directory
 SKIPPED = ("__pycache__", "node_modules")
 
 
 class Finding(NamedTuple):
-    """An error, and where it is: `region` is `None` where it is about the file as a whole."""
+    """An error and its place; `region` is `None` if the error concerns the whole file."""
 
     path: str
     region: Region | None
@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was checked, and what was found."""
+    """The findings, and the numbers of files, of patches checked, and of computed patches, which are not checked."""
 
     findings: list[Finding]
     files: int
@@ -51,7 +51,7 @@ def check_files(paths: tuple[str, ...], model: Any = None) -> Report:
 
     Args:
         paths: patch files, Python files and directories; `-` is a patch on standard input.
-        model: the Keras model in which the names are looked up.
+        model: the Keras model in which names are looked up, or `None`.
 
     Example:
         >>> import os, tempfile
@@ -87,7 +87,7 @@ def _files(paths: tuple[str, ...], findings: list[Finding]) -> Iterator[str]:
 
 
 def _search(directory: str, findings: list[Finding]) -> Iterator[str]:
-    """The files in a directory that may hold patches. Links to directories are not followed: they may go in circles."""
+    """The files in a directory that can contain patches. It follows no links to directories: they can form cycles."""
     folders = [directory]
     while folders:
         folder = folders.pop()
@@ -99,7 +99,7 @@ def _search(directory: str, findings: list[Finding]) -> Iterator[str]:
         entries = [entry for entry in entries if not entry.name.startswith(".")]
         folders += [entry.path for entry in reversed(entries) if _is_searched(entry)]
         for entry in entries:
-            if entry.name.endswith(SEARCHED) and os.path.isfile(entry.path):  # reading a pipe would wait for ever
+            if entry.name.endswith(SEARCHED) and os.path.isfile(entry.path):  # reading a pipe would block
                 yield str(Path(entry.path))
 
 
@@ -117,12 +117,12 @@ def _found(path: str) -> Found:
         return Found([patch_file(decode(read(path), path))])
     data = read(path, python_sources.MAX_PYTHON)
     if b"kpatch" not in data:
-        return Found([])  # nothing in it is kpatch's, whatever Python it is
+        return Found([])  # without that word it calls no function of kpatch
     return python_sources.find(python_sources.decode_python(data, path))
 
 
 def _region_in_file(error: FileError) -> Region | None:
-    """Where the text of a file is not Python."""
+    """The place of the error in a file that is not Python."""
     if error.source is None or error.span is None:
         return None
     return patch_file(error.source).region(error.span)
@@ -139,7 +139,7 @@ def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
 
 
 def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
-    """The errors of the names in a patch that a model does not have."""
+    """The errors of names that the model does not have."""
     from kpatch.names.index import index
 
     names = index(model)
@@ -156,7 +156,7 @@ def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
 
 
 def _selectors(patch: Patch) -> Iterator[ast.Selector]:
-    """The selectors of the targets and references in a patch; what lies below a `$binding` is of another model."""
+    """The selectors of targets and references in a patch, without paths of `$bindings`, which name other models."""
     from kpatch.functions.quoted import with_names
 
     stack: list[Any] = [with_names(patch)]
@@ -217,7 +217,7 @@ def _record(finding: Finding) -> dict[str, Any]:
 
 
 def _annotation(finding: Finding) -> str:
-    """A workflow command of GitHub Actions, which shows the error at its line of a pull request."""
+    """A workflow command of GitHub Actions, which shows the error at its line in a pull request."""
     properties = {"file": finding.path}
     if finding.region is not None:
         line, column, end_line, end_column = map(str, finding.region)

@@ -1,6 +1,6 @@
 """The commands: `kpatch apply`, `check`, `show`, `diff` and `undo`.
 
-Keras is imported inside the commands that load a model, once a backend is chosen; `kpatch check` without one never
+Keras is imported in the commands that load a model, after the backend is chosen. `kpatch check` without a model never
 imports it.
 """
 
@@ -23,7 +23,7 @@ from kpatch.syntax import Patch, ast, parse
 from kpatch.tools import binding
 from kpatch.tools.check import check_files, show_report
 
-EMBEDDED = "numpy"  # the backend where none is configured: the lightest, and always installed
+EMBEDDED = "numpy"  # the backend if none is configured: the lightest, and always installed
 PACKAGES = {"numpy": "numpy", "jax": "jax", "torch": "torch", "tensorflow": "tensorflow", "openvino": "openvino"}
 
 
@@ -33,7 +33,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode still shows every line
+                stream.reconfigure(errors="backslashreplace")  # shows every line on a terminal without Unicode
         try:
             return super().invoke(ctx)
         except PatchError as error:
@@ -54,12 +54,12 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 @MODEL
 @click.argument("patch", required=False)
 @click.option("-e", "--edit", "edits", multiple=True, metavar="EDIT", help="Statements; repeatable, after PATCH's.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.keras", help="Where the result goes.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.keras", help="The file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.keras if it exists.")
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--journal", is_flag=True, help="Keep the old bytes beside the result, for 'kpatch undo'.")
-@click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="What $NAME stands for; repeatable.")
+@click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="The value of $NAME; repeatable.")
 @click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Fail unless the patch matches N variables.")
 def apply(
     model: Path,
@@ -75,15 +75,15 @@ def apply(
 ) -> None:
     """Edits the weights in MODEL by a patch.
 
-    MODEL is a .keras, .weights.h5, .weights.json or .safetensors file. It is edited without loading the model, and
-    what the patch does not name is the same bytes in the result.
+    MODEL is a .keras, .weights.h5, .weights.json or .safetensors file. It is edited without loading the model; bytes
+    that the patch does not change are the same in the result.
 
-    The patch is the statements in the file PATCH (- is standard input), and then those of each -e.
-    The result is written to a file aside, which then takes the place of OUT.keras; if anything is wrong, nothing is
-    written. OUT.keras is never a file that the command reads, and if it exists it needs --overwrite.
+    The patch consists of the statements in the file PATCH (- is standard input) and then those of each -e.
+    The result is written to a temporary file, which then replaces OUT.keras; on an error nothing is written.
+    OUT.keras must not be a file that the command reads; if it exists, --overwrite is needed.
 
     VALUE is a number, a list, or @ and a file: @v.npy, @w.safetensors:KEY, @arrays.npz:KEY, or @donor.keras for a
-    model, whose variables are then $NAME.dense_1.kernel, or $NAME._ at the target's own place.
+    model, whose variables are $NAME.dense_1.kernel, or $NAME._ for the counterpart of the target.
 
     \b
     Examples:
@@ -96,9 +96,9 @@ def apply(
     if output is not None and in_place:
         raise click.UsageError("-o and --in-place exclude each other.")
     if overwrite and output is None:
-        raise click.UsageError("--overwrite says that -o may replace a file: give -o OUT.keras.")
+        raise click.UsageError("--overwrite needs -o OUT.keras.")
     if output is None and not in_place and not dry_run:
-        raise click.UsageError("Say where the result goes: -o OUT.keras or --in-place; or --dry-run to see the plan.")
+        raise click.UsageError("Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan.")
     if patch is None and not edits:
         raise click.UsageError("Nothing to apply: give a PATCH file, or statements by -e.")
     sources = ([_read(patch)] if patch is not None else []) + [(f"-e {text!r}", text) for text in edits]
@@ -113,7 +113,7 @@ def apply(
 
 
 def _check_output(output: Path, model: Path, patch: str | None, binds: tuple[str, ...], overwrite: bool) -> None:
-    """Before any work is done: the output is none of the files that the command reads."""
+    """Raises, before any work is done, if the output is a file that the command reads."""
     from kpatch.checkpoint import edits
 
     read = [*([] if patch in (None, "-") else [patch]), *binding.paths(binds)]
@@ -131,7 +131,7 @@ def _apply_to_file(
     journal: bool,
     source: str | None,
 ) -> bool:
-    """Edits the file where it is possible without loading the model; says whether it is."""
+    """Edits the file without loading the model if possible; returns whether it did."""
     from kpatch import checkpoint
     from kpatch.checkpoint import commands
 
@@ -161,7 +161,7 @@ def _apply_to_file(
 
 
 def _donor(path: str) -> Any:
-    """A model under a name: the file itself, where it can be read without loading the model."""
+    """A bound model: the file, if it can be read without loading the model."""
     from kpatch.checkpoint import commands
 
     opened = commands.opened(Path(path))
@@ -183,9 +183,11 @@ def _apply(
     expect: int | None,
     journal: bool,
 ) -> None:
-    """Loads the model, and saves it again."""
+    """Loads the model, applies the patch, and saves the model."""
     if journal:
-        raise FileError(f"the weights in '{path}' are compressed, so an edit of it has no journal; leave --journal out")
+        raise FileError(
+            f"the weights in '{path}' are compressed, so an edit cannot have a journal; leave out --journal"
+        )
     loaded = _load(path, with_training_state=output is None and not dry_run)
     import kpatch
 
@@ -216,15 +218,17 @@ def _apply(
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--model", type=click.Path(path_type=Path), metavar="MODEL.keras", help="Look up the names in it, too.")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "github"]), default="text", help="How errors are shown."
+    "--model", type=click.Path(path_type=Path), metavar="MODEL.keras", help="Also check the names in this model."
+)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "github"]), default="text", help="The form of the errors."
 )
 def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
     """Checks the patches in files, without applying them.
 
-    A PATH is a patch file, a Python file, of which the strings given to kpatch's functions are checked,
-    or a directory with such files (*.kpatch, *.py); - is a patch on standard input.
+    A PATH is a patch file, a Python file, or a directory with such files (*.kpatch, *.py); - is a patch on standard
+    input. In a Python file, the strings passed to kpatch's functions are checked.
 
     \b
     Examples:
@@ -242,12 +246,12 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 @main.command()
 @MODEL
 @click.argument("selector", required=False)
-@click.option("--stats", is_flag=True, help="Standard deviation, zeros, and what is no number, too.")
+@click.option("--stats", is_flag=True, help="Also show the standard deviation, and count zeros, NaN and infinities.")
 def show(model: Path, selector: str | None, stats: bool) -> None:
     """Lists every name in MODEL that a patch can address.
 
-    Beside each stand shape, dtype, and the range of its values. With SELECTOR, only the variables that it means, or
-    those of the layer that it names.
+    For each it shows shape, dtype, and the range of values. With SELECTOR, it lists only the matching variables, or
+    those of the layer that SELECTOR names.
 
     \b
     Examples:
@@ -279,18 +283,18 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
 @main.command()
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.kpatch", help="Where the patch goes.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.kpatch", help="The patch file to write.")
 @click.option(
-    "--tolerance", type=click.FloatRange(0), default=0.0, help="Take entries that differ by no more as equal."
+    "--tolerance", type=click.FloatRange(0), default=0.0, help="Entries that differ by at most this much are equal."
 )
-@click.option("--summary", is_flag=True, help="Show what differs, and where, as a table.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of what differs.")
+@click.option("--summary", is_flag=True, help="Show a table of the differences.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of the differences.")
 def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: bool, html: Path | None) -> None:
-    """Makes the patch that leads from OLD to NEW.
+    """Makes the patch from OLD to NEW.
 
-    Few entries are written out, a block that takes one value is a slice, and what differs throughout goes to a
-    .safetensors beside the patch, where 'kpatch apply' finds it. OUT.kpatch, its .safetensors and OUT.html are new
-    files, or files that 'kpatch diff' wrote.
+    Few differing entries are written out; a block with one new value is a slice; other arrays go to a .safetensors
+    beside the patch, where 'kpatch apply' finds it. OUT.kpatch, its .safetensors and OUT.html must be new files, or
+    files that 'kpatch diff' wrote.
 
     \b
     Examples:
@@ -315,11 +319,11 @@ def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: b
 
 @main.command()
 @MODEL
-@click.option("--discard", is_flag=True, help="Remove the journal, and leave MODEL as it is.")
+@click.option("--discard", is_flag=True, help="Remove the journal; do not change MODEL.")
 def undo(model: Path, discard: bool) -> None:
-    """Takes back the latest edit of MODEL that was made with --journal.
+    """Undoes the latest edit of MODEL that was made with --journal.
 
-    With --discard the journal is removed instead: that of an edit that was cut off and cannot be put back, since the
+    With --discard the journal is removed instead: that of an interrupted edit that cannot be rolled back, because the
     journal is damaged or MODEL was replaced, or else that of the latest edit.
 
     \b
@@ -331,11 +335,11 @@ def undo(model: Path, discard: bool) -> None:
     from kpatch import checkpoint
 
     checkpoint.undo(model, discard=discard)
-    click.echo(f"removed the journal of {model}, which is as it was" if discard else f"restored {model}")
+    click.echo(f"removed the journal of {model}; the file is unchanged" if discard else f"restored {model}")
 
 
 def _parse_selector(text: str) -> ast.Selector:
-    """A selector is what stands before the `=` of a statement."""
+    """The selector in a text: the left side of a statement, without an index."""
     try:
         statements = parse(f"{text} = 0").statements
     except PatchError:
@@ -347,7 +351,7 @@ def _parse_selector(text: str) -> ast.Selector:
 
 
 def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
-    """The rows of a file that has to be loaded."""
+    """The rows of a file whose model must be loaded."""
     from kpatch.checkpoint import commands
     from kpatch.checkpoint.loaded import Loaded
 
@@ -355,7 +359,7 @@ def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
 
 
 def _read(name: str) -> tuple[str, str]:
-    """A patch's name as errors show it, and its text."""
+    """A patch's name for errors, and its text."""
     return ("standard input" if name == "-" else name), patches.read_text(name)
 
 
@@ -369,9 +373,9 @@ def _load(path: Path, *, with_training_state: bool = False) -> keras_files.Loade
 
 
 def _choose_backend() -> None:
-    """Sets KERAS_BACKEND before Keras is imported: what is configured, where that is installed, else NumPy.
+    """Sets KERAS_BACKEND before Keras is imported: to the configured backend if it is installed, else to NumPy.
 
-    Keras itself writes a keras.json that names TensorFlow, installed or not, when it is first imported.
+    At its first import, Keras writes a keras.json that names TensorFlow, even if that is not installed.
     """
     if "keras" in sys.modules:
         return
@@ -381,13 +385,13 @@ def _choose_backend() -> None:
         configured = _configured()
         os.environ["KERAS_BACKEND"] = configured if configured and _installed(configured) else EMBEDDED
     elif wanted not in PACKAGES:
-        raise click.UsageError(f"KERAS_BACKEND={wanted} is no backend of Keras; there are {', '.join(PACKAGES)}.")
+        raise click.UsageError(f"KERAS_BACKEND={wanted} is not a backend of Keras; there are {', '.join(PACKAGES)}.")
     elif not _installed(wanted):
         raise click.UsageError(f"KERAS_BACKEND={wanted}, but {PACKAGES[wanted]} is not installed.")
 
 
 def _configured() -> str | None:
-    """The backend named in Keras's own configuration file."""
+    """The backend in Keras's configuration file."""
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     try:
         backend = json.loads(Path(home, "keras.json").read_bytes())["backend"]
@@ -401,7 +405,7 @@ def _installed(backend: str) -> bool:
 
 
 def _with_origins(error: PatchError, sources: list[tuple[str, str]]) -> PatchError:
-    """Where a patch came from several places, says for each error which."""
+    """The error, with notes on the origin of each error if the patch has several sources."""
     if len(sources) > 1:
         for each in error.errors:
             if each.line is not None:
@@ -411,7 +415,7 @@ def _with_origins(error: PatchError, sources: list[tuple[str, str]]) -> PatchErr
 
 
 def _origin(line: int, sources: list[tuple[str, str]]) -> tuple[str, int]:
-    """Which source a line of the joined text is from, and which line of it."""
+    """The source of a line of the joined text, and its line number there."""
     for name, text in sources[:-1]:
         lines = 1 + text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
         if line <= lines:
@@ -426,12 +430,12 @@ def _show_error(error: PatchError) -> None:
 
 
 def _status(what: str) -> Any:
-    """A spinner, on a terminal."""
+    """A spinner on a terminal."""
     return Console(stderr=True).status(Text(what))
 
 
 def _print(renderable: Any) -> None:
-    """Prints a table: as wide as the terminal, or as wide as it needs to be where there is none."""
+    """Prints a table: as wide as the terminal or, without a terminal, as wide as needed."""
     console = Console()
     if not console.is_terminal:
         renderable = renderable.__rich__() if hasattr(renderable, "__rich__") else renderable

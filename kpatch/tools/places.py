@@ -1,4 +1,4 @@
-"""The place of each character of a patch in the file that holds it."""
+"""The place, in a file, of each character of a patch."""
 
 import ast
 import io
@@ -22,7 +22,7 @@ _RAW_CHARACTER = re.compile(r"(?P<nothing>(?!))|.", re.DOTALL)
 
 
 class Region(NamedTuple):
-    """A stretch of a file. Lines and columns count from 1, columns in characters; the end is the place after it."""
+    """A part of a file. Lines and columns (of characters) count from 1; the end is exclusive."""
 
     line: int
     column: int
@@ -31,7 +31,7 @@ class Region(NamedTuple):
 
 
 class Lines:
-    """A text with its newlines made LF, and the offset of each line in it."""
+    """A text with newlines converted to LF, and the offset of each line."""
 
     def __init__(self, text: str) -> None:
         self.text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -43,12 +43,12 @@ class Lines:
         return line, offset - self._starts[line - 1] + 1
 
     def offset(self, line: int, column: int) -> int:
-        """The offset of a line and a column, both from 1, or of the nearest place there is."""
+        """The offset of a line and a column, both from 1, or of the nearest existing place."""
         line = min(max(line, 1), len(self._starts) - 1)
         return min(self._starts[line - 1] + max(column, 1) - 1, self._starts[line] - 1)
 
     def offset_of_byte(self, line: int, byte: int) -> int:
-        """The offset of a place as `ast` gives it: a line from 1, and a position in its UTF-8."""
+        """The offset of a place in the form of `ast`: a line from 1, and a byte in its UTF-8."""
         start, end = self._starts[line - 1 : line + 1]
         return start + len(self.text[start:end].encode()[:byte].decode())
 
@@ -59,7 +59,7 @@ class FoundPatch:
 
     Attributes:
         text: the patch.
-        of_model: whether its names are those of a model.
+        of_model: whether its names are variables of a model.
     """
 
     text: str
@@ -68,7 +68,7 @@ class FoundPatch:
     _node: ast.Constant | None = field(default=None, repr=False)  # `None`: the patch is the whole file
 
     def region(self, span: tuple[int, int]) -> Region:
-        """The part of the patch from one offset to another, in the file."""
+        """The region, in the file, of a span of the patch."""
         start, end = span
         if self._node is not None:
             starts, ends = self._characters
@@ -77,9 +77,9 @@ class FoundPatch:
 
     @cached_property
     def _characters(self) -> tuple["array[int]", "array[int]"]:
-        """The offsets in the file at which each character of a string literal starts and ends.
+        """The offsets, in the file, of the start and end of each character of a string literal.
 
-        Several literals in a row are one string. The last start is that of the closing quote.
+        Adjacent literals are one string. The last start is that of the closing quote.
         """
         assert self._node is not None
         first = self._lines.offset_of_byte(self._node.lineno, self._node.col_offset)
@@ -101,7 +101,7 @@ class FoundPatch:
 
 
 def patch_file(text: str) -> FoundPatch:
-    """The patch that a whole file is.
+    """The `FoundPatch` of a patch file.
 
     Example:
         >>> patch_file("a.b = 1\\r\\nc.d = 2").region((8, 11))

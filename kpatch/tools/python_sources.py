@@ -1,7 +1,7 @@
 """The patch strings in Python code.
 
-Code is read by Python's own `ast`, and never run. The names in it are looked up as Python does: in the imports and
-assignments of the nearest scope that binds them. The functions that take a patch are found by their signatures.
+Code is parsed by Python's `ast` and never run. Names are looked up as in Python: in the imports and assignments of the
+nearest scope that binds them. The functions that take a patch are found by their signatures.
 """
 
 import ast
@@ -24,7 +24,7 @@ from kpatch.errors import FileError
 from kpatch.names.patches import decode
 from kpatch.tools.places import FoundPatch, Lines
 
-MAX_PYTHON = 4 * 2**20  # bytes in a Python file; its tree takes a hundred times as much memory
+MAX_PYTHON = 4 * 2**20  # bytes of a Python file; its tree takes a hundred times as much memory
 PARSERS = ("kpatch.parse", "kpatch.Patch")
 RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
 IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")
@@ -32,7 +32,7 @@ WITH_ACTIVATIONS = ("kpatch.rewrite", "kpatch.intervene")  # names in their patc
 
 
 class Parameter(NamedTuple):
-    """Which argument of a call is a patch, and whether the names in it are those of a model's variables."""
+    """The parameter of a function that is a patch, and whether the patch's names are variables of a model."""
 
     position: int
     name: str
@@ -41,7 +41,7 @@ class Parameter(NamedTuple):
 
 @cache
 def takers() -> dict[str, Parameter]:
-    """The public functions and classes that take a patch: those with a parameter `patch`, and those that parse.
+    """The public functions and classes that take a patch: those with a parameter `patch` or `text`, and `Patch`.
 
     Example:
         >>> takers()["kpatch.layers.ScatterLayer"]
@@ -56,13 +56,13 @@ def takers() -> dict[str, Parameter]:
 
 
 def _signatures() -> Iterator[tuple[str, list[str]]]:
-    """The public functions and classes, and the names of their parameters."""
+    """The names of the public functions and classes, with the names of their parameters."""
     for package in (kpatch, kpatch.checkpoint):
         for name in package.__all__:
             thing = getattr(package, name)
             if inspect.isfunction(thing):
                 yield f"{package.__name__}.{name}", list(inspect.signature(thing).parameters)
-    for module in kpatch.EXTENSIONS:  # to import them would import Keras
+    for module in kpatch.EXTENSIONS:  # importing them would import Keras
         tree = ast.parse(Path(kpatch.__path__[0], f"{module}.py").read_bytes())
         for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
             for method in node.body:
@@ -79,9 +79,9 @@ _OUTSIDE = ("decorator_list", "bases", "keywords", "returns")  # parts of a defi
 
 
 class _Scope:
-    """A module, class, function or comprehension, and the values that each of its names is bound to.
+    """A module, class, function or comprehension, with the values bound to each of its names.
 
-    A value is an expression, the dotted name of an import, or `None` for anything else, such as a loop's variable.
+    A value is an expression, the dotted name of an import, or `None` for anything else, such as a loop variable.
     """
 
     def __init__(self, node: ast.AST, parent: "_Scope | None" = None) -> None:
@@ -114,26 +114,26 @@ class _Scope:
         while isinstance(node, ast.Attribute):
             attributes.append(node.attr)
             node = node.value
-        # Its other values do not count: `except ImportError: kpatch = None`.
+        # Other values of the name do not count: `except ImportError: kpatch = None`.
         origins = self.holder(node.id).imports.get(node.id, ()) if isinstance(node, ast.Name) else ()
         return ".".join([*origins, *reversed(attributes)]) if len(origins) == 1 else ""
 
     def value(self, node: ast.expr) -> ast.expr:
-        """The expression that a name stands for if it is bound exactly once, else the node itself."""
+        """The expression bound to a name if it is bound exactly once, else the node itself."""
         values = self.holder(node.id).bound.get(node.id, ()) if isinstance(node, ast.Name) else ()
         return values[0] if len(values) == 1 and isinstance(values[0], ast.expr) else node
 
 
 class _Walk:
-    """One pass over a module, without recursion: the values of all names, the calls and the `with` statements.
+    """One pass over a module, without recursion, for the values of all names, the calls and the `with` statements.
 
-    The meaning of a call is looked up afterwards: a function may use names that the module binds further down.
+    Calls are looked up afterwards: a function can use names that the module binds further down.
     """
 
     def __init__(self, tree: ast.Module) -> None:
         self.calls: list[tuple[ast.Call, _Scope]] = []
         self.withs: list[tuple[ast.With | ast.AsyncWith, _Scope]] = []
-        self._values: dict[ast.AST, ast.expr | None] = {}  # of the names that are assigned to alone
+        self._values: dict[ast.AST, ast.expr | None] = {}  # targets that are single names → the value
         stack: list[tuple[ast.AST, _Scope]] = [(tree, _Scope(tree))]
         while stack:
             node, scope = stack.pop()
@@ -153,7 +153,7 @@ class _Walk:
             case ast.Import() | ast.ImportFrom():
                 _import(node, scope)
             case ast.Global() | ast.Nonlocal():
-                # Which of the functions around it holds a `nonlocal` name stays open: it counts as bound in all.
+                # The function that binds a `nonlocal` name is not determined: the name counts as bound in all.
                 *functions, module = scope.outward()
                 scopes = [module] if isinstance(node, ast.Global) else functions[1:]
                 scope.elsewhere.update(dict.fromkeys(node.names, scopes))
@@ -193,7 +193,7 @@ def _import(node: ast.Import | ast.ImportFrom, scope: _Scope) -> None:
 
 
 def _children(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
-    """The nodes below a node, and the scope that each stands in."""
+    """The child nodes of a node, with the scope of each."""
     inner = _Scope(node, scope) if isinstance(node, _SCOPES) else scope
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
@@ -205,20 +205,22 @@ def _children(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
 
 
 class Found(NamedTuple):
-    """The patches in a file, in its order, and the number of those that are computed."""
+    """The patches in a file, in order, and the number of computed patches, which are not among them."""
 
     patches: list[FoundPatch]
     computed: int = 0
 
 
 def find(text: str) -> Found:
-    """The patch strings in Python code: the literals that are given to one of the `takers`.
+    """The patch strings in Python code: the string literals passed to one of the `takers`.
 
-    A name counts as its literal if it is bound to that and to nothing else. Left out are patches that are meant to
-    fail, in the body of a `with pytest.raises(kpatch.PatchError)`, and those on a line that says `# kpatch: ignore`.
+    A name counts as its literal if it is bound only to that. These patches are left out:
+
+    * those meant to fail, in the body of a `with pytest.raises(kpatch.PatchError)`;
+    * those on a line with `# kpatch: ignore`.
 
     Args:
-        text: the code, a module.
+        text: the code of a module.
 
     Returns:
         A `Found`. A literal that is used twice is one patch.
@@ -252,7 +254,7 @@ def find(text: str) -> Found:
 
 
 def _meant_to_fail(node: ast.With | ast.AsyncWith, scope: _Scope) -> bool:
-    """Whether it is a `with pytest.raises(...)`, or unittest's, of an error of kpatch's."""
+    """Whether the statement is a `with pytest.raises(...)`, or unittest's, of an error of kpatch."""
     for item in node.items:
         match item.context_expr:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[expected, *_]) if name in RAISES:
@@ -268,10 +270,10 @@ def _body(node: ast.With | ast.AsyncWith) -> Iterator[ast.AST]:
 
 
 def _argument(call: ast.Call, parameter: Parameter, scope: _Scope) -> ast.expr | None:
-    """The patch that a call is given: a string literal, or the expression that computes it.
+    """The patch passed to a call: a string literal, or the expression that computes it.
 
-    It is `None` if there is nothing to check: the patch is missing, is no string (a type checker says that), or is
-    the result of one of the `PARSERS`, whose own argument is checked.
+    It is `None` if there is nothing to check: the patch is missing, is not a string (type checkers report that), or is
+    the result of one of the `PARSERS`, whose argument is checked instead.
     """
     given = _given(call, parameter)
     node = None if given is None else scope.value(given)
@@ -296,7 +298,7 @@ def _ignored(text: str) -> list[int]:
     if IGNORE.search(text) is not None:
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         comments = (each for each in tokens if each.type == tokenize.COMMENT)
-        with contextlib.suppress(tokenize.TokenError, SyntaxError):  # it takes some ends of a file for faults
+        with contextlib.suppress(tokenize.TokenError, SyntaxError):  # `tokenize` reports some ends of a file as faults
             lines.extend(each.start[0] for each in comments if IGNORE.match(each.string))
     return lines
 
@@ -325,7 +327,7 @@ def decode_python(data: bytes, name: str) -> str:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Unknown escapes and the like are for other tools to report."""
+    """A block without Python's warnings (unknown escapes, ...), which other tools report."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -335,7 +337,7 @@ def _parse(lines: Lines) -> ast.Module:
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     try:
         with _without_warnings():
-            if sys.version_info < (3, 11):  # its `ast.parse` crashes on a tree that `compile` finds too deep
+            if sys.version_info < (3, 11):  # `ast.parse` crashes on a tree that `compile` reports as too deep
                 compile(lines.text, "the code", "exec", dont_inherit=True)
             return ast.parse(lines.text)
     except SyntaxError as error:

@@ -1,1 +1,1 @@
-"""Everything that shows something: tables and texts of plans and edits."""
+"""Display of plans and edits: tables and texts."""

@@ -1,9 +1,9 @@
-"""How plans and edits are shown: as rows, as tables of `rich`, as text."""
+"""Plans and edits as tables of `rich` and as text."""
 
 import numpy as np
 
 WIDTH = 120  # columns of a table printed as text
-MAX_ROWS = 40  # rows of a table; more are counted
+MAX_ROWS = 40  # rows of a table; further rows are only counted
 
 
 def plan_table(plan):
@@ -52,7 +52,7 @@ def shape(lengths):
 
 
 def sample(values):
-    """The values where they are few, else their range and mean."""
+    """The values if they are few, else their range and mean."""
     values = np.asarray(values)
     if values.size == 0:
         return "-"
@@ -68,7 +68,7 @@ def _number(value):
 
 
 def as_text(renderable, width=WIDTH):
-    """What `rich` would print, without colours."""
+    """The text that `rich` prints, without colours."""
     import io
 
     from rich.console import Console
