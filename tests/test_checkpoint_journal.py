@@ -259,7 +259,7 @@ def test_a_journal_that_is_discarded(here):
 
     for command in (["show"], ["undo"], ["apply", "-e", "z = 1", "--in-place"], ["diff", "a.safetensors"]):
         assert run(*command) == (1, f"kpatch.FileError: {damaged(BEGUN, EMPTY)}\n")
-    said = "removed the journal of a.safetensors, which is as it was\n"
+    said = "removed the journal of a.safetensors; the file is unchanged\n"
     assert run("undo", "--discard") == (0, said)
     assert sorted(os.listdir()) == ["a.safetensors", DONE]
     assert run("undo", "--discard") == (0, said)

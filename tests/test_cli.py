@@ -134,7 +134,7 @@ def test_output_that_is_the_model_is_refused(run, model, same):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-e", "head.bias = 1"], "Say where the result goes"),
+        (["-e", "head.bias = 1"], "Give the output"),
         (["-o", "out.keras"], "Nothing to apply"),
         (["-e", "head.bias = 1", "-o", "out.keras", "--in-place"], "exclude each other"),
     ],
