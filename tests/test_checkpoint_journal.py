@@ -391,8 +391,8 @@ def test_a_disk_that_fails_for_good(here, monkeypatch):
     with pytest.raises(FileError) as info:
         checkpoint.apply("a.safetensors", PATCH, in_place=True)
     assert str(info.value) == (
-        "cannot write 'a.safetensors', nor put the old bytes back: input/output error\n"
-        "  they are in the journal beside it; kpatch tries again when it opens the file next"
+        "cannot write 'a.safetensors' or restore its old bytes: input/output error\n"
+        "  they are in the journal beside it; kpatch tries again when it next opens the file"
     )
     assert Path("a.safetensors").read_bytes() != data
     with pytest.raises(FileError) as info:

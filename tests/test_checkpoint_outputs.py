@@ -335,7 +335,7 @@ def test_outputs_of_a_model_that_has_to_be_loaded(packed):
     assert run(*args, "-o", "c.keras", "--overwrite")[0] == 0
     assert stat.S_IMODE(os.stat("c.keras").st_mode) == 0o640
     refused(
-        "the weights in 'a.keras' are compressed, so an edit of it has no journal; leave --journal out",
+        "the weights in 'a.keras' are compressed, so an edit cannot have a journal; leave out --journal",
         *args, "--in-place", "--journal",
     )  # fmt: skip
     os.chmod("b.keras", 0o600)

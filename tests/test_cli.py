@@ -600,7 +600,7 @@ def test_the_backend(tmp_path, monkeypatch):
     assert chosen("jax", '{"backend": "tensorflow"}') == "jax"
     with pytest.raises(command_line.click.UsageError, match="no_such_package is not installed"):
         chosen("torch", "")
-    with pytest.raises(command_line.click.UsageError, match="is no backend of Keras"):
+    with pytest.raises(command_line.click.UsageError, match="is not a backend of Keras"):
         chosen("theano", "")
 
 
