@@ -243,12 +243,12 @@ def of_backend(error: ModuleNotFoundError) -> ModuleNotFoundError:
 
     Example:
         >>> of_backend(ModuleNotFoundError("No module named 'torch'", name="torch")).msg.partition("; ")[2]
-        'set the environment variable KERAS_BACKEND to one that is installed, such as numpy, and start Python anew'
+        'set the environment variable KERAS_BACKEND to one that is installed, such as numpy, and restart Python'
     """
     package = (error.name or "").partition(".")[0]
     if package in BACKENDS and "KERAS_BACKEND" not in error.msg:
         error.msg += (
             ", which Keras's backend needs; set the environment variable KERAS_BACKEND to one that is installed, "
-            "such as numpy, and start Python anew"
+            "such as numpy, and restart Python"
         )
     return error

@@ -27,7 +27,7 @@ pytestmark = [
 
 PATCH = "w[0] = 7; w[3] *= 2; z[1:3] = 5; w[0, :2] = 8"
 BEGUN, DONE = ".a.safetensors.kpatch-journal", "a.safetensors.kpatch-undo"
-WAY_OUT = "  'kpatch undo --discard a.safetensors' removes the journal, and leaves the file as it is"
+WAY_OUT = "  'kpatch undo --discard a.safetensors' removes the journal and does not change the file"
 
 
 def save(path, seed=0):

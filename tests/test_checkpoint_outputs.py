@@ -304,7 +304,7 @@ def test_the_journal_of_a_file_that_was_replaced_undoes_nothing(here):
     checkpoint.apply("base.safetensors", "z = 3; w = 4", out="new.safetensors", overwrite=True)
     refused_undo = (
         "kpatch.UndoError: 'new.safetensors.kpatch-undo' is of another file than 'new.safetensors' is now\n"
-        "  'kpatch undo --discard new.safetensors' removes the journal, and leaves the file as it is\n"
+        "  'kpatch undo --discard new.safetensors' removes the journal and does not change the file\n"
     )
     assert run("undo", "new.safetensors") == (1, refused_undo, "")
     assert load_file("new.safetensors")["w"][0].tolist() == [4] * 3

@@ -354,5 +354,5 @@ def test_a_backend_that_is_missing(call, tmp_path):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert ran.stdout == (
         "Keras's backend needs; set the environment variable KERAS_BACKEND to one that is installed, such as numpy, "
-        "and start Python anew\n"
+        "and restart Python\n"
     )

@@ -91,7 +91,7 @@ class Array:
                 count = min(step, self.size - start) * self.numpy.itemsize
                 data = os.pread(file.fileno(), count, self.offset + start * self.numpy.itemsize)
                 if len(data) < count:
-                    raise FileError(f"'{self.file}' is shorter than it says")
+                    raise FileError(f"'{self.file}' is shorter than its header says")
                 yield start, np.frombuffer(data, self.numpy)
             self.file.check()
 

@@ -80,7 +80,7 @@ class Editor:
             self.flush()
         data = os.pread(self._descriptors[file], count, offset)
         if len(data) < count:
-            raise FileError(f"'{file}' is shorter than it says")
+            raise FileError(f"'{file}' is shorter than its header says")
         return data
 
     def read(self, array, start, count):

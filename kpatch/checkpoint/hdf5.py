@@ -114,7 +114,7 @@ def _array(keys, dataset, dtype, path, start, length):
         raise FileError(f"'{path}' is refused: '{shown}' {shape} {dtype} is {nbytes} bytes large, with none stored")
     refusal = None
     if nbytes and offset is None:
-        refusal = "it is stored compressed or in chunks, and is left as it is"
+        refusal = "it is stored compressed or in chunks"
     elif dataset.dtype.byteorder == ">":
         refusal = "its byte order is that of another machine"
     if refusal is None:

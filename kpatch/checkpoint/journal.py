@@ -207,7 +207,7 @@ def damaged(journal, path, why):
 
 def way_out(path):
     """The note on what to do with a journal that cannot be played back."""
-    return f"'kpatch undo --discard {shlex.quote(str(path))}' removes the journal, and leaves the file as it is"
+    return f"'kpatch undo --discard {shlex.quote(str(path))}' removes the journal and does not change the file"
 
 
 def _contents(file):

@@ -79,7 +79,7 @@ class Donor:
         try:
             return self.counterpart(target) if isinstance(node.path, Implied) else self.find(node.path)
         except (ResolutionError, UnsupportedError) as error:
-            error.notes = (f"in the file that '${node.name}' stands for", *error.notes)
+            error.notes = (f"in the file bound to '${node.name}'", *error.notes)
             raise
 
 

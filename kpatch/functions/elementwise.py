@@ -155,12 +155,12 @@ def gelu(x: Numeric, approximate: Flag = True):
     return _in_floats(partial(numerics.gelu, approximate=approximate), None, x)
 
 
-@MATHEMATICS("x; alpha * (exp(x) - 1) below 0", "elu([2, -1]) is about [2, -0.632121]")
+@MATHEMATICS("x; alpha * (exp(x) - 1) for negative x", "elu([2, -1]) is about [2, -0.632121]")
 def elu(x: Numeric, alpha: Number = 1.0):
     return _in_floats(partial(numerics.elu, alpha=alpha), None, x)
 
 
-@MATHEMATICS("x; negative_slope * x below 0", "leaky_relu([2, -1]) is about [2, -0.2]")
+@MATHEMATICS("x; negative_slope * x for negative x", "leaky_relu([2, -1]) is about [2, -0.2]")
 def leaky_relu(x: Numeric, negative_slope: Number = 0.2):
     return _in_floats(partial(numerics.leaky_relu, negative_slope=negative_slope), None, x)
 
@@ -225,7 +225,7 @@ def round_(x: Numeric, decimals: Integer = 0):
     return _in_one_dtype(kernel, _unless_whole(lambda x: np.round(x, decimals)), x)
 
 
-@SAME_DTYPE("x; 0 below 0", "relu([2, -1]) is [2, 0]", bounds=each(lambda x: ranges.maximum(x, Range(0, 0))))
+@SAME_DTYPE("x; 0 for negative x", "relu([2, -1]) is [2, 0]", bounds=each(lambda x: ranges.maximum(x, Range(0, 0))))
 def relu(x: Numeric):
     return maximum(x, literal(0))
 

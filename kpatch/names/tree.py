@@ -25,8 +25,8 @@ MAX_WATCHED = 64  # a list without layers is watched up to so many items
 
 LAYER, GROUP, METRIC, SEED = "layer", "list or dict", "metric", "seed generator"
 
-# The ranks of an item's names; the best is canonical. Keras numbers names anew in each process, so attributes rank
-# before numbered names. The layer's code gives the names of variables.
+# The ranks of an item's names; the best is canonical. Numbers that Keras gives differ between processes, so attributes
+# rank before numbered names. The layer's code gives the names of variables.
 _VARIABLE, _PUBLIC, _GIVEN, _LISTED, _NUMBERED, _PRIVATE = range(6)
 
 KEPT = "_kpatch_index"  # the attribute of a model with its index: freed with the model, ignored by `copy` and `save`
