@@ -30,7 +30,7 @@ class Backend(Protocol):
         lengths_stay_unknown: a length that is unknown while planning is still unknown when the patch runs, because it
             is a tensor of a graph. It cannot be compared, and no error can be raised.
         lacks: dtypes in which the backend has no tensors.
-        computes_in: dtypes in which `keras.ops` keep all values exact; `None` means all dtypes.
+        computes_in: dtypes in which `keras.ops` compute without conversion; `None` means all dtypes.
         takes_tensors_as_bounds: `replace_slices` takes spans whose start and count are tensors of a graph.
     """
 

@@ -6,9 +6,9 @@ A token is a tuple `(kind, value, start, end)`. The kind is
 * "name", "glob", "number", "string" or "binding" for tokens with a value;
 * "end" for the end of a statement, "" for the end of the text.
 
-Each of three modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs. An
-assignment operator switches to LINE, an open bracket to BRACKET, in which newlines are space. Every repeated group has
-a bound, so time and memory are linear in the text.
+Each of three modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs.
+`let`, `assert` and assignment operators switch to LINE, an open bracket to BRACKET, in which newlines are space. Every
+repeated group has a bound, so time and memory are linear in the text.
 """
 
 import re
