@@ -24,7 +24,7 @@ OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
 
 def _left_alone(function):
     """The function, which dynamo does not trace: it would trace the creation of the error."""
-    why = {"reason": "it takes effect immediately; kpatch.edit works in compiled functions, and returns a new tensor"}
+    why = {"reason": "it cannot be called inside a function that is being compiled; kpatch.edit works there"}
     named = "reason" in inspect.signature(torch.compiler.disable).parameters  # not in older torch
     return torch.compiler.disable(function, **(why if named else {}))
 
