@@ -1,10 +1,11 @@
 """The public functions: `plan`, `apply` and `edit`."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike, bound
+from kpatch.names.patches import PatchLike, bound, together
 from kpatch.run import checking, live, pure
 from kpatch.run.plan import Plan
 from kpatch.run.undo import AppliedPatch
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
 
 
 @keywords.checked("kpatch.plan")
-def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any) -> Plan:
+def plan(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> Plan:
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
@@ -22,6 +31,7 @@ def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None
         patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
         expect: how many variables the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A `Plan`; printed, it is a table of statements, variables and entries, with warnings below. It is a snapshot:
@@ -37,7 +47,7 @@ def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None
         [4, 3]
     """
     backends.current().refuse_traces("kpatch.plan")
-    return live.count(checking.check(model, *bound(patch, bindings), expect), model)
+    return live.count(checking.check(model, *bound(patch, bindings, named), expect), model)
 
 
 @keywords.checked("kpatch.apply")
@@ -49,7 +59,8 @@ def apply(
     donate: bool = True,
     undo: bool = True,
     expect: int | None = None,
-    **bindings: Any,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> AppliedPatch:
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
@@ -62,9 +73,10 @@ def apply(
         undo: keep the old values of the edited entries. With `False`, `undo()` is an error, and old values are kept
             only while a later statement can still fail on the values that it meets, and then until 4 MiB are written.
         expect: how many variables the patch must match; another number is an error, with nothing written.
-        bindings: the values of the patch's `$names`: numbers, lists, arrays, tensors, Keras variables, and models,
-            whose variables are reached by a path. Numbers, lists, and NumPy arrays of its default dtypes (float64,
-            int64, bool) take the dtype of the tensor that they meet; others have their own.
+        bindings: the values of the patch's `$names`, `{name: value}`: numbers, lists, arrays, tensors, Keras
+            variables, and models, whose variables are reached by a path. Numbers, lists, and NumPy arrays of its
+            default dtypes (float64, int64, bool) take the dtype of the tensor that they meet; others have their own.
+        **named: the same as keywords, `row=0`; a name that is an option here, as `undo`, is bound by `bindings` alone.
 
     Returns:
         An `AppliedPatch`, with `.writes` and `.undo()`. As a context manager it undoes the edit on leaving.
@@ -84,11 +96,11 @@ def apply(
         >>> applied.undo()
     """
     backends.current().refuse_traces("kpatch.apply")
-    return live.apply(checking.check(model, *bound(patch, bindings), expect), model, donate, undo)
+    return live.apply(checking.check(model, *bound(patch, bindings, named), expect), model, donate, undo)
 
 
 @keywords.checked("kpatch.edit")
-def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
+def edit(x: Any, patch: PatchLike, /, *, bindings: Mapping[str, Any] | None = None, **named: Any) -> Any:
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries
@@ -102,6 +114,7 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
             numbers fit.
         patch: as for `apply`; every target is `_`.
         bindings: the values of the patch's `$names`, as for `apply`; they may be traced as well.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A tensor of the backend, of the shape and dtype of `x`.
@@ -118,7 +131,8 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
     if backends.current().in_dynamo():
         from kpatch.inside import dynamo
 
+        given = together(bindings, named)
         if not isinstance(patch, str):
-            patch, bindings = bound(patch, bindings)
-        return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
-    return pure.edit(x, *bound(patch, bindings))
+            patch, given = bound(patch, given)
+        return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), given)
+    return pure.edit(x, *bound(patch, bindings, named))

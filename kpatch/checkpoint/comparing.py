@@ -17,13 +17,13 @@ from kpatch.checkpoint import saving
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
+from kpatch.names.keywords import OPTIONS
 from kpatch.syntax import parse
 from kpatch.values.dtypes import DTYPES
 from kpatch.view import tables
 
 FEW = 64  # entries of an array that are written out at most
 KEPT = 2**20  # offsets of entries that differ which are kept, to see whether they are a slice
-RESERVED = ("donate", "expect", "in_place", "journal", "out", "overwrite", "undo")  # keywords of what takes a patch
 BINS = 16  # of the map of where an array differs
 
 
@@ -320,7 +320,7 @@ def _free(name, taken):
     base = re.sub(r"\W+", "_", name).strip("_") or "x"
     base = f"x_{base}" if base[0].isdigit() else base
     free, number = base, 1
-    while free in taken or free in RESERVED:
+    while free in taken or free in OPTIONS:
         number += 1
         free = f"{base}_{number}"
     taken.add(free)

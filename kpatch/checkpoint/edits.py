@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, Unsu
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
 from kpatch.run import execute, planner
-from kpatch.run.checking import check_expected
+from kpatch.run.checking import check_expected, writes_to
 from kpatch.run.plan import Plan
 from kpatch.view import tables
 
@@ -61,20 +62,38 @@ class Applied:
 
 @keywords.checked("kpatch.checkpoint.plan")
 def plan(
-    path: "str | os.PathLike[str] | Checkpoint", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any
+    path: "str | os.PathLike[str] | Checkpoint",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> Plan:
     """What a patch would do to a file: checked, and nothing written.
 
     Args:
         path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file, or a `Checkpoint`.
-        patch: a `Patch`, or its text.
-        expect: how many variables the patch must match.
-        bindings: the values of the patch's `$names`.
+        patch: as for `kpatch.apply`.
+        expect: how many variables the patch must match; another number is an error.
+        bindings: the values of the patch's `$names`, as for `apply`.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A `Plan`; printed, it is a table.
+
+    Raises:
+        PatchError: for every error that can be known before the first write, all of them together.
+
+    Example:
+        >>> import keras, kpatch, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "small.keras")
+        >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")]).save(path)
+        >>> kpatch.checkpoint.plan(path, "head.kernel[$undo] = 0", bindings={"undo": 1}, expect=1).rows[0].entries
+        3
     """
-    checked = _check(_opened(path), patch, expect, bindings)
+    checked = _check(_opened(path), *bound(patch, bindings, named), expect)
     return Plan.of(checked, execute.counts(checked, Stored(checked.names)))
 
 
@@ -89,13 +108,14 @@ def apply(
     journal: bool = False,
     overwrite: bool = False,
     expect: int | None = None,
-    **bindings: Any,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> Applied:
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 
     Args:
         path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file.
-        patch: a `Patch`, or its text.
+        patch: as for `kpatch.apply`.
         out: where the result goes: a copy is edited, which then takes that place. Never a file that the patch reads.
         in_place: edit the file itself; the old bytes are on the disk before they are replaced, and are put back by
             whoever opens the file next where the edit was cut off.
@@ -104,6 +124,7 @@ def apply(
         expect: how many variables the patch must match; another number is an error, with nothing written.
         bindings: the values of the patch's `$names`, as for `kpatch.apply`; also a `Checkpoint`, whose arrays are
             reached as a model's are.
+        **named: the same as keywords, `row=0`; a name that is an option here, as `out`, is bound by `bindings` alone.
 
     Returns:
         An `Applied`.
@@ -127,7 +148,7 @@ def apply(
     opened = _opened(path)
     if not in_place:
         check_output(out, opened.path, {}, overwrite)  # before the work is done
-    checked = _check(opened, patch, expect, bindings)
+    checked = _check(opened, *bound(patch, bindings, named), expect)
     donors = checked.names.bindings.sources
     with _editor(opened, out, journal, overwrite, donors) as made:
         store = Stored(checked.names, made)
@@ -182,13 +203,11 @@ def _opened(path):
     return path if isinstance(path, Checkpoint) else Checkpoint(path)
 
 
-def _check(opened, patch, expect, bindings):
-    patch, bindings = bound(patch, bindings)
+def _check(opened, patch, bindings, expect):
     names = FileNames(opened, Given(bindings))
     checked = planner.make(patch, names)
     names.bindings.check_used()
-    if expect is not None:
-        check_expected(checked, expect)
+    check_expected(writes_to(checked), expect)
     for step in checked.edits:
         if step.place.variable.refusal is not None:
             message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"

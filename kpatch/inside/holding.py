@@ -1,5 +1,6 @@
 """`hold`: entries of a model keep their values through training."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 
 @keywords.checked("kpatch.hold")
-def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
+def hold(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> "Hold":
     """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
 
     With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
@@ -28,8 +37,10 @@ def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
 
     Args:
         model: a built Keras model or layer.
-        patch: a `Patch`, or its text.
+        patch: as for `kpatch.apply`.
+        expect: how many variables the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A `Hold`; its `release()` ends it, and so does the end of a `with` block.
@@ -46,8 +57,7 @@ def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
         >>> held.release()
     """
     backends.current().refuse_traces("kpatch.hold")
-    patch, bindings = bound(patch, bindings)
-    checked = checking.check(model, patch, bindings)
+    checked = checking.check(model, *bound(patch, bindings, named), expect)
     for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"

@@ -7,7 +7,7 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
@@ -17,7 +17,7 @@ from kpatch.inside.forgetting import forget_compiled, layers_of, models_with
 from kpatch.inside.splitting import Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike
+from kpatch.names.patches import PatchLike, bound
 from kpatch.run import checking, live
 from kpatch.values.numerics import is_traced
 
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
 
 @keywords.checked("kpatch.intervene")
-def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Intervention":
+def intervene(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> "Intervention":
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 
     The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own
@@ -39,9 +47,11 @@ def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "In
     Args:
         model: a built Keras model or layer: the one that you call, not one inside of it, whose compiled functions
             would not be dropped.
-        patch: a `Patch`, or its text: weights (edited first, and restored), and activations, each of one tensor. An
+        patch: as for `kpatch.apply`: weights (edited first, and restored), and activations, each of one tensor. An
             expression reads the activations of layers that were called before, in the same call of the model.
+        expect: how many variables and activations the patch must match; another number is an error.
         bindings: the values of the patch's `$names`; for activations constants.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         An `Intervention`, for one `with` block after another.
@@ -58,7 +68,7 @@ def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "In
         ...     model.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         7.0
     """
-    return Intervention(model, patch, bindings)
+    return Intervention(model, *bound(patch, bindings, named), expect)
 
 
 class Intervention:
@@ -77,8 +87,8 @@ class Intervention:
         <Intervention in dense_1.output, dense_1.bias: under way>
     """
 
-    def __init__(self, model, patch, bindings):
-        self._given = model, patch, bindings
+    def __init__(self, model, patch, bindings, expect=None):
+        self._given = model, patch, bindings, expect
         self._stack: contextlib.ExitStack | None = None  # what ends the block
         self._prepare()
         self._told = f"kpatch.intervene(model, {reprlib.repr(self._split.patch.source)})"
@@ -86,11 +96,10 @@ class Intervention:
         self._dropped: Any = weakref.finalize(self, warnings.warn, message, RuntimeWarning, 2)
 
     def _prepare(self):
-        model, patch, bindings = self._given
-        self._split = Split(model, patch, bindings)
+        self._split = Split(*self._given)
         self._calls = _Calls(self._split)
         weights, given = self._split.weights_patch()
-        checking.check(model, weights, given)
+        checking.check(self._given[0], weights, given)
 
     def __enter__(self):
         if self._stack is not None:

@@ -1,5 +1,6 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch.errors import PatchError, UnsupportedError
@@ -7,14 +8,22 @@ from kpatch.inside.activations import Activations, check_one_tensor
 from kpatch.inside.naming import named_by
 from kpatch.inside.splitting import Split
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike
+from kpatch.names.patches import PatchLike, bound
 
 if TYPE_CHECKING:
     import keras
 
 
 @keywords.checked("kpatch.rewrite")
-def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "keras.Model":
+def rewrite(
+    model: "keras.Model",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> "keras.Model":
     """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
 
     `conv1.output[..., 7] = 0` puts a `ScatterLayer` behind a layer, `head.input[:, 0] *= 2` before it, and of a
@@ -23,8 +32,10 @@ def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "kera
 
     Args:
         model: a built Sequential or functional model; models inside are rewritten too.
-        patch: a `Patch`, or its text.
+        patch: as for `kpatch.apply`.
+        expect: how many variables and activations the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, constants: numbers, lists, arrays and tensors.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A model of the same class and name.
@@ -41,7 +52,7 @@ def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "kera
         >>> ablated.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         0.0
     """
-    split = Split(model, patch, bindings)
+    split = Split(model, *bound(patch, bindings, named), expect)
     split.check_assertions()
     if not _has_graph(model) or not model.built:
         raise UnsupportedError(

@@ -1,8 +1,9 @@
 """A patch checked against a model or a tensor; checked patches are kept while nothing changes that they depend on."""
 
 from functools import lru_cache
+from numbers import Integral
 
-from kpatch.errors import ResolutionError
+from kpatch.errors import BindingError, ResolutionError
 from kpatch.names.bindings import Bindings
 from kpatch.names.index import index
 from kpatch.names.meanings import ModelNames, Place, TensorNames
@@ -25,8 +26,7 @@ def check(model, patch, bindings, expect=None):
             if len(cache) >= CACHED_PLANS:
                 cache.pop(next(iter(cache)))
             cache[patch] = checked
-    if expect is not None:
-        check_expected(checked, expect)
+    check_expected(writes_to(checked), expect)
     return checked
 
 
@@ -37,15 +37,27 @@ def _made(patch, names, traced=False):
     return checked
 
 
-def check_expected(checked, expect):
-    """Raises a `ResolutionError` if the patch writes to another number of variables."""
-    places = list({id(step.place): step.place for step in checked.edits}.values())
-    if len(places) != expect:
-        shown = [repr(place) for place in places[:MAX_LISTED]]
-        more = [f"and {len(places) - MAX_LISTED} more"] * (len(places) > MAX_LISTED)
-        raise ResolutionError(
-            f"the patch matches {len(places)} variable{'s' * (len(places) != 1)}, not {expect}", notes=[*shown, *more]
-        )
+def writes_to(checked):
+    """The places that a patch writes to, each once."""
+    return {id(step.place): step.place for step in checked.edits}.values()
+
+
+def check_expected(variables, expect, activations=()):
+    """Raises a `ResolutionError` if a patch writes to another number of variables and activations than `expect`."""
+    if expect is None:
+        return
+    if isinstance(expect, bool) or not isinstance(expect, Integral):
+        raise BindingError(f"expect is the number of variables that the patch matches. Received: expect={expect!r}")
+    found = [*variables, *activations]
+    if len(found) != expect:
+        shown = [repr(place) for place in found[:MAX_LISTED]]
+        more = [f"and {len(found) - MAX_LISTED} more"] * (len(found) > MAX_LISTED)
+        counts = [_count(variables, "variable"), *[_count(activations, "activation")] * (len(activations) > 0)]
+        raise ResolutionError(f"the patch matches {' and '.join(counts)}, not {expect}", notes=[*shown, *more])
+
+
+def _count(items, word):
+    return f"{len(items)} {word}{'s' * (len(items) != 1)}"
 
 
 def check_edit(patch, implied, bindings, traced):
