@@ -47,7 +47,7 @@ def plan(
         [4, 3]
     """
     backends.current().refuse_traces("kpatch.plan")
-    return live.count(checking.check(model, *bound(patch, bindings, named), expect), model)
+    return live.count(checking.check_all(model, *bound(patch, bindings, named), expect))
 
 
 @keywords.checked("kpatch.apply")
@@ -96,7 +96,7 @@ def apply(
         >>> applied.undo()
     """
     backends.current().refuse_traces("kpatch.apply")
-    return live.apply(checking.check(model, *bound(patch, bindings, named), expect), model, donate, undo)
+    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo)
 
 
 @keywords.checked("kpatch.edit")

@@ -88,7 +88,7 @@ class PatchCallback(keras.callbacks.Callback):
             return
         entries = 0
         if number in self.patches:
-            masks = written(live.apply(self._checked(self.patches[number]), self.model))
+            masks = written(live.apply(self._checked(self.patches[number])))
             entries = sum(int(mask.sum()) for _, mask in masks)
             if self.slots == "reset":
                 for optimizer in _optimizers(self.model.optimizer):

@@ -62,7 +62,7 @@ def hold(
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
-    applied = live.apply(checked, model)
+    applied = live.apply(checked)
     try:
         return Hold(model, written(applied))
     except BaseException:

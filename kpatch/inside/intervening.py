@@ -127,7 +127,7 @@ class Intervention:
         self._split.check_assertions()
         if weights.statements:
             backends.current().refuse_traces("kpatch.intervene")
-            stack.callback(live.apply(checking.check(model, weights, given), model)._withdraw)
+            stack.callback(live.apply(checking.check(model, weights, given))._withdraw)
         self._calls.patch(model, stack)
         forget_compiled(layers)
 

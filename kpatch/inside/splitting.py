@@ -118,7 +118,7 @@ class Split:
         """Checks the assertions, on the weights as they are."""
         if self._once.statements:
             model = self.index.root.item
-            live.apply(checking.check(model, self._once, bindings_of(self._once, self.bindings)), model)
+            live.apply(checking.check(model, self._once, bindings_of(self._once, self.bindings)))
 
     def layer_patch(self, layer, weights):
         """Some of the `weights` as a patch of the layer that holds them, and its constants."""

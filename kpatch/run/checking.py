@@ -1,13 +1,16 @@
 """A patch checked against a model or a tensor; checked patches are kept while nothing changes that they depend on."""
 
+from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral
 
-from kpatch.errors import BindingError, ResolutionError
+from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.bindings import Bindings
 from kpatch.names.index import index
-from kpatch.names.meanings import ModelNames, Place, TensorNames
+from kpatch.names.meanings import ModelNames, Place, TensorNames, place_of
+from kpatch.names.several import EachNames, ModelsIndex, each, list_of
 from kpatch.run import planner
+from kpatch.values.dtypes import NUMPY
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
@@ -30,8 +33,37 @@ def check(model, patch, bindings, expect=None):
     return checked
 
 
+def check_all(target, patch, bindings, expect=None):
+    """The same for whatever `kpatch.apply` edits: a model, a variable, or a list or dict of models."""
+    import keras
+
+    if isinstance(target, keras.Variable):
+        checked = _made(patch, TensorNames(_variable(target), Bindings(bindings), "a variable"))
+    elif isinstance(target, dict):
+        checked = _made(patch, ModelNames(ModelsIndex(target), Bindings(bindings)))
+    elif isinstance(target, (list, tuple)):
+        names = EachNames(list_of(target), Bindings(bindings))
+        checked = replace(_made(each(patch, names), names), patch=patch)
+    else:
+        return check(target, patch, bindings, expect)
+    check_expected(writes_to(checked), expect)
+    return checked
+
+
+def _variable(variable):
+    place = place_of(variable, "_")
+    if place.dtype not in NUMPY:
+        raise UnsupportedError(f"a variable of {place.dtype} is not part of the language")
+    if getattr(variable, "_value", None) is None:
+        raise UnsupportedError(
+            f"the variable '{variable.path}' holds no value now",
+            notes=["on jax Keras's trainer has the values while it runs; edit the model, by name"],
+        )
+    return place
+
+
 def _made(patch, names, traced=False):
-    implied = names.implied.unknown() if isinstance(names, TensorNames) else None
+    implied = None if names.implied is None else names.implied.unknown()
     checked = planner.make(patch, names, implied, traced)
     names.bindings.check_used()
     return checked

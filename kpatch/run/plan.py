@@ -41,7 +41,7 @@ def plan_warnings(rows):
     """A sentence for each statement that edits nothing, or every entry in spite of its index."""
     by_statement: dict = {}
     for statement, row in rows:
-        by_statement.setdefault(id(statement), (statement, []))[1].append(row)
+        by_statement.setdefault(statement.span, (statement, []))[1].append(row)
     return tuple(filter(None, (_warning(statement, found) for statement, found in by_statement.values())))
 
 

@@ -79,13 +79,12 @@ class AppliedPatch:
         0.0
     """
 
-    __slots__ = ("__weakref__", "_checked", "_counts", "_live", "_model", "_undone")
+    __slots__ = ("__weakref__", "_checked", "_counts", "_live", "_undone")
 
-    def __init__(self, checked, live, model):
+    def __init__(self, checked, live):
         self._checked = checked
         self._counts = live.counts
         self._live: Any = None if live.lets_go else live  # which holds the old values
-        self._model = model
         self._undone = False
         for record in live.records:
             if not live.lets_go or _is_later(record):
@@ -130,7 +129,7 @@ class AppliedPatch:
             self._restore()
 
     def _restore(self):
-        interrupt = self._live.undo(self._model, self._checked.patch)
+        interrupt = self._live.undo(self._checked.patch)
         for record in self._records:
             record.link.undone = True
         self._undone = True
@@ -185,7 +184,7 @@ class AppliedPatch:
         return tables.as_text(self.__rich__())
 
 
-def prepare_models(writer, *models):
+def prepare_models(writer, names):
     """Brings the variables' values where they can be edited (on jax, inside `fit`, they live in the trainer)."""
-    for model in models:
+    for model in (*names.models, *names.bindings.models):
         writer.sync(model)
