@@ -1,5 +1,6 @@
 """A patch checked against a model or a tensor; checked patches are kept while nothing changes that they depend on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral
@@ -37,11 +38,13 @@ def check_all(target, patch, bindings, expect=None):
     """The same for whatever `kpatch.apply` edits: a model, a variable, or a list or dict of models."""
     import keras
 
+    if isinstance(target, keras.Layer):
+        return check(target, patch, bindings, expect)
     if isinstance(target, keras.Variable):
-        checked = _made(patch, TensorNames(_variable(target), Bindings(bindings), "a variable"))
-    elif isinstance(target, dict):
+        checked = _made(patch, TensorNames(_place_of(target), Bindings(bindings), "a variable"))
+    elif isinstance(target, Mapping):
         checked = _made(patch, ModelNames(ModelsIndex(target), Bindings(bindings)))
-    elif isinstance(target, (list, tuple)):
+    elif isinstance(target, Sequence) and not isinstance(target, str):
         names = EachNames(list_of(target), Bindings(bindings))
         checked = replace(_made(each(patch, names), names), patch=patch)
     else:
@@ -50,15 +53,10 @@ def check_all(target, patch, bindings, expect=None):
     return checked
 
 
-def _variable(variable):
+def _place_of(variable):
     place = place_of(variable, "_")
     if place.dtype not in NUMPY:
         raise UnsupportedError(f"a variable of {place.dtype} is not part of the language")
-    if getattr(variable, "_value", None) is None:
-        raise UnsupportedError(
-            f"the variable '{variable.path}' holds no value now",
-            notes=["on jax Keras's trainer has the values while it runs; edit the model, by name"],
-        )
     return place
 
 
