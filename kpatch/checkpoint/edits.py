@@ -15,7 +15,7 @@ from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, Unsu
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
 from kpatch.run import execute, planner
-from kpatch.run.checking import check_expected, writes_to
+from kpatch.run.checking import check_expected
 from kpatch.run.plan import Plan
 from kpatch.view import tables
 
@@ -207,7 +207,7 @@ def _check(opened, patch, bindings, expect):
     names = FileNames(opened, Given(bindings))
     checked = planner.make(patch, names)
     names.bindings.check_used()
-    check_expected(writes_to(checked), expect)
+    check_expected(checked, expect)
     for step in checked.edits:
         if step.place.variable.refusal is not None:
             message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"

@@ -87,7 +87,8 @@ class Split:
             elif isinstance(statement, ast.Let):
                 self._reading[statement.name] = self._located(self._activation_in, statement)
         self._check_bindings()
-        checking.check_expected({id(e.variable): e for _, e in self.weights}.values(), expect, self.parts)
+        if expect is not None:
+            checking.check_count({id(e.variable): e for _, e in self.weights}.values(), self.parts, expect)
         self._once = self._checked_once()
         checking.check(model, self._once, bindings_of(self._once, bindings))
         for part in self.parts:

@@ -30,7 +30,7 @@ def check(model, patch, bindings, expect=None):
             if len(cache) >= CACHED_PLANS:
                 cache.pop(next(iter(cache)))
             cache[patch] = checked
-    check_expected(writes_to(checked), expect)
+    check_expected(checked, expect)
     return checked
 
 
@@ -49,7 +49,7 @@ def check_all(target, patch, bindings, expect=None):
         checked = replace(_made(each(patch, names), names), patch=patch)
     else:
         return check(target, patch, bindings, expect)
-    check_expected(writes_to(checked), expect)
+    check_expected(checked, expect)
     return checked
 
 
@@ -67,15 +67,14 @@ def _made(patch, names, traced=False):
     return checked
 
 
-def writes_to(checked):
-    """The places that a patch writes to, each once."""
-    return {id(step.place): step.place for step in checked.edits}.values()
+def check_expected(checked, expect):
+    """Raises a `ResolutionError` if a patch writes to another number of variables; `None` is any."""
+    if expect is not None:
+        check_count({id(step.place): step.place for step in checked.edits}.values(), (), expect)
 
 
-def check_expected(variables, expect, activations=()):
-    """Raises a `ResolutionError` if a patch writes to another number of variables and activations than `expect`."""
-    if expect is None:
-        return
+def check_count(variables, activations, expect):
+    """Raises a `ResolutionError` if the variables and activations that a patch writes to are not `expect` in number."""
     if isinstance(expect, bool) or not isinstance(expect, Integral):
         raise BindingError(f"expect is the number of variables that the patch matches. Received: expect={expect!r}")
     found = [*variables, *activations]
