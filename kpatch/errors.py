@@ -9,6 +9,13 @@ the span and the text on the way up, so that each error ends with its statement 
 """
 
 import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Span = tuple[int, int]
 
 MAX_LINE = 100  # columns of source shown around a caret
 MAX_TEXT = 400  # characters of a message or a note; a name can be as long as a patch
@@ -39,20 +46,28 @@ class PatchError(Exception):
     """
 
     __module__ = "kpatch"
-    written: tuple = ()
+    written: tuple[tuple[str, str], ...] = ()
     _keras_call_info_injected = True  # Keras, which makes errors inside of calls anew, would take the caret away
     ag_pass_through = True  # TensorFlow, which wraps errors inside of `tf.function`, would take the class away
 
-    def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        span: Span | None = None,
+        source: str | None = None,
+        notes: Iterable[str] = (),
+        argument: int | str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.notes = tuple(notes)
         self.span = span
         self.source = source
-        self.argument = argument  # which argument or index item is at fault, until `locate` turns it into a span
-        self.others = ()
+        self.argument: Any = argument  # which argument or index item is at fault, until `locate` turns it into a span
+        self.others: tuple[PatchError, ...] = ()
 
-    def locate(self, span=None, source=None):
+    def locate(self, span: Span | None = None, source: str | None = None) -> "Self":
         """Adds the span and the source where they are not yet known, and returns the error."""
         if self.span is None:
             self.span = span
@@ -61,66 +76,68 @@ class PatchError(Exception):
         return self
 
     @property
-    def errors(self):
+    def errors(self) -> "tuple[PatchError, ...]":
         return (self, *self.others)
 
     @property
-    def line(self):
-        return None if self._unplaced else self._place()[0]
+    def line(self) -> int | None:
+        place = self._place()
+        return None if place is None else place[0]
 
     @property
-    def column(self):
-        return None if self._unplaced else self._place()[1]
+    def column(self) -> int | None:
+        place = self._place()
+        return None if place is None else place[1]
 
     @property
-    def statement(self):
-        return None if self._unplaced else self._place()[2]
+    def statement(self) -> str | None:
+        place = self._place()
+        return None if place is None else place[2]
 
-    @property
-    def _unplaced(self):
-        return self.span is None or self.source is None
-
-    def _place(self):
+    def _place(self) -> tuple[int, int, str] | None:
+        """The line and column that the span starts at, and the text of the line."""
+        if self.span is None or self.source is None:
+            return None
         before = self.source[: self.span[0]].replace("\r\n", "\n").replace("\r", "\n")
         after = self.source[self.span[0] :].replace("\r\n", "\n").replace("\r", "\n")
         head, rest = before.rpartition("\n")[2], after.partition("\n")[0]
         return before.count("\n") + 1, len(head) + 1, head + rest
 
-    def _show(self):
-        place = [] if self._unplaced else [f"  line {self.line}, column {self.column}"]
+    def _show(self) -> str:
+        place = [] if self._place() is None else [f"  line {self.line}, column {self.column}"]
         return "\n".join([shorten(self.message), *place, *self.details()])
 
-    def details(self):
+    def details(self) -> list[str]:
         """The lines below the message and the place: the statement with its caret, and the notes."""
-        lines = []
-        if not self._unplaced:
-            _, column, text = self._place()
+        lines, place = [], self._place()
+        if self.span is not None and place is not None:
+            _, column, text = place
             width = min(self.span[1] - self.span[0], len(text) - column + 1)
             lines = ["    " + part for part in _underline(text, column - 1, max(1, width))]
         return lines + ["  " + shorten(note) for note in self.notes]
 
-    def __str__(self):
+    def __str__(self) -> str:
         shown = [error._show() for error in self.errors[:MAX_SHOWN]]
         if len(self.errors) > MAX_SHOWN:
             shown.append(f"... and {len(self.errors) - MAX_SHOWN} more errors")
         return "\n\n".join(shown)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.__dict__.copy())
 
 
-def _rebuild(cls, message, state):
+def _rebuild(cls: "type[PatchError]", message: str, state: dict[str, Any]) -> "PatchError":
     error = cls(message)
     error.__dict__.update(state)
     return error
 
 
-def shorten(text):
+def shorten(text: str) -> str:
     """The text, cut to what an error shows of it."""
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _underline(text, start, width):
+def _underline(text: str, start: int, width: int) -> tuple[str, str]:
     """The line of source, clipped around the caret, and the carets under it."""
     if len(text) > MAX_LINE:
         low = max(0, min(start - MAX_LINE // 3, len(text) - MAX_LINE))
@@ -132,13 +149,13 @@ def _underline(text, start, width):
     return text, " " * _columns(text[:start]) + "^" * max(1, _columns(text[start : start + width]))
 
 
-def _columns(text):
+def _columns(text: str) -> int:
     """How many columns of a terminal the text takes."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
 
 
-def reason(error):
+def reason(error: OSError) -> str:
     """What the operating system says of an `OSError`.
 
     Example:
@@ -148,10 +165,8 @@ def reason(error):
     return (error.strerror or str(error)).lower()
 
 
-def combine(errors):
-    """The first of the errors, in the order of the source, carrying the others; or `None`."""
-    if not errors:
-        return None
+def combine(errors: list[PatchError]) -> PatchError:
+    """The first of the errors, in the order of the source, carrying the others."""
     first, *others = sorted(errors, key=lambda error: error.span or (0, 0))
     first.others = tuple(others)
     return first

@@ -17,6 +17,8 @@ from kpatch.names.patches import PatchLike, bound
 from kpatch.run import execute, planner
 from kpatch.run.checking import check_expected
 from kpatch.run.plan import Plan
+from kpatch.run.steps import Checked
+from kpatch.syntax import Patch
 from kpatch.view import tables
 
 
@@ -30,7 +32,7 @@ class Applied:
         note: why the names were those in the file, or `None`.
     """
 
-    def __init__(self, checked, path, changes, note):
+    def __init__(self, checked: Checked, path: Path, changes: list[Any], note: str | None) -> None:
         written = {change.step: change.entries for change in changes}
         counts = ((step, execute.static_count(step)) for step in checked.edits)
         self.plan = Plan.of(checked, (written.get(step, 0) if known is None else known for step, known in counts))
@@ -38,7 +40,7 @@ class Applied:
         self.changes = changes
         self.note = note
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         source = self.plan.patch.source
         rows = [
             (
@@ -53,10 +55,10 @@ class Applied:
         ]
         return tables.filled(tables.table_of("statement", "variable", "shape", "entries", "before", "after"), rows)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return tables.as_text(self.__rich__())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Applied {len(self.changes)} writes to {self.path}>"
 
 
@@ -146,7 +148,7 @@ def apply(
     if overwrite and in_place:
         raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
     opened = _opened(path)
-    if not in_place:
+    if out is not None:
         check_output(out, opened.path, {}, overwrite)  # before the work is done
     checked = _check(opened, *bound(patch, bindings, named), expect)
     donors = checked.names.bindings.sources
@@ -199,11 +201,11 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         kept.unlink()
 
 
-def _opened(path):
+def _opened(path: "str | os.PathLike[str] | Checkpoint") -> Checkpoint:
     return path if isinstance(path, Checkpoint) else Checkpoint(path)
 
 
-def _check(opened, patch, bindings, expect):
+def _check(opened: Checkpoint, patch: Patch, bindings: dict[str, Any], expect: int | None) -> Checked:
     names = FileNames(opened, Given(bindings))
     checked = planner.make(patch, names)
     names.bindings.check_used()
@@ -215,7 +217,9 @@ def _check(opened, patch, bindings, expect):
     return checked
 
 
-def _editor(opened, out, keep, overwrite, donors):
+def _editor(
+    opened: Checkpoint, out: "str | os.PathLike[str] | None", keep: bool, overwrite: bool, donors: list[Source]
+) -> Any:
     if out is None:
         for donor in donors:
             if any(donor.is_same(source) for source in opened.files):
@@ -244,13 +248,13 @@ def _editor(opened, out, keep, overwrite, donors):
     return editor.aside(results, None, keep, texts, inputs, unchanged)
 
 
-def _check_new(path):
+def _check_new(path: "str | os.PathLike[str]") -> None:
     """Several files cannot take the places of others at one moment."""
     if os.path.lexists(path):
         raise FileError(f"'{path}' exists; the shards of a result need new names")
 
 
-def _renamed(opened, results):
+def _renamed(opened: Checkpoint, results: dict[Source, outputs.Output]) -> str:
     """The map of shards, with the names of the new ones."""
     new = {source.path.name: result.path.name for source, result in results.items()}
     with opened.sources[0].open() as file:
@@ -262,7 +266,7 @@ def _renamed(opened, results):
     return json.dumps(content, indent=4)
 
 
-def check_output(out, model, inputs, overwrite):
+def check_output(out: "str | os.PathLike[str]", model: Path, inputs: dict[Any, str], overwrite: bool) -> None:
     """Raises a `FileError` if the result of editing a model may not go to `out`.
 
     Args:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.inside.activations import Activations, check_one_tensor
 from kpatch.inside.naming import named_by
-from kpatch.inside.splitting import Split
+from kpatch.inside.splitting import Part, Split
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
+from kpatch.names.tree import Node
 
 if TYPE_CHECKING:
     import keras
@@ -64,7 +65,7 @@ def rewrite(
         raise error.locate(None, split.patch.source) from None
 
 
-def _has_graph(layer):
+def _has_graph(layer: Any) -> bool:
     import keras
     from keras.models import Sequential
 
@@ -79,7 +80,7 @@ KINDS = ("input", "output")
 class _Rewriting:
     """One use of `rewrite`: what is put where, and what has become of each layer."""
 
-    def __init__(self, split):
+    def __init__(self, split: Split) -> None:
         self._split = split
         self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the part that it is of
         self._weights = {}  # id of a layer of a graph → its statements of weights
@@ -92,7 +93,7 @@ class _Rewriting:
         for part in split.parts:
             self._insert(part)
 
-    def _leaf(self, node):
+    def _leaf(self, node: Node) -> Node:
         """The layer of the innermost graph that holds the node; it marks the models around it."""
         line = [node]
         while line[0].parent is not None:
@@ -103,7 +104,7 @@ class _Rewriting:
             self._touched.add(id(member.item))
         return member
 
-    def _insert(self, part):
+    def _insert(self, part: Part) -> None:
         from kpatch.layers import ScatterLayer
 
         node = part.node
@@ -116,7 +117,7 @@ class _Rewriting:
         layer = ScatterLayer(part.patch, part.constants, name=name, dtype=node.item.dtype_policy)
         self._inserted[id(node.item), part.kind] = layer, part
 
-    def model(self, model):
+    def model(self, model: Any) -> Any:
         """The model with its parts put in; itself, where nothing inside of it changes."""
         import keras
 
@@ -128,20 +129,20 @@ class _Rewriting:
         new = self._functional(model._functional)  # what is read passes by the layers between
         return keras.Model(new.inputs, new.outputs, name=model.name)
 
-    def _part(self, layer, kind):
+    def _part(self, layer: Any, kind: str) -> Part | None:
         return self._inserted.get((id(layer), kind), (None, None))[1]
 
-    def _functional(self, model):
+    def _functional(self, model: Any) -> Any:
         import keras
 
         recorded = Activations("inside of another model", self._split.patch.source)
 
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             return self._call(recorded, *args, **kwargs)
 
         return keras.models.clone_model(model, clone_function=self._layer, call_function=call)
 
-    def _sequential(self, model):
+    def _sequential(self, model: Any) -> Any:
         import keras
 
         layers = [keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)]
@@ -153,7 +154,7 @@ class _Rewriting:
             new.compile_from_config(model.get_compile_config())
         return new
 
-    def _layer(self, layer):
+    def _layer(self, layer: Any) -> Any:
         """What becomes of a layer: itself, a model rewritten, or a `PatchedLayer`."""
         from kpatch.layers import PatchedLayer
 
@@ -167,17 +168,17 @@ class _Rewriting:
             self._new[id(layer)], self._old[id(new)] = new, layer
         return self._new[id(layer)]
 
-    def _call(self, recorded, layer, *args, **kwargs):
+    def _call(self, recorded: Activations, layer: Any, *args: Any, **kwargs: Any) -> Any:
         old = self._old.get(id(layer), layer)
         if args and self._touches(old):
             args = (self._patched(recorded, old, "input", args[0]), *args[1:])
         outputs = layer(*args, **kwargs)
         return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
 
-    def _touches(self, layer):
+    def _touches(self, layer: Any) -> bool:
         return any((id(layer), kind) in self._inserted or (id(layer), kind) in self._read for kind in KINDS)
 
-    def _patched(self, recorded, layer, kind, x):
+    def _patched(self, recorded: Activations, layer: Any, kind: str, x: Any) -> Any:
         key = id(layer), kind
         scatter, part = self._inserted.get(key, (None, None))
         if part is not None or key in self._read:

@@ -8,7 +8,7 @@ is bound by `bindings={"undo": ...}`.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from kpatch.errors import BindingError, of_backend
 from kpatch.names.patches import as_patch
@@ -58,7 +58,7 @@ _OF_APPLY = "kpatch.apply takes it"
 _OF_FILES = "kpatch.checkpoint.apply takes it"
 
 
-def _hints(function):
+def _hints(function: Function) -> dict[str, str]:
     """What to say of each keyword that some function takes, and this one does not."""
     return {
         "out": function.output,
@@ -112,7 +112,7 @@ def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _is_bound(key, args, first):
+def _is_bound(key: str, args: tuple[Any, ...], first: list[str]) -> bool:
     """Whether a keyword may be a binding: the patch has a `$name` for it, or is missing, and Python says so."""
     if len(args) < len(first):
         return key not in ("model", *first)

@@ -1,13 +1,16 @@
 """Several models as one: a dict, whose keys begin the names, or a list, of which each model gets every statement."""
 
 import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from kpatch.errors import PatchError, ResolutionError
 from kpatch.functions.quoted import with_names
 from kpatch.names import globs
+from kpatch.names.bindings import Bindings
 from kpatch.names.index import index, keys_of
-from kpatch.names.meanings import ModelNames
-from kpatch.names.tree import distinct, is_speakable
+from kpatch.names.meanings import ModelNames, Place
+from kpatch.names.tree import Entry, Node, distinct, is_speakable
 from kpatch.syntax import Patch, ast, nearest
 
 MAX_LISTED = 8  # models that an error lists
@@ -34,7 +37,7 @@ class ModelsIndex:
         ['one.head.bias', 'two.head.bias']
     """
 
-    def __init__(self, models, part=ast.Name):
+    def __init__(self, models: Mapping[Any, Any], part: type[ast.Name] = ast.Name) -> None:
         for key in models:
             if not isinstance(key, str) or not is_speakable(key):
                 raise PatchError(f"the key of a model is a name without '/'. Received: {reprlib.repr(key)}")
@@ -46,23 +49,23 @@ class ModelsIndex:
         self.models = list(models.values())
 
     @property
-    def nodes(self):
+    def nodes(self) -> list[Node]:
         """All nodes; how many there are bounds what globs cost."""
         return [node for known in self._indices.values() for node in known.nodes]
 
-    def path(self, entry):
+    def path(self, entry: Entry) -> str:
         """A selector that means exactly this variable."""
         root = entry.owner
         while root.parent is not None:
             root = root.parent
         return f"{self._labels[id(root)]}.{entry.path}"
 
-    def find(self, selector):
+    def find(self, selector: ast.Selector) -> Entry:
         """The entry of the one variable that a selector without globs means."""
         [entry] = self.find_all(selector)
         return entry
 
-    def find_all(self, selector):
+    def find_all(self, selector: ast.Selector) -> list[Entry]:
         """The entries that a selector means, model after model; raises as `ModelIndex.find_all` does."""
         if type(selector.parts[0]) is ast.Glob:
             return self._matching(selector)
@@ -77,12 +80,12 @@ class ModelsIndex:
             error.notes = (f"in the model '{key}'", *error.notes)
             raise
 
-    def _matching(self, selector):
+    def _matching(self, selector: ast.Selector) -> list[Entry]:
         if found := distinct(self._globbed(keys_of(selector))):
             return found
         raise ResolutionError(f"no variable matches '{selector}'", span=selector.span, notes=[self._listed()])
 
-    def _globbed(self, keys):
+    def _globbed(self, keys: list[Any]) -> list[Entry]:
         first, *rest = keys
         found = []
         for key, known in self._indices.items():
@@ -92,17 +95,17 @@ class ModelsIndex:
                 found += globs.matching(known.root, rest)
         return found + (self._globbed(rest) if rest and first == globs.ANY_DEPTH else [])
 
-    def _no_model(self, part, key):
+    def _no_model(self, part: Any, key: str) -> ResolutionError:
         near = nearest(key, self._indices)
         hint = f"; did you mean '{near}'?" if near else ": a name begins with the key of its model"
         return ResolutionError(f"no model '{key}'{hint}", span=part.span, notes=[self._listed()])
 
-    def _listed(self):
+    def _listed(self) -> str:
         more = [f"and {len(self.keys) - MAX_LISTED} more"] * (len(self.keys) > MAX_LISTED)
         return f"the models are: {', '.join([*map(str, self.keys[:MAX_LISTED]), *more])}"
 
 
-def _split(selector):
+def _split(selector: ast.Selector) -> tuple[str, ast.Selector | None]:
     """The key that a selector begins with, and the selector of the rest, or `None` if there is none."""
     first, *rest = selector.parts
     key = first.value if isinstance(first, ast.Name) else str(first)
@@ -115,11 +118,11 @@ def _split(selector):
 class EachNames(ModelNames):
     """The names of the models of a list, in a patch that `each` made: every selector begins with an `ast.Key`."""
 
-    def __init__(self, index, bindings):
+    def __init__(self, index: ModelsIndex, bindings: Bindings) -> None:
         super().__init__(index, bindings)
         self._writers = {}  # (a selector without its key, a variable's place) → the first key that has it
 
-    def places(self, selector):
+    def places(self, selector: ast.Selector | None) -> list[Place]:
         """Those that the statement writes in this model: a variable that several models share is written once."""
         places = super().places(selector)
         if selector is None:
@@ -127,7 +130,7 @@ class EachNames(ModelNames):
         key, *rest = selector.parts
         return [place for place in places if self._writers.setdefault((*rest, id(place)), key) == key]
 
-    def writes_nothing(self, statement):
+    def writes_nothing(self, statement: ast.Node) -> bool:
         """Whether the one variable of the target belongs to the statement's copy for a model before."""
         if not isinstance(statement, ast.Edit) or isinstance(statement.target.selector, ast.Implied):
             return False
@@ -138,12 +141,12 @@ class EachNames(ModelNames):
             return False
 
 
-def list_of(models):
+def list_of(models: Iterable[Any]) -> ModelsIndex:
     """The index of a list of models; their keys are `[0]`, `[1]` and so on."""
     return ModelsIndex({f"[{position}]": model for position, model in enumerate(models)}, ast.Key)
 
 
-def each(patch, names):
+def each(patch: Patch, names: EachNames) -> Patch:
     """A patch with a copy of each statement for each model of `EachNames`, with the names and locals of that model.
 
     The copies of a statement follow each other: what a statement reads, no later statement has written yet.
@@ -157,7 +160,7 @@ def each(patch, names):
     return Patch(tuple(statements), patch.source, patch.span)
 
 
-def _of_model(node, key):
+def _of_model(node: Any, key: ast.Key) -> ast.Node:
     kind = type(node)
     if kind is ast.Local:
         return ast.Local(f"{key}.{node.name}", node.span)
@@ -170,7 +173,7 @@ def _of_model(node, key):
     return node
 
 
-def _under(key, selector):
+def _under(key: ast.Key, selector: Any) -> Any:
     if isinstance(selector, ast.Implied):
         return selector
     return ast.Selector((ast.Key(key.value, selector.span), *selector.parts), selector.span)
