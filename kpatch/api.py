@@ -1,10 +1,11 @@
 """The public functions: `plan`, `apply` and `edit`."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
 
 from kpatch import backends
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike, bound
+from kpatch.names.patches import PatchLike, bound, together
 from kpatch.run import checking, live, pure
 from kpatch.run.plan import Plan
 from kpatch.run.undo import AppliedPatch
@@ -12,16 +13,27 @@ from kpatch.run.undo import AppliedPatch
 if TYPE_CHECKING:
     import keras
 
+Editable = Union["keras.Layer", "keras.Variable", Sequence["keras.Layer"], Mapping[str, "keras.Layer"]]
+
 
 @keywords.checked("kpatch.plan")
-def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any) -> Plan:
+def plan(
+    model: "Editable",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> Plan:
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
-        model: a built Keras model or layer.
+        model: a built Keras model or layer, a variable, or a list or dict of models, as for `apply`.
         patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
-        expect: how many variables the patch must match; another number is an error.
+        expect: how many variables the patch must match, in all models together; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A `Plan`; printed, it is a table of statements, variables and entries, with warnings below. It is a snapshot:
@@ -37,37 +49,43 @@ def plan(model: "keras.Layer", patch: PatchLike, /, *, expect: int | None = None
         [4, 3]
     """
     backends.current().refuse_traces("kpatch.plan")
-    return live.count(checking.check(model, *bound(patch, bindings), expect), model)
+    return live.count(checking.check_all(model, *bound(patch, bindings, named), expect))
 
 
 @keywords.checked("kpatch.apply")
 def apply(
-    model: "keras.Layer",
+    model: "Editable",
     patch: PatchLike,
     /,
     *,
     donate: bool = True,
     undo: bool = True,
     expect: int | None = None,
-    **bindings: Any,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> AppliedPatch:
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
     Args:
-        model: a built Keras model or layer.
+        model: a built Keras model or layer; or a `keras.Variable`, which the patch calls `_`; or several models, in
+            one edit: of a list each model is edited by the whole patch, and of a dict the names begin with its keys. A
+            variable that several models of a list share is written once by each statement.
         patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
         donate: write into the variable's own memory where it alone holds it. With `False` each write makes a new
             array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by
             itself, for tensors that were read before).
         undo: keep the old values of the edited entries. With `False`, `undo()` is an error, and old values are kept
             only while a later statement can still fail on the values that it meets, and then until 4 MiB are written.
-        expect: how many variables the patch must match; another number is an error, with nothing written.
-        bindings: the values of the patch's `$names`: numbers, lists, arrays, tensors, Keras variables, and models,
-            whose variables are reached by a path. Numbers, lists, and NumPy arrays of its default dtypes (float64,
-            int64, bool) take the dtype of the tensor that they meet; others have their own.
+        expect: how many variables the patch must match, in all models together; another number is an error, with
+            nothing written.
+        bindings: the values of the patch's `$names`, `{name: value}`: numbers, lists, arrays, tensors, Keras
+            variables, and models, whose variables are reached by a path. Numbers, lists, and NumPy arrays of its
+            default dtypes (float64, int64, bool) take the dtype of the tensor that they meet; others have their own.
+        **named: the same as keywords, `row=0`; a name that is an option here, as `undo`, is bound by `bindings` alone.
 
     Returns:
-        An `AppliedPatch`, with `.writes` and `.undo()`. As a context manager it undoes the edit on leaving.
+        An `AppliedPatch`, with `.writes` and `.undo()`. As a context manager it undoes the edit on leaving. The paths
+        of its writes begin with the position in the list, `[0].dense_1.bias`, or the key of the dict.
 
     Raises:
         PatchError: every variable is bitwise as it was. If the backend fails after old values were dropped
@@ -82,13 +100,21 @@ def apply(
         >>> model.get_weights()[1].tolist()
         [1.0, 2.0, 3.0]
         >>> applied.undo()
+        >>> other = keras.models.clone_model(model)
+        >>> applied = kpatch.apply({"a": model, "b": other}, "a.dense_1.bias = b.dense_1.bias + 1")
+        >>> applied = kpatch.apply([model, other], "dense_1.bias[0] = 7")
+        >>> [write.path for write in applied.writes], model.get_weights()[1].tolist()
+        (['[0].dense_1.bias', '[1].dense_1.bias'], [7.0, 1.0, 1.0])
+        >>> applied = kpatch.apply(model.layers[0].bias, "_ *= 2")
+        >>> model.get_weights()[1].tolist()
+        [14.0, 2.0, 2.0]
     """
     backends.current().refuse_traces("kpatch.apply")
-    return live.apply(checking.check(model, *bound(patch, bindings), expect), model, donate, undo)
+    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo)
 
 
 @keywords.checked("kpatch.edit")
-def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
+def edit(x: Any, patch: PatchLike, /, *, bindings: Mapping[str, Any] | None = None, **named: Any) -> Any:
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 
     Works on concrete tensors, and inside `jax.jit`, `tf.function` and `torch.compile`, with gradients to the entries
@@ -102,6 +128,7 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
             numbers fit.
         patch: as for `apply`; every target is `_`.
         bindings: the values of the patch's `$names`, as for `apply`; they may be traced as well.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A tensor of the backend, of the shape and dtype of `x`.
@@ -118,7 +145,8 @@ def edit(x: Any, patch: PatchLike, /, **bindings: Any) -> Any:
     if backends.current().in_dynamo():
         from kpatch.inside import dynamo
 
+        given = together(bindings, named)
         if not isinstance(patch, str):
-            patch, bindings = bound(patch, bindings)
-        return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), bindings)
-    return pure.edit(x, *bound(patch, bindings))
+            patch, given = bound(patch, given)
+        return dynamo.edit(x, patch if isinstance(patch, str) else patch.source or str(patch), given)
+    return pure.edit(x, *bound(patch, bindings, named))

@@ -47,13 +47,13 @@ class PatchConstraint(keras.constraints.Constraint):
         self.base = keras.constraints.get(base)
         self._kept = kept_by(self.patch)
 
-    def on(self, base):
+    def on(self, base: "keras.constraints.Constraint | None") -> "PatchConstraint":
         """The same constraint on top of another one, which comes first, or of `None`."""
         made = copy.copy(self)
         made.base = base
         return made
 
-    def taken_from(self, constraint):
+    def taken_from(self, constraint: Any) -> Any:
         """What is left of a constraint, with others on top of others, without this one."""
         if constraint is self:
             return self.base
@@ -73,14 +73,14 @@ class PatchConstraint(keras.constraints.Constraint):
             average.assign(self._stepped(average))
         return self._stepped(w)
 
-    def _edited(self, w):
+    def _edited(self, w: Any) -> Any:
         return self.patch.run((), self._based(w))
 
-    def _based(self, w):
+    def _based(self, w: Any) -> Any:
         value = of_variable(w) if isinstance(w, keras.Variable) else widths.as_tensor(w)
         return value if self.base is None else self.base(value)
 
-    def _stepped(self, variable):
+    def _stepped(self, variable: Any) -> Any:
         """What the optimizer assigns a variable: its own tensor, where that can be written without a copy."""
         if self._kept is None or not self._kept.suits(variable):
             return self._edited(variable)
@@ -94,14 +94,14 @@ class PatchConstraint(keras.constraints.Constraint):
         return {**self.patch.get_config(), "base": base}
 
 
-def kept_by(patch):
+def kept_by(patch: TensorPatch) -> Any:
     """The entries that a `TensorPatch` holds, if it is what `hold` makes and they can be written in place."""
     if patch.patch != parse(HELD):
         return None
     return backends.current().kept(patch.bindings["mask"], patch.bindings["held"])
 
 
-def optimizer_at_work():
+def optimizer_at_work() -> "keras.optimizers.Optimizer | None":
     """The optimizer that applies gradients at this moment, or `None`.
 
     Keras hands a constraint the variable alone. The optimizer is the caller of the innermost name scope, in which it
@@ -114,7 +114,7 @@ def optimizer_at_work():
     return next((caller for caller in callers if isinstance(caller, keras.optimizers.Optimizer)), None)
 
 
-def average_of(variable, optimizer):
+def average_of(variable: Any, optimizer: Any) -> Any:
     """The moving average that an optimizer keeps of a variable, or `None`."""
     if not optimizer.use_ema:
         return None

@@ -9,6 +9,13 @@ source by `PatchError.locate`, so the error shows the statement and a caret.
 """
 
 import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Span = tuple[int, int]
 
 MAX_LINE = 100  # columns of source shown around a caret
 MAX_TEXT = 400  # characters of a message or a note; a name can be as long as a patch
@@ -39,20 +46,30 @@ class PatchError(Exception):
     """
 
     __module__ = "kpatch"
-    written: tuple = ()
+    written: tuple[tuple[str, str], ...] = ()
     _keras_call_info_injected = True  # otherwise Keras raises a copy of an error in a call, without the caret
     ag_pass_through = True  # otherwise TensorFlow wraps an error in `tf.function` in another class
 
-    def __init__(self, message, *, span=None, source=None, notes=(), argument=None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        span: Span | None = None,
+        source: str | None = None,
+        notes: Iterable[str] = (),
+        argument: int | str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.notes = tuple(notes)
         self.span = span
         self.source = source
-        self.argument = argument  # position of the faulty argument or index item, for the caller that adds the span
-        self.others = ()
+        self.argument: Any = (
+            argument  # position of the faulty argument or index item, for the caller that adds the span
+        )
+        self.others: tuple[PatchError, ...] = ()
 
-    def locate(self, span=None, source=None):
+    def locate(self, span: Span | None = None, source: str | None = None) -> "Self":
         """Sets the span and the source if they are not set yet, and returns the error."""
         if self.span is None:
             self.span = span
@@ -61,66 +78,68 @@ class PatchError(Exception):
         return self
 
     @property
-    def errors(self):
+    def errors(self) -> "tuple[PatchError, ...]":
         return (self, *self.others)
 
     @property
-    def line(self):
-        return None if self._unplaced else self._place()[0]
+    def line(self) -> int | None:
+        place = self._place()
+        return None if place is None else place[0]
 
     @property
-    def column(self):
-        return None if self._unplaced else self._place()[1]
+    def column(self) -> int | None:
+        place = self._place()
+        return None if place is None else place[1]
 
     @property
-    def statement(self):
-        return None if self._unplaced else self._place()[2]
+    def statement(self) -> str | None:
+        place = self._place()
+        return None if place is None else place[2]
 
-    @property
-    def _unplaced(self):
-        return self.span is None or self.source is None
-
-    def _place(self):
+    def _place(self) -> tuple[int, int, str] | None:
+        """The line and column that the span starts at, and the text of the line."""
+        if self.span is None or self.source is None:
+            return None
         before = self.source[: self.span[0]].replace("\r\n", "\n").replace("\r", "\n")
         after = self.source[self.span[0] :].replace("\r\n", "\n").replace("\r", "\n")
         head, rest = before.rpartition("\n")[2], after.partition("\n")[0]
         return before.count("\n") + 1, len(head) + 1, head + rest
 
-    def _show(self):
-        place = [] if self._unplaced else [f"  line {self.line}, column {self.column}"]
+    def _show(self) -> str:
+        place = [] if self._place() is None else [f"  line {self.line}, column {self.column}"]
         return "\n".join([shorten(self.message), *place, *self.details()])
 
-    def details(self):
+    def details(self) -> list[str]:
         """The lines below the message and the place: the statement with its caret, and the notes."""
-        lines = []
-        if not self._unplaced:
-            _, column, text = self._place()
+        lines, place = [], self._place()
+        if self.span is not None and place is not None:
+            _, column, text = place
             width = min(self.span[1] - self.span[0], len(text) - column + 1)
             lines = ["    " + part for part in _underline(text, column - 1, max(1, width))]
         return lines + ["  " + shorten(note) for note in self.notes]
 
-    def __str__(self):
+    def __str__(self) -> str:
         shown = [error._show() for error in self.errors[:MAX_SHOWN]]
         if len(self.errors) > MAX_SHOWN:
             shown.append(f"... and {len(self.errors) - MAX_SHOWN} more errors")
         return "\n\n".join(shown)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.__dict__.copy())
 
 
-def _rebuild(cls, message, state):
+def _rebuild(cls: "type[PatchError]", message: str, state: dict[str, Any]) -> "PatchError":
     error = cls(message)
     error.__dict__.update(state)
     return error
 
 
-def shorten(text):
+def shorten(text: str) -> str:
     """The text, cut to `MAX_TEXT` characters."""
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _underline(text, start, width):
+def _underline(text: str, start: int, width: int) -> tuple[str, str]:
     """The line of source, clipped around the caret, and the carets under it."""
     if len(text) > MAX_LINE:
         low = max(0, min(start - MAX_LINE // 3, len(text) - MAX_LINE))
@@ -132,13 +151,13 @@ def _underline(text, start, width):
     return text, " " * _columns(text[:start]) + "^" * max(1, _columns(text[start : start + width]))
 
 
-def _columns(text):
+def _columns(text: str) -> int:
     """The number of terminal columns that the text takes."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
 
 
-def reason(error):
+def reason(error: OSError) -> str:
     """The operating system's text of an `OSError`, in lower case.
 
     Example:
@@ -148,10 +167,8 @@ def reason(error):
     return (error.strerror or str(error)).lower()
 
 
-def combine(errors):
-    """The first error in source order, with the others in its `others`; `None` if there are no errors."""
-    if not errors:
-        return None
+def combine(errors: list[PatchError]) -> PatchError:
+    """The first error in source order, with the others in its `others`."""
     first, *others = sorted(errors, key=lambda error: error.span or (0, 0))
     first.others = tuple(others)
     return first

@@ -300,11 +300,10 @@ no value for '$vector'; did you mean '$vectr'?
   given: vectr
 """,
     ("dense_1.bias = $undo", ()): """
-no value for '$undo'; pass undo=...
+no value for '$undo'; pass bindings={"undo": ...}
   line 1, column 16
     dense_1.bias = $undo
                    ^^^^^
-  'undo' is an option of its own; a binding needs another name
 """,
     ("dense_1.bias = 1", ("row",)): """
 'row' is not used: '$row' is nowhere in the patch
@@ -448,7 +447,7 @@ FOREIGN = {
     ("apply", "inplace"): f"kpatch.apply {MEMORY} 'inplace'; it always edits in place; {COPY}",
     ("apply", "dry_run"): f"kpatch.apply {MEMORY} 'dry_run'; kpatch.plan is the dry run",
     ("apply", "journal"): f"kpatch.apply {MEMORY} 'journal'; kpatch.checkpoint.apply takes it",
-    ("apply", "bindings"): f"kpatch.apply {MEMORY} 'bindings'; the value of '$name' is given as name=...",
+    ("apply", "bindings"): "bindings is a dict of names and values. Received: bindings=True",
     ("apply", "model"): "kpatch.apply takes 'model' and 'patch' by position: kpatch.apply(model, patch)",
     ("plan", "out"): f"kpatch.plan writes nothing and takes no 'out'; {FILE}",
     ("plan", "in_place"): "kpatch.plan writes nothing and takes no 'in_place'; kpatch.apply edits a model in place",
@@ -458,7 +457,7 @@ FOREIGN = {
     ("edit", "out"): "kpatch.edit returns a new tensor and takes no 'out'; x = kpatch.edit(x, patch) keeps it",
     ("edit", "inplace"): "kpatch.edit returns a new tensor and takes no 'inplace'; kpatch.apply edits a model in place",
     ("edit", "dry_run"): "kpatch.edit returns a new tensor and takes no 'dry_run'; x stays as it is",
-    ("edit", "expect"): "kpatch.edit returns a new tensor and takes no 'expect'; kpatch.plan and kpatch.apply take it",
+    ("edit", "expect"): "kpatch.edit returns a new tensor and takes no 'expect'; the one tensor is all that it edits",
     ("edit", "model"): "kpatch.edit takes 'x' and 'patch' by position: kpatch.edit(x, patch)",
     ("edit", "x"): "kpatch.edit takes 'x' and 'patch' by position: kpatch.edit(x, patch)",
     ("rewrite", "output"): (

@@ -11,12 +11,12 @@ import pytest
 from keras import ops
 
 import kpatch
-from kpatch import api
 from kpatch.constraints import PatchConstraint
 from kpatch.initializers import PatchedInitializer
 from kpatch.layers import PatchedLayer, ScatterLayer
 from kpatch.names.index import index
-from kpatch.run.planner import Checked
+from kpatch.run import checking
+from kpatch.run.steps import Checked
 from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
@@ -320,7 +320,7 @@ def test_no_fake_tensor_is_left():
     with pytest.raises(kpatch.UnsupportedError):
         torch.compile(lambda x: kpatch.apply(model, TEXT), backend="aot_eager")(ops.convert_to_tensor(X))
     kept = [held for _, holder in holders for held in [getattr(holder, "patch", None)] if held is not None]
-    found = list(reachable(api._edit_plan, *kept, vars(index(model))))
+    found = list(reachable(checking._check_kept, *kept, vars(index(model))))
     assert any(isinstance(held, Checked) for held in found)
     assert not any(isinstance(held, (FakeTensor, torch.SymInt)) for held in found)
 

@@ -130,19 +130,6 @@ def _packed(numbers):
     return tf.constant(numbers, "int32") if known else tf.stack([tf.cast(number, "int32") for number in numbers])
 
 
-def settle(variable):
-    """Waits for the variable's value: it is there."""
-
-
-def sync(model):
-    """Gives a model's variables their present values: they have them."""
-
-
-def is_tracing():
-    """Whether a function is being traced at this moment."""
-    return not tf.executing_eagerly()
-
-
 def _components(variable):
     """The variables that hold the value: one for each replica under a distribution strategy."""
     value = variable._value

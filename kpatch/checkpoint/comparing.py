@@ -11,8 +11,9 @@ For each array the patch has
 The files are read in blocks.
 """
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,16 @@ import numpy as np
 
 from kpatch.checkpoint import saving
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
+from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
-from kpatch.syntax import parse
+from kpatch.names.keywords import OPTIONS
+from kpatch.syntax import Patch, parse
 from kpatch.values.dtypes import DTYPES
 from kpatch.view import tables
 
 FEW = 64  # the most entries of an array that are written out
 KEPT = 2**20  # the most offsets of differing entries that are kept, to find a slice
-RESERVED = ("donate", "expect", "in_place", "journal", "out", "overwrite", "undo")  # keywords of functions with patches
 BINS = 16  # parts of an array in the map of differences
 
 
@@ -56,7 +58,7 @@ class Difference:
     statements: list = field(default_factory=list)
     sidecar: str | None = None
 
-    def parts(self):
+    def parts(self) -> np.ndarray:
         """The share of entries that differ in each of `BINS` equal parts of the flat array."""
         sizes = np.diff(np.linspace(0, self.new.size, BINS + 1).astype("int64"))
         return np.minimum(1.0, self.bins / np.maximum(sizes, 1))
@@ -72,24 +74,24 @@ class Diff:
         sources: the `Source`s of the files compared.
     """
 
-    def __init__(self, differences, sources=()):
+    def __init__(self, differences: list[Difference], sources: Sequence[Source] = ()) -> None:
         self.differences = differences
         self.sources = sources
 
     @property
-    def text(self):
+    def text(self) -> str:
         return "".join(f"{line}\n" for each in self.differences for line in each.statements)
 
     @property
-    def bindings(self):
+    def bindings(self) -> dict[str, Array]:
         return {each.sidecar: each.new for each in self.differences if each.sidecar}
 
     @property
-    def values(self):
+    def values(self) -> dict[str, np.ndarray]:
         """The bindings as NumPy arrays."""
         return {name: array.view() for name, array in self.bindings.items()}
 
-    def save(self, path):
+    def save(self, path: "str | os.PathLike[str]") -> list[Path]:
         """Writes the patch, and a `.safetensors` beside it if needed; returns the paths written.
 
         Both names are reserved for the patch. An existing file is replaced only if `save` wrote it.
@@ -100,14 +102,14 @@ class Diff:
         """
         return saving.write(self, path)
 
-    def __kpatch__(self):
+    def __kpatch__(self) -> Patch:
         """The `Patch` with its bindings, for functions that take a patch."""
         return replace(parse(self.text), bindings=self.bindings)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         rows = [
             (
                 each.name,
@@ -123,7 +125,7 @@ class Diff:
         return tables.filled(tables.table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
 
 
-def heat(difference):
+def heat(difference: Difference) -> str:
     """The places where an array differs, as a row of bars."""
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in difference.parts())
 
@@ -169,7 +171,7 @@ def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int],
     return Diff(found, sources)
 
 
-def _side(side):
+def _side(side: Any) -> tuple[str, list[tuple[str, Any]], bool, list[Source]]:
     """The side's name for errors, pairs of names and arrays, whether it is a file, and its `Source`s."""
     if isinstance(side, (str, Path)):
         side = Checkpoint(side)
@@ -180,7 +182,7 @@ def _side(side):
     return "the model", Loaded(side).named(), False, []
 
 
-def _pairs(a, b):
+def _pairs(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[str, Any, Any]]:
     """Triples of the name in `a`, the old array and the new array.
 
     Two files are matched by the names in them, which do not depend on Keras's numbering of layers in the process.
@@ -201,7 +203,7 @@ def _pairs(a, b):
     return pairs
 
 
-def _compare(each, tolerance, progress):
+def _compare(each: Difference, tolerance: float, progress: Callable[[int], object]) -> np.ndarray | None:
     """Counts the entries that differ; returns their offsets, or `None` if they are more than `KEPT`."""
     offsets: list | None = []
     size = each.new.size
@@ -222,14 +224,14 @@ def _compare(each, tolerance, progress):
     return None if offsets is None else np.concatenate([*offsets, []]).astype("int64")
 
 
-def _distance(old, new, differ):
+def _distance(old: np.ndarray, new: np.ndarray, differ: np.ndarray) -> np.ndarray:
     apart = np.zeros(old.shape, "float64")
     with np.errstate(all="ignore"):
         apart[differ] = np.abs(new[differ].astype("float64") - old[differ].astype("float64"))
     return apart
 
 
-def _statements(each, flat):
+def _statements(each: Difference, flat: np.ndarray) -> list[str]:
     """The lines that change an array; none if it goes into the sidecar."""
     if each.new.dtype not in DTYPES:
         return []
@@ -244,7 +246,7 @@ def _statements(each, flat):
     return _written([(", ".join(map(str, index)), value) for index, value in zip(indices, values, strict=True)], each)
 
 
-def _region(each, flat):
+def _region(each: Difference, flat: np.ndarray) -> str | None:
     """The index of the block that the entries fill, or `None` if they fill none."""
     shape = each.new.shape
     if not shape:
@@ -265,7 +267,7 @@ def _region(each, flat):
     return ", ".join(items)
 
 
-def _list(each, region, flat, values):
+def _list(each: Difference, region: str, flat: np.ndarray, values: np.ndarray) -> list[str]:
     """One statement with the numbers of a block, nested by its shape."""
     axes = np.unravel_index(flat, each.new.shape)
     lengths = [int(a.max() - a.min()) + 1 for a in axes]
@@ -276,22 +278,22 @@ def _list(each, region, flat, values):
     return [f"{each.name}{_index(region)} = {_brackets(nested)}"]
 
 
-def _brackets(nested):
+def _brackets(nested: Any) -> str:
     return nested if isinstance(nested, str) else "[" + ", ".join(map(_brackets, nested)) + "]"
 
 
-def _index(region):
+def _index(region: str) -> str:
     return f"[{region}]" if region else ""
 
 
-def _written(pairs, each):
+def _written(pairs: Iterable[tuple[str, Any]], each: Difference) -> list[str]:
     texts = [(index, _literal(value, each.new.dtype)) for index, value in pairs]
     if any(text is None for _, text in texts):
         return []
     return [f"{each.name}{_index(index)} = {text}" for index, text in texts]
 
 
-def _literal(value, dtype):
+def _literal(value: Any, dtype: str) -> str | None:
     """The text that gives the value to the bit, or `None`."""
     if dtype == "bool":
         return "true" if value else "false"
@@ -306,7 +308,7 @@ def _literal(value, dtype):
     return shorter or text
 
 
-def _shorter(number, value, dtype):
+def _shorter(number: float, value: Any, dtype: str) -> str | None:
     """The shortest decimal that rounds to the value in its dtype, or `None`."""
     for digits in range(1, 17):
         text = f"{number:.{digits}g}"
@@ -321,12 +323,12 @@ def _shorter(number, value, dtype):
     return None
 
 
-def _free(name, taken):
+def _free(name: str, taken: set[str]) -> str:
     """An unused name for the sidecar."""
     base = re.sub(r"\W+", "_", name).strip("_") or "x"
     base = f"x_{base}" if base[0].isdigit() else base
     free, number = base, 1
-    while free in taken or free in RESERVED:
+    while free in taken or free in OPTIONS:
         number += 1
         free = f"{base}_{number}"
     taken.add(free)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from kpatch.names.patches import PatchLike, bound
 from kpatch.run import execute, planner
 from kpatch.run.checking import check_expected
 from kpatch.run.plan import Plan
+from kpatch.run.steps import Checked
+from kpatch.syntax import Patch
 from kpatch.view import tables
 
 
@@ -29,7 +32,7 @@ class Applied:
         note: why the names were those in the file, or `None`.
     """
 
-    def __init__(self, checked, path, changes, note):
+    def __init__(self, checked: Checked, path: Path, changes: list[Any], note: str | None) -> None:
         written = {change.step: change.entries for change in changes}
         counts = ((step, execute.static_count(step)) for step in checked.edits)
         self.plan = Plan.of(checked, (written.get(step, 0) if known is None else known for step, known in counts))
@@ -37,7 +40,7 @@ class Applied:
         self.changes = changes
         self.note = note
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         source = self.plan.patch.source
         rows = [
             (
@@ -52,29 +55,47 @@ class Applied:
         ]
         return tables.filled(tables.table_of("statement", "variable", "shape", "entries", "before", "after"), rows)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return tables.as_text(self.__rich__())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Applied {len(self.changes)} writes to {self.path}>"
 
 
 @keywords.checked("kpatch.checkpoint.plan")
 def plan(
-    path: "str | os.PathLike[str] | Checkpoint", patch: PatchLike, /, *, expect: int | None = None, **bindings: Any
+    path: "str | os.PathLike[str] | Checkpoint",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> Plan:
     """What a patch would do to a file: checked, and nothing written.
 
     Args:
         path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file, or a `Checkpoint`.
-        patch: a `Patch`, or its text.
-        expect: how many variables the patch must match.
-        bindings: the values of the patch's `$names`.
+        patch: as for `kpatch.apply`.
+        expect: how many variables the patch must match; another number is an error.
+        bindings: the values of the patch's `$names`, as for `apply`.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A `Plan`; printed, it is a table.
+
+    Raises:
+        PatchError: for every error that can be known before the first write, all of them together.
+
+    Example:
+        >>> import keras, kpatch, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "small.keras")
+        >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")]).save(path)
+        >>> kpatch.checkpoint.plan(path, "head.kernel[$undo] = 0", bindings={"undo": 1}, expect=1).rows[0].entries
+        3
     """
-    checked = _check(_opened(path), patch, expect, bindings)
+    checked = _check(_opened(path), *bound(patch, bindings, named), expect)
     return Plan.of(checked, execute.counts(checked, Stored(checked.names)))
 
 
@@ -89,13 +110,14 @@ def apply(
     journal: bool = False,
     overwrite: bool = False,
     expect: int | None = None,
-    **bindings: Any,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
 ) -> Applied:
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 
     Args:
         path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file.
-        patch: a `Patch`, or its text.
+        patch: as for `kpatch.apply`.
         out: where the result goes: a copy is edited, which then takes that place. Never a file that the patch reads.
         in_place: edit the file itself; the old bytes are on the disk before they are replaced, and are put back by
             whoever opens the file next where the edit was cut off.
@@ -104,6 +126,7 @@ def apply(
         expect: how many variables the patch must match; another number is an error, with nothing written.
         bindings: the values of the patch's `$names`, as for `kpatch.apply`; also a `Checkpoint`, whose arrays are
             reached as a model's are.
+        **named: the same as keywords, `row=0`; a name that is an option here, as `out`, is bound by `bindings` alone.
 
     Returns:
         An `Applied`.
@@ -125,9 +148,9 @@ def apply(
     if overwrite and in_place:
         raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
     opened = _opened(path)
-    if not in_place:
+    if out is not None:
         check_output(out, opened.path, {}, overwrite)  # before the work is done
-    checked = _check(opened, patch, expect, bindings)
+    checked = _check(opened, *bound(patch, bindings, named), expect)
     donors = checked.names.bindings.sources
     with _editor(opened, out, journal, overwrite, donors) as made:
         store = Stored(checked.names, made)
@@ -178,17 +201,15 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         kept.unlink()
 
 
-def _opened(path):
+def _opened(path: "str | os.PathLike[str] | Checkpoint") -> Checkpoint:
     return path if isinstance(path, Checkpoint) else Checkpoint(path)
 
 
-def _check(opened, patch, expect, bindings):
-    patch, bindings = bound(patch, bindings)
+def _check(opened: Checkpoint, patch: Patch, bindings: dict[str, Any], expect: int | None) -> Checked:
     names = FileNames(opened, Given(bindings))
     checked = planner.make(patch, names)
     names.bindings.check_used()
-    if expect is not None:
-        check_expected(checked, expect)
+    check_expected(checked, expect)
     for step in checked.edits:
         if step.place.variable.refusal is not None:
             message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"
@@ -196,7 +217,9 @@ def _check(opened, patch, expect, bindings):
     return checked
 
 
-def _editor(opened, out, keep, overwrite, donors):
+def _editor(
+    opened: Checkpoint, out: "str | os.PathLike[str] | None", keep: bool, overwrite: bool, donors: list[Source]
+) -> Any:
     if out is None:
         for donor in donors:
             if any(donor.is_same(source) for source in opened.files):
@@ -225,13 +248,13 @@ def _editor(opened, out, keep, overwrite, donors):
     return editor.aside(results, None, keep, texts, inputs, unchanged)
 
 
-def _check_new(path):
+def _check_new(path: "str | os.PathLike[str]") -> None:
     """Several files cannot take the places of others at one moment."""
     if os.path.lexists(path):
         raise FileError(f"'{path}' exists; the shards of a result need new names")
 
 
-def _renamed(opened, results):
+def _renamed(opened: Checkpoint, results: dict[Source, outputs.Output]) -> str:
     """The map of shards, with the names of the new ones."""
     new = {source.path.name: result.path.name for source, result in results.items()}
     with opened.sources[0].open() as file:
@@ -243,7 +266,7 @@ def _renamed(opened, results):
     return json.dumps(content, indent=4)
 
 
-def check_output(out, model, inputs, overwrite):
+def check_output(out: "str | os.PathLike[str]", model: Path, inputs: dict[Any, str], overwrite: bool) -> None:
     """Raises a `FileError` if the result of editing a model may not go to `out`.
 
     Args:

@@ -1,20 +1,27 @@
 """`Checkpoint`: the names in a weight file, and its values, read on demand."""
 
 import contextlib
+import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kpatch.checkpoint import archive, hdf5, names, recovery, safetensors, shards
+from kpatch.checkpoint.arrays import Array
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
-from kpatch.syntax import parse
+from kpatch.names.index import ModelIndex
+from kpatch.names.meanings import Place
+from kpatch.names.tree import Entry, Node
+from kpatch.syntax import ast, parse
 
 KINDS = (".keras", ".weights.h5", ".weights.json", ".safetensors")
 
 
-def kind(path):
+def kind(path: "str | os.PathLike[str]") -> str:
     """The format of a file, from its name."""
     for suffix in KINDS:
         if Path(path).name.endswith(suffix):
@@ -44,10 +51,12 @@ class Checkpoint(names.Donor):
         (['head.kernel', 'head.bias'], array([0., 0., 0.], dtype=float32))
     """
 
-    def __init__(self, path):
+    def __init__(self, path: "str | os.PathLike[str]") -> None:
         self.path = Path(path)
         self.kind = kind(path)
-        self.entry = self.note = self._config = None
+        self.entry: Any = None
+        self.note: str | None = None
+        self._config: Any = None
         source = Source(path)
         self.real = source.real
         try:
@@ -60,7 +69,7 @@ class Checkpoint(names.Donor):
             raise FileError(f"cannot read '{path}': {reason(error)}") from error
         self.sources = [source, *(each for each in self.files if each is not source)]
 
-    def _read(self, source, file):
+    def _read(self, source: Source, file: Any) -> tuple[list[Source], list[Array]]:
         if self.kind == ".keras":
             self._config, self.entry = archive.read(source, file)
             return [source], hdf5.arrays(source, file, self.entry.start, self.entry.length)
@@ -70,12 +79,12 @@ class Checkpoint(names.Donor):
         return [source], (hdf5 if self.kind == ".weights.h5" else safetensors).arrays(source, file)
 
     @cached_property
-    def own(self):
+    def own(self) -> names.FileIndex:
         """The index of the file's own names."""
         return names.FileIndex(self.arrays)
 
     @cached_property
-    def _model(self):
+    def _model(self) -> tuple[Any, dict[int, Array]] | None:
         """The model without values, and its arrays; `None` if the file has no configuration or it cannot be built."""
         if self._config is None:
             return None
@@ -88,7 +97,7 @@ class Checkpoint(names.Donor):
             return None
 
     @cached_property
-    def index(self):
+    def index(self) -> ModelIndex:
         """The index of names: the model's, else the file's own."""
         if self._model is None:
             return self.own
@@ -96,12 +105,12 @@ class Checkpoint(names.Donor):
 
         return index(self._model[0])
 
-    def find(self, selector):
+    def find(self, selector: ast.Selector) -> Entry:
         """The entry that matches a selector without globs."""
         [entry] = self.find_all(selector)
         return entry
 
-    def find_all(self, selector):
+    def find_all(self, selector: ast.Selector) -> list[Entry]:
         """The entries that match a selector: by the model's names, else by the file's own.
 
         Raises:
@@ -118,10 +127,10 @@ class Checkpoint(names.Donor):
             raise
 
     @property
-    def nodes(self):
+    def nodes(self) -> list[Node]:
         return self.index.nodes
 
-    def array(self, entry):
+    def array(self, entry: Entry) -> Array:
         """The `Array` of an entry of either index."""
         if self._model is None or entry.owner is self.own.root or type(entry.owner.item) is names.Folder:
             return entry.variable
@@ -130,17 +139,17 @@ class Checkpoint(names.Donor):
             raise ResolutionError(f"'{entry.path}' is a variable of the model, but the file has no values for it")
         return array
 
-    def counterpart(self, target):
+    def counterpart(self, target: Place) -> Entry:
         """The counterpart of a target."""
         return self._counterparts.of(target.entry)
 
     @cached_property
-    def _counterparts(self):
+    def _counterparts(self) -> Any:
         from kpatch.names.counterparts import Counterparts
 
         return Counterparts(self.path.name, self.index)
 
-    def named(self):
+    def named(self) -> list[tuple[str, Array]]:
         """Pairs of a name and an `Array` in the model's order, then the arrays that only the file names."""
         found, seen = [], set()
         for entry in [*self.index.entries, *self.own.entries]:
@@ -153,16 +162,16 @@ class Checkpoint(names.Donor):
                 found.append((entry.path, array))
         return found
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter([name for name, _ in self.named()])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.arrays)
 
-    def __getitem__(self, selector):
+    def __getitem__(self, selector: str) -> np.ndarray:
         """The values of the array that a selector matches, as a NumPy array."""
         target = parse(f"{selector} = 0").statements[0].target
         return np.array(self.array(self.find(target.selector)).view())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Checkpoint {self.path}, {len(self.arrays)} arrays>"

@@ -1,5 +1,6 @@
 """`hold`: entries of a model keep their values through training."""
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,16 +9,27 @@ from kpatch import backends
 from kpatch.errors import UnsupportedError
 from kpatch.inside.forgetting import forget_compiled, models_with
 from kpatch.names import keywords
+from kpatch.names.meanings import Place
 from kpatch.names.patches import PatchLike, bound
 from kpatch.run import checking, live
+from kpatch.run.undo import AppliedPatch
 from kpatch.values.tensors import mask_of, to_numpy
 
 if TYPE_CHECKING:
     import keras
+    from typing_extensions import Self
 
 
 @keywords.checked("kpatch.hold")
-def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
+def hold(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> "Hold":
     """Applies a patch, and has the entries that it names keep their values while the model trains, bit by bit.
 
     With every optimizer, weight decay, momentum, clipping and moving averages. `_[mask] = _` holds what is there. The
@@ -28,8 +40,10 @@ def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
 
     Args:
         model: a built Keras model or layer.
-        patch: a `Patch`, or its text.
+        patch: as for `kpatch.apply`.
+        expect: how many variables the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A `Hold`; its `release()` ends it, and so does the end of a `with` block.
@@ -46,13 +60,12 @@ def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
         >>> held.release()
     """
     backends.current().refuse_traces("kpatch.hold")
-    patch, bindings = bound(patch, bindings)
-    checked = checking.check(model, patch, bindings)
+    checked = checking.check(model, *bound(patch, bindings, named), expect)
     for step in checked.edits:
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
-    applied = live.apply(checked, model)
+    applied = live.apply(checked)
     try:
         return Hold(model, written(applied))
     except BaseException:
@@ -63,7 +76,7 @@ def hold(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Hold":
 class Hold:
     """Entries that are held. `release()` lets them train again."""
 
-    def __init__(self, model, masks):
+    def __init__(self, model: "keras.Layer", masks: list[tuple[Place, np.ndarray]]) -> None:
         self._model = model
         self._layers = [place.entry.owner.item for place, _ in masks]
         self._links = []  # (what has the constraint, under which name, the constraint)
@@ -76,7 +89,7 @@ class Hold:
             raise
         self._forget()
 
-    def _constrain(self, place, mask):
+    def _constrain(self, place: Place, mask: np.ndarray) -> None:
         from kpatch.constraints import HELD, PatchConstraint
 
         values = np.where(mask, to_numpy(place.variable.value), np.zeros((), mask.dtype).astype(place.dtype))
@@ -89,35 +102,35 @@ class Hold:
             setattr(owner, name, link)
             self._links.append((owner, name, link))
 
-    def _homes(self, place):
+    def _homes(self, place: Place) -> Iterator[tuple[Any, str]]:
         """Where a constraint is looked for: in the variable, and for the configuration in its layer."""
         yield place.variable, "constraint"
         layer, name = place.entry.owner.item, f"{place.variable.name}_constraint"
         if hasattr(layer, name):
             yield layer, name
 
-    def release(self):
+    def release(self) -> None:
         """Ends it: what was held trains again. Other holds go on, and other constraints are as they were."""
         while self._links:
             owner, name, link = self._links.pop()
             setattr(owner, name, link.taken_from(getattr(owner, name)))
         self._forget()
 
-    def _forget(self):
+    def _forget(self) -> None:
         """Drops the training steps of all models that the layers are part of."""
         forget_compiled([self._model, *models_with(self._layers)])
 
-    def __enter__(self):
+    def __enter__(self) -> "Self":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Hold of {self._told or 'nothing'}>"
 
 
-def written(applied):
+def written(applied: AppliedPatch) -> list[tuple[Place, np.ndarray]]:
     """Each place with the mask of the entries written."""
     masks = {}
     for record in applied._records:

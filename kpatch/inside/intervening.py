@@ -7,7 +7,7 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
@@ -17,18 +17,29 @@ from kpatch.inside.forgetting import forget_compiled, layers_of, models_with
 from kpatch.inside.splitting import Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike
+from kpatch.names.patches import PatchLike, bound
+from kpatch.names.tree import Node
 from kpatch.run import checking, live
+from kpatch.syntax import Patch
 from kpatch.values.numerics import is_traced
 
 SHOWN = 8  # of the activations and weights that an intervention edits
 
 if TYPE_CHECKING:
     import keras
+    from typing_extensions import Self
 
 
 @keywords.checked("kpatch.intervene")
-def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "Intervention":
+def intervene(
+    model: "keras.Layer",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> "Intervention":
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 
     The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own
@@ -39,9 +50,11 @@ def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "In
     Args:
         model: a built Keras model or layer: the one that you call, not one inside of it, whose compiled functions
             would not be dropped.
-        patch: a `Patch`, or its text: weights (edited first, and restored), and activations, each of one tensor. An
+        patch: as for `kpatch.apply`: weights (edited first, and restored), and activations, each of one tensor. An
             expression reads the activations of layers that were called before, in the same call of the model.
+        expect: how many variables and activations the patch must match; another number is an error.
         bindings: the values of the patch's `$names`; for activations constants.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         An `Intervention`, for one `with` block after another.
@@ -58,7 +71,7 @@ def intervene(model: "keras.Layer", patch: PatchLike, /, **bindings: Any) -> "In
         ...     model.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         7.0
     """
-    return Intervention(model, patch, bindings)
+    return Intervention(model, *bound(patch, bindings, named), expect)
 
 
 class Intervention:
@@ -77,22 +90,21 @@ class Intervention:
         <Intervention in dense_1.output, dense_1.bias: under way>
     """
 
-    def __init__(self, model, patch, bindings):
-        self._given = model, patch, bindings
+    def __init__(self, model: "keras.Layer", patch: Patch, bindings: dict[str, Any], expect: int | None = None) -> None:
+        self._given = model, patch, bindings, expect
         self._stack: contextlib.ExitStack | None = None  # what ends the block
         self._prepare()
         self._told = f"kpatch.intervene(model, {reprlib.repr(self._split.patch.source)})"
         message = f"{self._told} had no 'with' block, so it had no effect"
         self._dropped: Any = weakref.finalize(self, warnings.warn, message, RuntimeWarning, 2)
 
-    def _prepare(self):
-        model, patch, bindings = self._given
-        self._split = Split(model, patch, bindings)
+    def _prepare(self) -> None:
+        self._split = Split(*self._given)
         self._calls = _Calls(self._split)
         weights, given = self._split.weights_patch()
-        checking.check(model, weights, given)
+        checking.check(self._given[0], weights, given)
 
-    def __enter__(self):
+    def __enter__(self) -> "Self":
         if self._stack is not None:
             raise UnsupportedError("the block of this intervention is under way; kpatch.intervene makes another one")
         self._dropped.detach()
@@ -106,7 +118,7 @@ class Intervention:
             raise
         return self
 
-    def _begin(self, stack):
+    def _begin(self, stack: contextlib.ExitStack) -> None:
         from kpatch.names.index import index
 
         model = self._given[0]
@@ -118,17 +130,19 @@ class Intervention:
         self._split.check_assertions()
         if weights.statements:
             backends.current().refuse_traces("kpatch.intervene")
-            stack.callback(live.apply(checking.check(model, weights, given), model)._withdraw)
+            stack.callback(live.apply(checking.check(model, weights, given))._withdraw)
         self._calls.patch(model, stack)
         forget_compiled(layers)
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
+    ) -> None:
         stack, self._stack = self._stack, None
         if stack is not None:
             self._dropped.detach()
             stack.__exit__(kind, error, traceback)  # an error of ending it names the one of the block as its context
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         parts, entries = self._split.parts, [entry for _, entry in self._split.weights]
         paths = list(dict.fromkeys(each.path for each in (*parts, *entries)))
         more = [f"{len(paths) - SHOWN} more"] * (len(paths) > SHOWN)
@@ -136,7 +150,7 @@ class Intervention:
         return f"<Intervention in {', '.join([*paths[:SHOWN], *more])}: {state}>"
 
 
-def _end(stack, message):
+def _end(stack: contextlib.ExitStack, message: str) -> None:
     """Ends the block of an `Intervention` that was entered by hand and is gone."""
     stack.close()
     warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -145,7 +159,7 @@ def _end(stack, message):
 class _Calls:
     """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
 
-    def __init__(self, split):
+    def __init__(self, split: Split) -> None:
         self._parts: dict[tuple, tuple] = {}
         for part in split.parts:
             edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
@@ -160,7 +174,7 @@ class _Calls:
             for node, kind, span in part.reads.values():
                 self._refuse_loops(node, kind, span)
 
-    def _refuse_loops(self, node, kind, span):
+    def _refuse_loops(self, node: Node, kind: str, span: tuple[int, int]) -> None:
         """What a loop computes anew in each step cannot be read outside of it."""
         import keras
 
@@ -171,7 +185,7 @@ class _Calls:
                 raise UnsupportedError(message, span=span, source=self._source)
             holder = holder.parent
 
-    def patch(self, model, stack):
+    def patch(self, model: Any, stack: contextlib.ExitStack) -> None:
         """Patches the calls until the stack closes."""
         self._traced = False
         stack.callback(self._forget_traces)
@@ -181,11 +195,11 @@ class _Calls:
         if self._read:
             _patch_call(model, functools.partial(self._of_model), stack)
 
-    def _forget_traces(self):
+    def _forget_traces(self) -> None:
         if self._traced:
             forget_compiled(models_with(self._layers.values()))
 
-    def _of_model(self, call, *args, **kwargs):
+    def _of_model(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
         calls = self._calls_under_way()
         calls.append(self._activations())
         try:
@@ -193,13 +207,13 @@ class _Calls:
         finally:
             calls.pop()
 
-    def _calls_under_way(self):
+    def _calls_under_way(self) -> list[Activations]:
         return vars(self._under_way).setdefault("calls", [])
 
-    def _activations(self):
+    def _activations(self) -> Activations:
         return Activations("in another call", self._source)
 
-    def _called(self, layer, kinds, call, *args, **kwargs):
+    def _called(self, layer: Any, kinds: list[str], call: Callable, *args: Any, **kwargs: Any) -> Any:
         if "input" in kinds:
             if not args:
                 raise UnsupportedError(
@@ -209,7 +223,7 @@ class _Calls:
         outputs = call(*args, **kwargs)
         return self._patched(layer, "output", outputs) if "output" in kinds else outputs
 
-    def _patched(self, layer, kind, x):
+    def _patched(self, layer: Any, kind: str, x: Any) -> Any:
         key = id(layer), kind
         part, edit = self._parts.get(key, (None, None))
         check_one_tensor(layer, kind, x, part, self._source)
@@ -233,23 +247,23 @@ class _PatchedCall:
     it is the layer's own, which is put back then. If somebody has put it away to bring it back later, it does no harm.
     """
 
-    def __init__(self, layer, name):
+    def __init__(self, layer: Any, name: str) -> None:
         functools.update_wrapper(self, getattr(layer, name))
         self._layer = layer
         self._name = name
         self._before: Callable | None = vars(layer).get(name)
         self._functions: tuple[Callable, ...] = ()
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
         for function in self._functions:
             call = functools.partial(function, call)
         return call(*args, **kwargs)
 
-    def add(self, function):
+    def add(self, function: Callable) -> None:
         self._functions += (function,)
 
-    def remove(self, function):
+    def remove(self, function: Callable) -> None:
         with _changing:
             self._functions = tuple(each for each in self._functions if each is not function)
             state = vars(self._layer)
@@ -261,7 +275,7 @@ class _PatchedCall:
                 state[self._name] = self._before
 
 
-def _patch_call(layer, function, stack):
+def _patch_call(layer: Any, function: Callable, stack: contextlib.ExitStack) -> None:
     """The layer's `call`, or what Keras calls in its stead, becomes `function(call, ...)` until the stack closes."""
     name = "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
     with _changing:

@@ -1,20 +1,30 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.inside.activations import Activations, check_one_tensor
 from kpatch.inside.naming import named_by
-from kpatch.inside.splitting import Split
+from kpatch.inside.splitting import Part, Split
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike
+from kpatch.names.patches import PatchLike, bound
+from kpatch.names.tree import Node
 
 if TYPE_CHECKING:
     import keras
 
 
 @keywords.checked("kpatch.rewrite")
-def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "keras.Model":
+def rewrite(
+    model: "keras.Model",
+    patch: PatchLike,
+    /,
+    *,
+    expect: int | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> "keras.Model":
     """A new model with the patch in its graph, which shares all weights with the old; that stays as it is.
 
     `conv1.output[..., 7] = 0` puts a `ScatterLayer` behind a layer, `head.input[:, 0] *= 2` before it, and of a
@@ -23,8 +33,10 @@ def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "kera
 
     Args:
         model: a built Sequential or functional model; models inside are rewritten too.
-        patch: a `Patch`, or its text.
+        patch: as for `kpatch.apply`.
+        expect: how many variables and activations the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, constants: numbers, lists, arrays and tensors.
+        **named: the same as keywords, `row=0`.
 
     Returns:
         A model of the same class and name.
@@ -41,7 +53,7 @@ def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "kera
         >>> ablated.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         0.0
     """
-    split = Split(model, patch, bindings)
+    split = Split(model, *bound(patch, bindings, named), expect)
     split.check_assertions()
     if not _has_graph(model) or not model.built:
         raise UnsupportedError(
@@ -53,7 +65,7 @@ def rewrite(model: "keras.Model", patch: PatchLike, /, **bindings: Any) -> "kera
         raise error.locate(None, split.patch.source) from None
 
 
-def _has_graph(layer):
+def _has_graph(layer: Any) -> bool:
     import keras
     from keras.models import Sequential
 
@@ -68,7 +80,7 @@ KINDS = ("input", "output")
 class _Rewriting:
     """One use of `rewrite`: what is put where, and what has become of each layer."""
 
-    def __init__(self, split):
+    def __init__(self, split: Split) -> None:
         self._split = split
         self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the part that it is of
         self._weights = {}  # id of a layer of a graph → its statements of weights
@@ -81,7 +93,7 @@ class _Rewriting:
         for part in split.parts:
             self._insert(part)
 
-    def _leaf(self, node):
+    def _leaf(self, node: Node) -> Node:
         """The layer of the innermost graph that holds the node; it marks the models around it."""
         line = [node]
         while line[0].parent is not None:
@@ -92,7 +104,7 @@ class _Rewriting:
             self._touched.add(id(member.item))
         return member
 
-    def _insert(self, part):
+    def _insert(self, part: Part) -> None:
         from kpatch.layers import ScatterLayer
 
         node = part.node
@@ -105,7 +117,7 @@ class _Rewriting:
         layer = ScatterLayer(part.patch, part.constants, name=name, dtype=node.item.dtype_policy)
         self._inserted[id(node.item), part.kind] = layer, part
 
-    def model(self, model):
+    def model(self, model: Any) -> Any:
         """The model with its parts put in; itself, where nothing inside of it changes."""
         import keras
 
@@ -117,20 +129,20 @@ class _Rewriting:
         new = self._functional(model._functional)  # what is read passes by the layers between
         return keras.Model(new.inputs, new.outputs, name=model.name)
 
-    def _part(self, layer, kind):
+    def _part(self, layer: Any, kind: str) -> Part | None:
         return self._inserted.get((id(layer), kind), (None, None))[1]
 
-    def _functional(self, model):
+    def _functional(self, model: Any) -> Any:
         import keras
 
         recorded = Activations("inside of another model", self._split.patch.source)
 
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             return self._call(recorded, *args, **kwargs)
 
         return keras.models.clone_model(model, clone_function=self._layer, call_function=call)
 
-    def _sequential(self, model):
+    def _sequential(self, model: Any) -> Any:
         import keras
 
         layers = [keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)]
@@ -142,7 +154,7 @@ class _Rewriting:
             new.compile_from_config(model.get_compile_config())
         return new
 
-    def _layer(self, layer):
+    def _layer(self, layer: Any) -> Any:
         """What becomes of a layer: itself, a model rewritten, or a `PatchedLayer`."""
         from kpatch.layers import PatchedLayer
 
@@ -156,17 +168,17 @@ class _Rewriting:
             self._new[id(layer)], self._old[id(new)] = new, layer
         return self._new[id(layer)]
 
-    def _call(self, recorded, layer, *args, **kwargs):
+    def _call(self, recorded: Activations, layer: Any, *args: Any, **kwargs: Any) -> Any:
         old = self._old.get(id(layer), layer)
         if args and self._touches(old):
             args = (self._patched(recorded, old, "input", args[0]), *args[1:])
         outputs = layer(*args, **kwargs)
         return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
 
-    def _touches(self, layer):
+    def _touches(self, layer: Any) -> bool:
         return any((id(layer), kind) in self._inserted or (id(layer), kind) in self._read for kind in KINDS)
 
-    def _patched(self, recorded, layer, kind, x):
+    def _patched(self, recorded: Activations, layer: Any, kind: str, x: Any) -> Any:
         key = id(layer), kind
         scatter, part = self._inserted.get(key, (None, None))
         if part is not None or key in self._read:

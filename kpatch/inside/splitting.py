@@ -14,12 +14,11 @@ from kpatch.errors import PatchError, UnsupportedError
 from kpatch.functions.quoted import with_names
 from kpatch.names.bindings import Bindings
 from kpatch.names.meanings import ModelNames
-from kpatch.names.patches import bound
 from kpatch.run import checking, live
 from kpatch.syntax import Patch, ast, parse
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Part:
     """The edits of one activation.
 
@@ -45,6 +44,9 @@ class Part:
     def path(self):
         return f"{self.node.item.name}.{self.kind}"
 
+    def __repr__(self):
+        return self.path
+
     @property
     def text(self):
         return "; ".join(str(s) for s in self.patch.statements if isinstance(s, ast.Edit))
@@ -58,12 +60,14 @@ class Split:
         index: the index of the model's names.
         parts: a `Part` for each activation that is written, in the order of the patch.
         weights: `[(statement, entry)]` of the statements that write weights.
+
+    Args:
+        expect: how many variables and activations the patch must write, or `None`.
     """
 
-    def __init__(self, model, patch, bindings):
+    def __init__(self, model, patch, bindings, expect=None):
         from kpatch.names.index import index
 
-        patch, bindings = bound(patch, bindings)
         self.patch = with_names(patch)
         self.index = index(model)
         self.bindings = bindings
@@ -83,6 +87,8 @@ class Split:
             elif isinstance(statement, ast.Let):
                 self._reading[statement.name] = self._located(self._activation_in, statement)
         self._check_bindings()
+        if expect is not None:
+            checking.check_count({id(e.variable): e for _, e in self.weights}.values(), self.parts, expect)
         self._once = self._checked_once()
         checking.check(model, self._once, bindings_of(self._once, bindings))
         for part in self.parts:
@@ -113,7 +119,7 @@ class Split:
         """Checks the assertions on the present weights."""
         if self._once.statements:
             model = self.index.root.item
-            live.apply(checking.check(model, self._once, bindings_of(self._once, self.bindings)), model)
+            live.apply(checking.check(model, self._once, bindings_of(self._once, self.bindings)))
 
     def layer_patch(self, layer, weights):
         """Some of the `weights` as a patch of their layer, and its constants."""

@@ -3,6 +3,7 @@
 import numpy as np
 
 from kpatch.errors import BindingError, PatchError
+from kpatch.names.keywords import OPTIONS
 from kpatch.names.meanings import place_of
 from kpatch.syntax import Implied, nearest
 from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
@@ -54,10 +55,9 @@ class Bindings:
 
     def _missing(self, name):
         near = nearest(name, self._given)
-        message = f"no value for '${name}'" + (f"; did you mean '${near}'?" if near else f"; pass {name}=...")
+        keyword = f'bindings={{"{name}": ...}}' if name in OPTIONS else f"{name}=..."
+        message = f"no value for '${name}'; " + (f"did you mean '${near}'?" if near else f"pass {keyword}")
         notes = [f"given: {', '.join(self._given)}"] if self._given else []
-        if name in ("donate", "undo", "expect"):
-            notes.append(f"'{name}' is an option of its own; a binding needs another name")
         return BindingError(message, notes=notes)
 
     def check_used(self):

@@ -47,6 +47,16 @@ class ModelIndex:
         self._suggestions = MAX_SUGGESTED
         return self._successor is None and self._watch.holds()
 
+    @property
+    def models(self):
+        """The model, in a list."""
+        return [self.root.item]
+
+    @staticmethod
+    def path(entry):
+        """A selector that means exactly this variable."""
+        return entry.path
+
     def find(self, selector):
         """The entry of the one variable that a selector without globs means; raises as `find_all` does."""
         [entry] = self.find_all(selector)
@@ -62,7 +72,7 @@ class ModelIndex:
         """
         if self._successor is not None:
             return self._successor.find_all(selector)
-        keys = _keys(selector)
+        keys = keys_of(selector)
         self._refuse_activation(selector, keys)
         found = self._match(selector, keys)
         if len(found) == 1 or (found and selector.is_glob):
@@ -123,7 +133,7 @@ class ModelIndex:
 
         None, where the selector means variables.
         """
-        keys = _keys(selector)
+        keys = keys_of(selector)
         if keys[-1] not in ACTIVATIONS or len(keys) == 1:
             return [], None
         found = [node for form in self.forms(selector, keys) for node in self.nodes_before(form) if node.kind == LAYER]
@@ -192,7 +202,7 @@ def index(root):
 # Chains of names -----------------------------------------------------------------------------------------------------
 
 
-def _keys(selector):
+def keys_of(selector):
     """The selector's parts as strings, integers for `layers[i]`, and `Glob`s; a Keras path is several."""
     keys: list[str | int | Glob] = []
     for part in selector.parts:

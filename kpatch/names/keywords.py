@@ -1,13 +1,14 @@
 """Keywords that a function does not take: an error names them as what they are, and not as a binding that is unused.
 
 The public functions take the values of a patch's `$names` as keywords, so any keyword reaches them. A name of this
-table that the patch asks for, as in `head.bias = $out`, is a binding as any other.
+table that the patch asks for, as in `head.bias = $out`, is a binding as any other. A name that the function has itself
+is bound by `bindings={"undo": ...}`.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from kpatch.errors import BindingError, of_backend
 from kpatch.names.patches import as_patch
@@ -51,12 +52,13 @@ FUNCTIONS = {
     ),
 }
 
-_BY_NAME = "the value of '$name' is given as name=..."
+OPTIONS: set[str] = set()  # the keywords that the functions have themselves, filled by `checked`
+
 _OF_APPLY = "kpatch.apply takes it"
 _OF_FILES = "kpatch.checkpoint.apply takes it"
 
 
-def _hints(function):
+def _hints(function: Function) -> dict[str, str]:
     """What to say of each keyword that some function takes, and this one does not."""
     return {
         "out": function.output,
@@ -64,10 +66,9 @@ def _hints(function):
         "inplace": function.in_place,
         "in_place": function.in_place,
         "dry_run": function.dry_run,
-        "bindings": _BY_NAME,
         "donate": _OF_APPLY,
         "undo": _OF_APPLY,
-        "expect": "kpatch.plan and kpatch.apply take it",
+        "expect": "the one tensor is all that it edits",
         "journal": _OF_FILES,
         "overwrite": _OF_FILES,
     }
@@ -87,6 +88,7 @@ def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         parameters = inspect.signature(function).parameters.values()
         first = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY and each.default is each.empty]
         own = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD} - set(first)
+        OPTIONS.update(own)
         does, call = FUNCTIONS[name].does, f"{name}({', '.join(first)})"
         errors = {key: f"{name} {does} and takes no '{key}'; {hint}" for key, hint in _hints(FUNCTIONS[name]).items()}
         by_position = f"{name} takes {' and '.join(map(repr, first))} by position: {call}"
@@ -110,7 +112,7 @@ def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _is_bound(key, args, first):
+def _is_bound(key: str, args: tuple[Any, ...], first: list[str]) -> bool:
     """Whether a keyword may be a binding: the patch has a `$name` for it, or is missing, and Python says so."""
     if len(args) < len(first):
         return key not in ("model", *first)

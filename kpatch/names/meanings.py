@@ -1,6 +1,7 @@
 """What the names of a patch mean: variables of the model, the implied tensor `_`, and what was handed in."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,20 @@ class Names:
 
     Args:
         bindings: the `bindings.Bindings` of this use.
+
+    Attributes:
+        implied: the `Place` that `_` is, or `None`.
     """
+
+    implied: Place | None = None
 
     def __init__(self, bindings):
         self.bindings = bindings
+
+    @property
+    def models(self) -> Sequence[Any]:
+        """The models whose variables are named."""
+        return ()
 
     def given(self, bindings):
         """The same names, with other values handed in."""
@@ -94,6 +105,10 @@ class ModelNames(Names):
         self._by_variable = {}
         self._matches = self._walk = 0
 
+    @property
+    def models(self):
+        return self.index.models
+
     def place(self, selector):
         place = self._by_selector.get(selector)
         if place is None:
@@ -115,7 +130,8 @@ class ModelNames(Names):
                 raise LimitError(
                     f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts"
                 )
-            places = self._by_glob[selector] = [self.of_entry(entry) for entry in self.index.find_all(selector)]
+            entries = self.index.find_all(selector)
+            places = self._by_glob[selector] = list(dict.fromkeys(map(self.of_entry, entries)))
         self._matches += len(places)
         if self._matches > MAX_MATCHES:
             raise LimitError(f"the globs of a patch match at most {MAX_MATCHES} variables, all statements together")
@@ -125,12 +141,12 @@ class ModelNames(Names):
         """The `Place` of a variable of the model."""
         key = id(entry.variable)
         if key not in self._by_variable:
-            self._by_variable[key] = place_of(entry.variable, entry.path, entry)
+            self._by_variable[key] = place_of(entry.variable, self.index.path(entry), entry)
         return self._by_variable[key]
 
 
 class TensorNames(Names):
-    """The one name of `kpatch.edit`, and of what holds a patch of one tensor, the `owner`: `_`."""
+    """The one name of `kpatch.edit`, of a variable, and of what holds a patch of one tensor, the `owner`: `_`."""
 
     def __init__(self, implied, bindings, owner="kpatch.edit"):
         super().__init__(bindings)

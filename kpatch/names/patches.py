@@ -1,13 +1,14 @@
 """Patches as they are handed in: a `Patch`, a text, a file, a `Diff`, or several of them."""
 
 import os
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Union
 
-from kpatch.errors import FileError, reason
+from kpatch.errors import BindingError, FileError, reason
 from kpatch.syntax import Patch, join, parse
 
 MAX_PATCH = 64 * 2**20  # bytes in a patch file: `parse` reads no more
@@ -46,10 +47,35 @@ def as_patch(patch: PatchLike) -> Patch:
     )
 
 
-def bound(patch: PatchLike, bindings: Mapping[str, Any] | None) -> tuple[Patch, dict[str, Any]]:
+def bound(
+    patch: PatchLike, bindings: Mapping[str, Any] | None = None, named: dict[str, Any] | None = None
+) -> tuple[Patch, dict[str, Any]]:
     """The `Patch` without its bindings, and the values of its `$names`: those given before those that it brings."""
-    patch, given = as_patch(patch), dict(bindings or {})
+    patch, given = as_patch(patch), together(bindings, named or {})
     return (replace(patch, bindings={}), {**patch.bindings, **given}) if patch.bindings else (patch, given)
+
+
+def together(bindings: Mapping[str, Any] | None, named: dict[str, Any]) -> dict[str, Any]:
+    """The values that a function is given, in `bindings={name: value}` and as keywords of their names.
+
+    Example:
+        >>> together({"undo": 1}, {"row": 0})
+        {'undo': 1, 'row': 0}
+        >>> together({"row": 1}, {"row": 0})
+        Traceback (most recent call last):
+        kpatch.BindingError: 'row' is given twice, as row=... and in bindings={"row": ...}; one of them is enough
+    """
+    if bindings is None:
+        return named
+    given: Any = bindings
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise BindingError(f"bindings is a dict of names and values. Received: bindings={reprlib.repr(bindings)}")
+    for name in named:
+        if name in bindings:
+            raise BindingError(
+                f"'{name}' is given twice, as {name}=... and in bindings={{\"{name}\": ...}}; one of them is enough"
+            )
+    return {**bindings, **named}
 
 
 def load(path: "str | os.PathLike[str]") -> Patch:

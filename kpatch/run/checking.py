@@ -1,12 +1,17 @@
 """A patch checked against a model or a tensor; checked patches are kept while nothing changes that they depend on."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from numbers import Integral
 
-from kpatch.errors import ResolutionError
+from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.bindings import Bindings
 from kpatch.names.index import index
-from kpatch.names.meanings import ModelNames, Place, TensorNames
+from kpatch.names.meanings import ModelNames, Place, TensorNames, place_of
+from kpatch.names.several import EachNames, ModelsIndex, each, list_of
 from kpatch.run import planner
+from kpatch.values.dtypes import NUMPY
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
 CACHED_PLANS = 64  # for each model; the least recently used is dropped
@@ -25,27 +30,63 @@ def check(model, patch, bindings, expect=None):
             if len(cache) >= CACHED_PLANS:
                 cache.pop(next(iter(cache)))
             cache[patch] = checked
-    if expect is not None:
-        check_expected(checked, expect)
+    check_expected(checked, expect)
     return checked
 
 
+def check_all(target, patch, bindings, expect=None):
+    """The same for whatever `kpatch.apply` edits: a model, a variable, or a list or dict of models."""
+    import keras
+
+    if isinstance(target, keras.Layer):
+        return check(target, patch, bindings, expect)
+    if isinstance(target, keras.Variable):
+        checked = _made(patch, TensorNames(_place_of(target), Bindings(bindings), "a variable"))
+    elif isinstance(target, Mapping):
+        checked = _made(patch, ModelNames(ModelsIndex(target), Bindings(bindings)))
+    elif isinstance(target, Sequence) and not isinstance(target, str):
+        names = EachNames(list_of(target), Bindings(bindings))
+        checked = replace(_made(each(patch, names), names), patch=patch)
+    else:
+        return check(target, patch, bindings, expect)
+    check_expected(checked, expect)
+    return checked
+
+
+def _place_of(variable):
+    place = place_of(variable, "_")
+    if place.dtype not in NUMPY:
+        raise UnsupportedError(f"a variable of {place.dtype} is not part of the language")
+    return place
+
+
 def _made(patch, names, traced=False):
-    implied = names.implied.unknown() if isinstance(names, TensorNames) else None
+    implied = None if names.implied is None else names.implied.unknown()
     checked = planner.make(patch, names, implied, traced)
     names.bindings.check_used()
     return checked
 
 
 def check_expected(checked, expect):
-    """Raises a `ResolutionError` if the patch writes to another number of variables."""
-    places = list({id(step.place): step.place for step in checked.edits}.values())
-    if len(places) != expect:
-        shown = [repr(place) for place in places[:MAX_LISTED]]
-        more = [f"and {len(places) - MAX_LISTED} more"] * (len(places) > MAX_LISTED)
-        raise ResolutionError(
-            f"the patch matches {len(places)} variable{'s' * (len(places) != 1)}, not {expect}", notes=[*shown, *more]
-        )
+    """Raises a `ResolutionError` if a patch writes to another number of variables; `None` is any."""
+    if expect is not None:
+        check_count({id(step.place): step.place for step in checked.edits}.values(), (), expect)
+
+
+def check_count(variables, activations, expect):
+    """Raises a `ResolutionError` if the variables and activations that a patch writes to are not `expect` in number."""
+    if isinstance(expect, bool) or not isinstance(expect, Integral):
+        raise BindingError(f"expect is the number of variables that the patch matches. Received: expect={expect!r}")
+    found = [*variables, *activations]
+    if len(found) != expect:
+        shown = [repr(place) for place in found[:MAX_LISTED]]
+        more = [f"and {len(found) - MAX_LISTED} more"] * (len(found) > MAX_LISTED)
+        counts = [_count(variables, "variable"), *[_count(activations, "activation")] * (len(activations) > 0)]
+        raise ResolutionError(f"the patch matches {' and '.join(counts)}, not {expect}", notes=[*shown, *more])
+
+
+def _count(items, word):
+    return f"{len(items)} {word}{'s' * (len(items) != 1)}"
 
 
 def check_edit(patch, implied, bindings, traced):

@@ -32,7 +32,7 @@ def run(checked, store):
             if store.lets_go:
                 store.begin(number)
             scope.begin(step.place, step.stream)
-            scope.implied = store.implied
+            scope.implied = store.implied if step.place is None else None
             if type(step) is LetStep:
                 scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
             elif type(step) is AssertStep:
@@ -197,9 +197,10 @@ def counts(checked, store):
         if isinstance(step, AssertStep):
             continue
         if isinstance(step, LetStep):
-            fresh = fresh and not _reads(step.statement.value, checked, None) & written
+            fresh = fresh and not _reads(step.statement.value, checked, checked.names.implied) & written
             if fresh and dynamic and position < dynamic[-1]:
                 scope.begin()
+                scope.implied = store.implied
                 scope.bind(
                     step.statement.name, _call_located(step, checked.patch, ev.evaluate, step.statement.value, scope)
                 )

@@ -13,7 +13,7 @@ from kpatch.run.execute import Named, picked
 from kpatch.run.plan import Plan
 from kpatch.run.undo import AppliedPatch, enter, latest_link, prepare_models
 from kpatch.values import tensors
-from kpatch.values.dtypes import NUMPY
+from kpatch.values.dtypes import NUMPY, tensor
 from kpatch.values.numerics import is_traced
 
 KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
@@ -58,7 +58,7 @@ class Live(Named):
         ended: after a failure all was restored that could be.
     """
 
-    implied = stream = None
+    stream = None
 
     def __init__(self, checked, writer, donate=True, keep=True):
         self.names = checked.names
@@ -74,6 +74,11 @@ class Live(Named):
         self._spent = False  # some were let go
 
     # Reading
+
+    @property
+    def implied(self):
+        """`_` in a `let` or an `assert`: the variable, if the patch is of one alone."""
+        return None if self.names.implied is None else tensor(self.value(self.names.implied))
 
     def value(self, place):
         """The whole variable, as an alias: it is let go before anything is written."""
@@ -263,10 +268,10 @@ class Live(Named):
         for record in self.records:
             _hand_on(record)
 
-    def undo(self, model, patch):
+    def undo(self, patch):
         """Restores every old value; gives an interrupt that came meanwhile, or `None`."""
         self.writer.refuse_traces("undo()")
-        prepare_models(self.writer, model)
+        prepare_models(self.writer, self.names)
         stays, failures = self.put_back()
         if stays:
             raise _failed_undo(stays, failures, patch)
@@ -308,8 +313,8 @@ def _has_entries(record):
     return record.selection is None or record.selection.size > 0
 
 
-def apply(checked, model, donate=True, keep=True):
-    """Executes steps on the model's variables: all of them, or on any failure none.
+def apply(checked, donate=True, keep=True):
+    """Executes steps on variables: all of them, or on any failure none.
 
     Args:
         keep: the old values, for `undo`.
@@ -318,13 +323,13 @@ def apply(checked, model, donate=True, keep=True):
         PatchError: everything is as it was, or the error says what is not. So it is with an interrupt.
     """
     writer = backends.current()
-    prepare_models(writer, model, *checked.names.bindings.models)
+    prepare_models(writer, checked.names)
     live = Live(checked, writer, donate, keep)
     try:
         try:
             execute.run(checked, live)
             live.settle()
-            return AppliedPatch(checked, live, model)
+            return AppliedPatch(checked, live)
         except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
             raise _ended(live, error, checked.patch)  # noqa: B904 (it has its cause)
     except BaseException as error:
@@ -333,11 +338,11 @@ def apply(checked, model, donate=True, keep=True):
         raise _ended(live, error, checked.patch)  # noqa: B904 (an interrupt cut the first attempt off)
 
 
-def count(checked, model):
+def count(checked):
     """The `Plan`: what the steps would write at present."""
     writer = backends.current()
     if checked.dynamic:
-        prepare_models(writer, model, *checked.names.bindings.models)
+        prepare_models(writer, checked.names)
     return Plan.of(checked, execute.counts(checked, Live(checked, writer, donate=False)))
 
 

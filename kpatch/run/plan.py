@@ -1,10 +1,12 @@
 """`Plan`: a snapshot of a patch's effect on a model, as rows with warnings."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-from kpatch.run.steps import writing
+from kpatch.run.steps import Checked, writing
 from kpatch.syntax import Patch, ast
 from kpatch.view import tables
 
@@ -27,7 +29,7 @@ class Row:
     entries: int | None
 
 
-def plan_rows(plan):
+def plan_rows(plan: "Plan") -> list[tuple[ast.Edit, Row]]:
     """Pairs of a statement and its row, in the order of the statements."""
     rows = [
         (statement, Row(text_in(statement, plan.patch), step.place.path, step.place.shape, step.place.dtype, count))
@@ -37,17 +39,17 @@ def plan_rows(plan):
     return sorted(rows, key=lambda pair: pair[0].span)
 
 
-def plan_warnings(rows):
+def plan_warnings(rows: list[tuple[ast.Edit, Row]]) -> tuple[str, ...]:
     """A sentence for each statement that edits no entry, or all entries in spite of its index."""
     by_statement: dict = {}
     for statement, row in rows:
-        by_statement.setdefault(id(statement), (statement, []))[1].append(row)
+        by_statement.setdefault(statement.span, (statement, []))[1].append(row)
     return tuple(filter(None, (_warning(statement, found) for statement, found in by_statement.values())))
 
 
-def _warning(statement, rows):
-    counts = [row.entries for row in rows]
-    if statement.target.index is None or None in counts:
+def _warning(statement: ast.Edit, rows: list[Row]) -> str | None:
+    counts = [row.entries for row in rows if row.entries is not None]
+    if statement.target.index is None or len(counts) < len(rows):
         return None
     if sum(counts) == 0:
         return f"'{rows[0].statement}' edits nothing: its index selects no entry"
@@ -57,11 +59,11 @@ def _warning(statement, rows):
     return None
 
 
-def _is_all(item):
+def _is_all(item: ast.Node) -> bool:
     return isinstance(item, ast.Slice) and (item.start, item.stop, item.step) == (None, None, None)
 
 
-def text_in(statement, patch):
+def text_in(statement: ast.Edit, patch: Patch) -> str:
     """The statement's text in the patch's source."""
     return patch.source[slice(*statement.span)]
 
@@ -91,30 +93,30 @@ class Plan:
     counts: tuple = field(repr=False)  # the number of entries each step writes; `None` if unknown before it runs
 
     @classmethod
-    def of(cls, checked, counts):
+    def of(cls, checked: Checked, counts: Iterable[int | None]) -> "Plan":
         """The plan of a checked patch; `counts` has a number of entries for each writing step."""
         return cls(checked.patch, checked.steps, tuple(counts))
 
     @property
-    def edits(self):
+    def edits(self) -> tuple[Any, ...]:
         """The steps that write."""
         return writing(self.steps)
 
     @cached_property
-    def rows(self):
+    def rows(self) -> tuple[Row, ...]:
         return tuple(row for _, row in self._of_statements)
 
     @cached_property
-    def warnings(self):
+    def warnings(self) -> tuple[str, ...]:
         return plan_warnings(self._of_statements)
 
     @cached_property
-    def _of_statements(self):
+    def _of_statements(self) -> list[tuple[ast.Edit, Row]]:
         """The statements and their rows."""
         return plan_rows(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return tables.as_text(self.__rich__())
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         return tables.plan_table(self)

@@ -16,10 +16,14 @@ MAX_SHOWN = 8  # entries of an operand that a failed assertion shows
 
 
 def in_match(error, statement, place, stream):
-    """The error, with a note on the match if the target is a glob."""
+    """The error, with a note on the variable if the target matches several, or is one of several models."""
     selector = statement.target.selector
-    if not isinstance(selector, ast.Implied) and selector.is_glob:
+    if isinstance(selector, ast.Implied):
+        return error
+    if selector.is_glob:
         error.notes += (f"for {place!r}, match {stream + 1} of '{selector}'",)
+    elif type(selector.parts[0]) is ast.Key:
+        error.notes += (f"for {place!r}",)
     return error
 
 

@@ -1,14 +1,20 @@
 """What an edit can take back: `AppliedPatch`, and the history of each variable, which says what overlaps."""
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from kpatch import indexing
+from kpatch.backends.base import Backend
 from kpatch.errors import UndoError
 from kpatch.run import execute
 from kpatch.run.plan import Plan
-from kpatch.run.writes import writes
+from kpatch.run.steps import Checked
+from kpatch.run.writes import Write, writes
 from kpatch.view import tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Link:
@@ -17,7 +23,7 @@ class Link:
 
     __slots__ = ("__weakref__", "inherited", "next", "selection", "statement", "undone")
 
-    def __init__(self, statement, selection):
+    def __init__(self, statement: Any, selection: Any) -> None:
         self.statement = statement  # not the step, which would keep the variable alive
         self.selection = selection
         self.undone = False
@@ -28,13 +34,13 @@ class Link:
 _latest: dict = {}  # id of a variable → [weak reference to it, and one to its latest link]
 
 
-def latest_link(variable):
+def latest_link(variable: Any) -> Link | None:
     """The variable's latest edit, or `None` if no edit is left that could be undone."""
     history = _latest.get(id(variable))
     return history[1]() if history is not None else None
 
 
-def enter(record):
+def enter(record: Any) -> None:
     """Adds a write to the history of its variable."""
     variable = record.step.place.variable
     record.link = link = Link(record.step.statement, record.selection)
@@ -49,12 +55,12 @@ def enter(record):
         history[1] = weakref.ref(link)
 
 
-def _is_later(record):
+def _is_later(record: Any) -> bool:
     """Whether an earlier edit of the variable can still be undone."""
     return record.selection is not None and latest_link(record.step.place.variable) is not None
 
 
-def _forgetter(key, latest):
+def _forgetter(key: int, latest: dict[int, Any]) -> Callable[[Any], None]:
     """Drops the history of a variable that is gone; holds the dictionary, as the module may be gone by then too."""
     return lambda _: latest.pop(key, None)
 
@@ -79,33 +85,32 @@ class AppliedPatch:
         0.0
     """
 
-    __slots__ = ("__weakref__", "_checked", "_counts", "_live", "_model", "_undone")
+    __slots__ = ("__weakref__", "_checked", "_counts", "_live", "_undone")
 
-    def __init__(self, checked, live, model):
+    def __init__(self, checked: Checked, live: Any) -> None:
         self._checked = checked
         self._counts = live.counts
         self._live: Any = None if live.lets_go else live  # which holds the old values
-        self._model = model
         self._undone = False
         for record in live.records:
             if not live.lets_go or _is_later(record):
                 enter(record)
 
     @property
-    def plan(self):
+    def plan(self) -> Plan:
         steps = self._checked.edits
         return Plan.of(self._checked, (self._counts.get(step, execute.static_count(step)) for step in steps))
 
     @property
-    def _records(self):
+    def _records(self) -> list[Any]:
         """The journal; empty with `undo=False`."""
         return self._live.records if self._live is not None else []
 
     @property
-    def writes(self):
+    def writes(self) -> tuple[Write, ...]:
         return writes(self._records, self._checked.patch)
 
-    def undo(self):
+    def undo(self) -> None:
         """Restores every bit that the edits changed. An interrupt (Ctrl-C) waits until that is done.
 
         Raises:
@@ -120,7 +125,7 @@ class AppliedPatch:
         self._check_order()
         self._restore()
 
-    def _withdraw(self):
+    def _withdraw(self) -> None:
         """Undoes the edits, if need be out of order: entries that a later edit has written keep its values.
 
         When the later edit is undone, it restores what was there before both.
@@ -129,15 +134,15 @@ class AppliedPatch:
             self._live.hand_on()
             self._restore()
 
-    def _restore(self):
-        interrupt = self._live.undo(self._model, self._checked.patch)
+    def _restore(self) -> None:
+        interrupt = self._live.undo(self._checked.patch)
         for record in self._records:
             record.link.undone = True
         self._undone = True
         if interrupt is not None:
             raise interrupt
 
-    def _check_order(self):
+    def _check_order(self) -> None:
         last = {id(record.step.place): record for record in self._records}
         for record in self._records:
             link = last[id(record.step.place)].link.next
@@ -149,11 +154,11 @@ class AppliedPatch:
                     )
                 link = link.next
 
-    def _check_kept(self):
+    def _check_kept(self) -> None:
         if self._live is None:
             raise UndoError("this edit was made with undo=False, and kept no old values")
 
-    def __enter__(self):
+    def __enter__(self) -> "Self":
         try:
             self._check_kept()
             return self
@@ -163,7 +168,7 @@ class AppliedPatch:
             self.undo()
             raise
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         try:
             if not self._undone:
                 self.undo()
@@ -174,18 +179,18 @@ class AppliedPatch:
                 self.undo()
             raise
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         state = "undone" if self._undone else "applied"
         return f"<AppliedPatch {len(self._checked.edits)} writes, {state}>"
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         return tables.writes_table(self.writes)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return tables.as_text(self.__rich__())
 
 
-def prepare_models(writer, *models):
+def prepare_models(writer: Backend, names: Any) -> None:
     """Brings the variables' values where they can be edited (on jax, inside `fit`, they live in the trainer)."""
-    for model in models:
+    for model in (*names.models, *names.bindings.models):
         writer.sync(model)

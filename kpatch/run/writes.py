@@ -1,6 +1,8 @@
 """`Write`: the effect of a statement on a variable, with the values before and after."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from kpatch import indexing
 from kpatch.run import statements
 from kpatch.run.batch import BatchStep
 from kpatch.run.plan import text_in
+from kpatch.syntax import Patch
 from kpatch.values import tensors
 from kpatch.values.dtypes import tensor
 
@@ -33,7 +36,7 @@ class Write:
     after: np.ndarray
 
 
-def writes(records, patch):
+def writes(records: Iterable[Any], patch: Patch) -> tuple[Write, ...]:
     """A `Write` for each statement and variable, in the order of the statements."""
     found = []
     for record in records:
@@ -42,7 +45,7 @@ def writes(records, patch):
     return tuple(write for _, write in sorted(found, key=lambda item: item[0]))
 
 
-def _write(record, patch):
+def _write(record: Any, patch: Patch) -> Write:
     before = tensors.to_numpy(record.before)
     after = np.broadcast_to(_after(record, before), before.shape)
     if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
@@ -53,7 +56,7 @@ def _write(record, patch):
     return Write(text, place.path, place.shape, place.dtype, before.size, before.ravel(), after.ravel())
 
 
-def _after(record, before):
+def _after(record: Any, before: np.ndarray) -> np.ndarray:
     """The values written: kept, or computed again from those before."""
     if record.after is not None:
         return tensors.to_numpy(record.after)
@@ -61,7 +64,7 @@ def _after(record, before):
     return tensors.to_numpy(value.data)
 
 
-def _batch_writes(record, patch):
+def _batch_writes(record: Any, patch: Patch) -> Iterator[tuple[tuple[int, int], Write]]:
     """The writes of a batch, one for each statement; a second write of an entry starts from the first."""
     step = record.step
     present = dict(zip(record.selection.flat.tolist(), tensors.to_numpy(record.before), strict=True))

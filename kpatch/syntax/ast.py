@@ -49,6 +49,14 @@ class Name(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Key(Name):
+    """The model of a list, `[0]`, that a selector is meant for. No text holds one."""
+
+    def __str__(self):
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
 class Position(Node):
     """`layers[2]`, always followed by another part."""
 

@@ -36,7 +36,7 @@ class Patch(Node):
     bindings: dict = field(default_factory=dict)
     _hash: int = field(default=0, init=False)  # computed once: the plan cache looks patches up by it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given: Any = self.statements
         if isinstance(given, str):
             patch = parse(given)
@@ -45,23 +45,23 @@ class Patch(Node):
         elif type(given) is not tuple:
             raise TypeError(f"kpatch.Patch(text) takes a text. Received: {given!r}")
 
-    def __add__(self, other):
+    def __add__(self, other: "str | Patch") -> "Patch":
         if not isinstance(other, (str, Patch)):
             return NotImplemented
         return join([self, parse(other) if isinstance(other, str) else other])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Patch({str(self)!r})"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join(map(str, self.statements))
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         if not self._hash:
             object.__setattr__(self, "_hash", hash(self.statements) or 1)
         return self._hash
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if type(other) is not Patch:
@@ -118,18 +118,18 @@ def join(patches: Iterable[Patch]) -> Patch:
     return replace(parse("\n".join(map(_text, patches))), bindings=bindings)
 
 
-def _text(patch):
+def _text(patch: Patch) -> str:
     """The source of a patch, so that errors show it; its canonical text if the source has other statements."""
     return patch.source if parse(patch.source).statements == patch.statements else str(patch)
 
 
-def _parse(text):
+def _parse(text: str) -> Patch:
     if len(text) > MAX_SOURCE:
         raise LimitError(f"the patch has {len(text):,} characters; at most {MAX_SOURCE:,} are read")
     return Patch(read_statements(text), text, (0, len(text)))
 
 
-def _parse_long(text):
+def _parse_long(text: str) -> Patch:
     """Parses without garbage collection, which would scan all nodes repeatedly and free none."""
     enabled = gc.isenabled()
     gc.disable()

@@ -140,7 +140,7 @@ def _apply_to_file(
         return False
     given = {**commands.sidecar(source, patch), **binding.read(binds, _donor)}
     if dry_run:
-        _print(checkpoint.plan(opened, patch, expect=expect, **given))
+        _print(checkpoint.plan(opened, patch, expect=expect, bindings=given))
         _note(opened)
         return True
     with _status(f"editing {path}"):
@@ -152,7 +152,7 @@ def _apply_to_file(
             journal=journal,
             overwrite=overwrite,
             expect=expect,
-            **given,
+            bindings=given,
         )
     _print(applied)
     _note(opened)
@@ -199,10 +199,10 @@ def _apply(
 
     bindings = binding.read(binds, donor)
     if dry_run:
-        _print(kpatch.plan(loaded.model, patch, expect=expect, **bindings))
+        _print(kpatch.plan(loaded.model, patch, expect=expect, bindings=bindings))
         return
     with _status("applying the patch"):
-        applied = kpatch.apply(loaded.model, patch, expect=expect, **bindings)
+        applied = kpatch.apply(loaded.model, patch, expect=expect, bindings=bindings)
     target = path if output is None else output
     sources = [each.source for each in (loaded, *given)]
     with _status(f"saving {target}"):
