@@ -65,7 +65,7 @@ class PatchError(Exception):
         self.span = span
         self.source = source
         self.argument: Any = (
-            argument  # position of the faulty argument or index item, for the caller that adds the span
+            argument  # the position of the faulty argument or index item
         )
         self.others: tuple[PatchError, ...] = ()
 
