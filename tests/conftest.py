@@ -1,7 +1,7 @@
 """What every test needs: one backend and one thread a process, few collections of garbage, a reproducible Hypothesis.
 
-A test marked `backend_free` (one test, or a whole file by `pytestmark`) runs on numpy only: it exercises texts, files or
-names, and gives the same on every backend.
+A test marked `backend_free` (one test, or a whole file by `pytestmark`) runs on numpy only: it is about texts, files or
+names, and gives the same on every backend. `every_backend` takes one test of such a file out again.
 """
 
 import gc
@@ -32,16 +32,18 @@ os.environ["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(kpatc
 
 
 def pytest_collection_modifyitems(config, items):
-    """What is free of the backend runs once, on numpy."""
     if os.environ["KERAS_BACKEND"] == "numpy":
         return
-    free = [item for item in items if item.get_closest_marker("backend_free")]
+    run, free = [], []
+    for each in items:
+        once = each.get_closest_marker("backend_free") and not each.get_closest_marker("every_backend")
+        (free if once else run).append(each)
     config.hook.pytest_deselected(items=free)
-    items[:] = [item for item in items if not item.get_closest_marker("backend_free")]
+    items[:] = run
 
 
 def pytest_collection_finish():
-    """Modules live as long as the process: a collection of garbage, of which tests ask for many, need not visit them."""
+    """Modules live as long as the process: collections of garbage, of which tests ask for many, need not visit them."""
     gc.collect()
     gc.freeze()
 

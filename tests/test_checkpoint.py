@@ -22,6 +22,8 @@ from kpatch import checkpoint
 from kpatch.checkpoint.archive import Checksum
 from kpatch.errors import BindingError, FileError, PatchError, ResolutionError, UndoError, UnsupportedError
 
+pytestmark = pytest.mark.backend_free
+
 FILES = Path(__file__).with_name("files")
 
 
@@ -54,6 +56,7 @@ def patched_alike(path, patch, out):
         assert archive.testzip() is None
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("name", MODELS)
 def test_architectures(name, tmp_path):
     path, model = tmp_path / "model.keras", MODELS[name]()
@@ -71,6 +74,7 @@ def test_architectures(name, tmp_path):
         patched_alike(path, patch, tmp_path / f"{number}.keras")
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("path", sorted(FILES.glob("*.keras")), ids=lambda path: path.stem)
 def test_files_of_other_versions_of_keras(path, tmp_path):
     """Made by `tests/files/make.py`, each with the version in its name."""
@@ -78,6 +82,7 @@ def test_files_of_other_versions_of_keras(path, tmp_path):
     patched_alike(path, patch, tmp_path / "out.keras")
 
 
+@pytest.mark.every_backend
 def test_a_registered_class_of_the_process_is_known(tmp_path):
     path = tmp_path / "model.keras"
     subclassed().save(path)
@@ -102,6 +107,7 @@ def test_a_class_that_is_not_known_leaves_the_names_in_the_file(tmp_path):
     assert info.value.notes[-1] == applied.note
 
 
+@pytest.mark.every_backend
 def test_the_optimizer_is_reached_by_its_names_in_the_file(tmp_path):
     path = tmp_path / "model.keras"
     MODELS["trained"]().save(path)
@@ -133,6 +139,7 @@ def weights_file(tmp_path, name):
     return model, path
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("name", ["a.weights.h5", "a.weights.json"])
 def test_weights_alone(tmp_path, name, in_place):
@@ -153,6 +160,7 @@ def test_a_result_in_shards_needs_new_names(tmp_path):
         checkpoint.apply(path, '**."0" = 0', tmp_path / "b.weights.json")
 
 
+@pytest.mark.every_backend
 def test_safetensors(tmp_path):
     from safetensors.numpy import load_file, save_file
 
@@ -178,6 +186,7 @@ def test_safetensors(tmp_path):
 # What is handed in
 
 
+@pytest.mark.every_backend
 def test_values_and_checkpoints_are_handed_in(saved):
     donor = saved.with_name("donor.keras")
     filled(dense(), seed=1).save(donor)

@@ -155,6 +155,7 @@ def test_whole_text(text):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+@pytest.mark.backend_free
 def test_attributes():
     with pytest.raises(kpatch.ResolutionError) as caught:
         kpatch.apply(models.dense(), "dense_1.bias = 0\n  dense_1.kernal = 1")
@@ -277,6 +278,7 @@ def raising(name, model, tmp_path):
         kpatch.checkpoint.open(tmp_path / "missing.keras")
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", [name for name in kpatch.__all__ if name.endswith("Error") and name != "PatchError"])
 def test_each_error_is_the_builtin_that_fits_too(name, tmp_path):
     cls = getattr(kpatch, name)
@@ -344,7 +346,7 @@ except ModuleNotFoundError as error:
 """
 
 
-@pytest.mark.skipif(keras.backend.backend() != "numpy", reason="it needs no backend, and is tested once")
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "call", ["kpatch.edit([1.0], '_[0] = 2')", "kpatch.layers", f"list(kpatch.checkpoint.open({str(DIGITS)!r}))"]
 )

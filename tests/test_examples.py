@@ -41,6 +41,7 @@ def test_the_classifier(model, held_out):
     assert (EXAMPLES / "digits.keras").stat().st_size < 300_000
 
 
+@pytest.mark.backend_free
 def test_there_are_patches():
     assert PATCHES
 

@@ -16,6 +16,8 @@ from kpatch.errors import LimitError, PatchError, ShapeError, SubscriptError
 from kpatch.indexing import Mask, Point, Positions, Region, Unknown, broadcast, fit, infer, last_wins, overlap, select
 from kpatch.indexing import whole as whole_of
 
+pytestmark = pytest.mark.backend_free
+
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 LENGTHS = st.integers(0, 5)
 SHAPES = st.lists(LENGTHS, max_size=5).map(tuple)

@@ -20,6 +20,8 @@ from kpatch.tools import python_sources
 from kpatch.tools.check import check_files
 from kpatch.tools.python_sources import find, takers
 
+pytestmark = pytest.mark.backend_free
+
 
 def texts(code):
     return [patch.text for patch in find(textwrap.dedent(code)).patches]

@@ -41,6 +41,8 @@ from kpatch.syntax import (
 from kpatch.syntax import lexer as lexer_module
 from kpatch.syntax import parser as parser_module
 
+pytestmark = pytest.mark.backend_free
+
 CASES = json.loads((pathlib.Path(__file__).parent / "conformance" / "syntax.json").read_text("utf-8"))
 LETS = "let m = 0; let layers = 1; let e_ = 2; "
 slow_to_draw = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
