@@ -47,11 +47,15 @@ def first_float(model):
 
 def patched_alike(path, patch, out):
     """Checks that the file patched and then loaded is the file loaded and then patched."""
-    loaded = load(path)
-    kpatch.apply(loaded, patch)
+    patched_like(load(path), path, patch, out)
+
+
+def patched_like(loaded, path, patch, out):
+    """Checks that the file patched and then loaded is the model that was loaded from it, while it is patched."""
     applied = checkpoint.apply(path, patch, out)
     assert applied.note is None
-    assert bits(load(out)) == bits(loaded)
+    with kpatch.apply(loaded, patch):
+        assert bits(load(out)) == bits(loaded)
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() is None
 
@@ -61,17 +65,16 @@ def patched_alike(path, patch, out):
 def test_architectures(name, tmp_path):
     path, model = tmp_path / "model.keras", MODELS[name]()
     model.save(path)
-    selector = first_float(model)
-    for number, patch in enumerate(
-        (
-            f"{selector}[0] = 1.5",
-            f"{selector}[..., -1] = [0.25]; {selector} *= 0.5",
-            f"{selector}[abs(_) < 0.5] = 0",
-            f"let m = max({selector}); {selector} = where(_ > 0, _, -_); {selector}[0] = m",
-            f"{selector}[::-1] = _; {selector}[[0, 0]] += 0.5; {selector}[_ > 0] *= 2",
-        )
-    ):
-        patched_alike(path, patch, tmp_path / f"{number}.keras")
+    selector, loaded = first_float(model), load(path)
+    patches = [
+        f"{selector}[..., -1] = [0.25]; {selector} *= 0.5",
+        f"{selector}[0] = 1.5",
+        f"{selector}[abs(_) < 0.5] = 0",
+        f"let m = max({selector}); {selector} = where(_ > 0, _, -_); {selector}[0] = m",
+        f"{selector}[::-1] = _; {selector}[[0, 0]] += 0.5; {selector}[_ > 0] *= 2",
+    ]
+    for number, patch in enumerate(patches[:1] if name == "mobilenet" else patches):  # it takes long to load
+        patched_like(loaded, path, patch, tmp_path / f"{number}.keras")
 
 
 @pytest.mark.every_backend
@@ -339,7 +342,7 @@ def test_keras_is_not_imported_where_it_is_not_needed(tmp_path):
 
 def test_an_edit_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
     """At each call that writes, and at random moments: KPATCH_KILLS of them in each mode."""
-    kills = os.environ.get("KPATCH_KILLS", "10")
+    kills = os.environ.get("KPATCH_KILLS", "5")
     code = [sys.executable, str(Path(__file__).with_name("crash.py")), str(tmp_path), kills]
     environment = {**os.environ, "KERAS_BACKEND": "numpy"}
     ran = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path, env=environment)

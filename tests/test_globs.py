@@ -1,15 +1,13 @@
 """Selectors with globs: what they match is held to an oracle over all chains of names, made without the index."""
 
 import fnmatch
-import functools
 import itertools
-import time
-import timeit
 
 import keras
 import models
 import numpy as np
 import pytest
+from counting import steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -471,16 +469,19 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:24])
 def test_hostile_patterns_end_soon(text):
     inner = [Tree(["a" * 300, "b"], name="a" * 500)]
-    for _ in range(30):
+    for _ in range(8):
         inner = [Tree(["a" * 300], inner, name="a" * 500), *inner]
     model = Tree([], inner, name="root")
-    start, message = time.monotonic(), ""
-    try:
-        kpatch.plan(model, f"{text} = 0")
-    except PatchError as error:
-        message = str(error)
-    assert len(message) < 100_000
-    assert time.monotonic() - start < 20
+    messages = []
+
+    def attempt():
+        try:
+            kpatch.plan(model, f"{text} = 0")
+        except PatchError as error:
+            messages.append(str(error))
+
+    assert steps(attempt) < 10_000_000
+    assert all(len(message) < 100_000 for message in messages)
 
 
 def test_globs_without_end_are_refused(net, monkeypatch):
@@ -514,8 +515,7 @@ def test_two_thousand_layers():
     for text in ("**", "**.kernel", "parts.*.kernel", "part_*7.k*", "*.**.kernel"):
         found = index(model)
         selector = parse(f"{text} = 0").statements[0].target.selector
-        seconds = min(timeit.repeat(functools.partial(found.find_all, selector), number=1, repeat=5))
-        assert seconds < 0.25, text  # 50 ms is the aim, which benchmarks/run.py measures; this machine may be slow
+        assert steps(found.find_all, selector) < 100 * 2000, text
     planned = kpatch.plan(model, "**.kernel *= 2", expect=2000)
     assert len(planned.rows) == 2000
 
