@@ -502,12 +502,20 @@ def test_without_the_models_values_it_says_what_to_do(run):
 
 
 def test_sync_leaves_anything_else_alone():
-    layer = keras.layers.Dense(2)
-    layer.build((None, 3))
-    held = [variable.value for variable in layer.variables]
-    writer.sync(layer)
-    writer.sync(object())
-    assert all(variable.value is value for variable, value in zip(layer.variables, held, strict=True))
+    """While a model is in `fit`, and has no values of its own, only `sync` of that model brings them back."""
+    layer = keras.layers.Dense(2, name="d")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile("sgd", "mse")
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for each in (layer, object(), model):
+                writer.sync(each)
+                seen.append(layer.kernel._value is not None)
+
+    model.fit(np.ones((2, 3)), np.ones((2, 2)), batch_size=2, verbose=0, callbacks=[Look()])
+    assert seen == [False, False, True]
 
 
 # Processes of their own.
