@@ -1,5 +1,10 @@
-"""What every test needs: one backend a process, few threads, and a reproducible Hypothesis."""
+"""What every test needs: one backend and one thread a process, few collections of garbage, a reproducible Hypothesis.
 
+A test marked `backend_free` (one test, or a whole file by `pytestmark`) runs on numpy only: it is about texts, files or
+names, and gives the same on every backend. `every_backend` takes one test of such a file out again.
+"""
+
+import gc
 import os
 import tempfile
 
@@ -10,8 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_HOME", os.path.join(tempfile.gettempdir(), f"keras-home-{os.getpid()}"))
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "2")
+# One thread a process: `pytest -n` starts as many processes as there are processors.
+for name in (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+):  # fmt: skip
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 import hypothesis
 import pytest
@@ -21,9 +30,23 @@ import kpatch
 # The processes that tests start run the kpatch that is tested, whichever is installed.
 os.environ["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(kpatch.__file__)))
 
-# Tests of modules that never import Keras run once, on numpy.
-if os.environ["KERAS_BACKEND"] != "numpy":
-    collect_ignore = ["test_syntax.py", "test_sources.py", "test_indexing.py"]
+
+def pytest_collection_modifyitems(config, items):
+    if os.environ["KERAS_BACKEND"] == "numpy":
+        return
+    run, free = [], []
+    for each in items:
+        once = each.get_closest_marker("backend_free") and not each.get_closest_marker("every_backend")
+        (free if once else run).append(each)
+    config.hook.pytest_deselected(items=free)
+    items[:] = run
+
+
+def pytest_collection_finish():
+    """Modules live as long as the process: collections of garbage, of which tests ask for many, need not visit them."""
+    gc.collect()
+    gc.freeze()
+
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.register_profile("default", deadline=None)

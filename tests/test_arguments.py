@@ -8,6 +8,8 @@ from safetensors.numpy import save_file
 from kpatch.errors import PatchError
 from kpatch.tools.binding import read
 
+pytestmark = pytest.mark.backend_free
+
 
 def one(text):
     [value] = read([text], str.upper).values()

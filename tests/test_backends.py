@@ -171,7 +171,7 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: type(writer).__name__)
-@hypothesis.settings(max_examples=120)
+@hypothesis.settings(max_examples=40 if BACKEND == "jax" else 120)
 @hypothesis.given(case=cases())
 def test_read_write_and_restore(writer, case):
     shape, dtype, selection, dims, how, donate, seed = case

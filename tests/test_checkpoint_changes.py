@@ -6,7 +6,6 @@ import shutil
 import zipfile
 
 import h5py
-import keras
 import numpy as np
 import pytest
 from calls import at_each_call
@@ -20,7 +19,7 @@ from kpatch.checkpoint import editor
 from kpatch.errors import FileError
 from kpatch.tools.command_line import main
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once")
+pytestmark = pytest.mark.backend_free
 
 CHANGED = "'{}' has changed since kpatch opened it; run the command again, or in Python open the file again"
 REPLACED = "'{}' was replaced or removed while kpatch edited it; the edit was not made"

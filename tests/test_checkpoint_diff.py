@@ -19,6 +19,8 @@ from kpatch import checkpoint
 from kpatch.errors import FileError
 from kpatch.tools.command_line import main
 
+pytestmark = pytest.mark.backend_free
+
 DTYPES = ["float16", "float32", "float64", "bfloat16", "int8", "int32", "uint8", "int64", "bool"]
 
 
@@ -70,6 +72,7 @@ def test_the_patch_leads_from_one_to_the_other_to_the_bit(pair):
         assert c.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("name", ["mixed", "trained", "int8", "mixed_bfloat16", "seeded"])
 def test_models(name, tmp_path):
     a, b, c = (tmp_path / f"{letter}.keras" for letter in "abc")
@@ -93,6 +96,7 @@ def test_layers_that_keras_numbered_otherwise(tmp_path):
     assert found.text == f"{next(iter(opened))} = 0.0\n"
 
 
+@pytest.mark.every_backend
 def test_a_model_and_a_file(tmp_path):
     model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(700, name="large")])
     model.save(tmp_path / "a.keras")
@@ -102,6 +106,7 @@ def test_a_model_and_a_file(tmp_path):
     assert checkpoint.diff(tmp_path / "a.keras", model).text == "large.kernel[299, 699] = 0.5\n"
 
 
+@pytest.mark.every_backend
 def test_models_in_memory():
     a, b = filled(dense()), filled(dense(), seed=1)
     found = checkpoint.diff(a, b)

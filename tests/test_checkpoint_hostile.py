@@ -17,6 +17,8 @@ from models import dense, filled
 from kpatch import checkpoint
 from kpatch.errors import FileError, PatchError
 
+pytestmark = pytest.mark.backend_free
+
 
 @pytest.fixture
 def saved(tmp_path):

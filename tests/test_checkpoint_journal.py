@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 import pytest
 from calls import before_call
@@ -21,7 +20,7 @@ from kpatch.errors import FileError, PatchError, UndoError
 from kpatch.tools.command_line import main
 
 pytestmark = [
-    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once"),
+    pytest.mark.backend_free,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="an edit is cut off in a child process"),
 ]
 

@@ -10,7 +10,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from calls import before_call
@@ -22,7 +21,7 @@ from kpatch import checkpoint
 from kpatch.errors import FileError
 from kpatch.tools.command_line import main
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "numpy", reason="needs no backend: tested once")
+pytestmark = pytest.mark.backend_free
 
 MODEL = "'{}' is the model itself; in_place=True (--in-place) edits it in place"
 READ = "'{}' is read by the patch; name another output"

@@ -19,6 +19,8 @@ from kpatch.checkpoint import edits, keras_files, outputs
 from kpatch.errors import FileError
 from kpatch.tools import command_line
 
+pytestmark = pytest.mark.backend_free
+
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
 
 
@@ -59,6 +61,7 @@ def kernel(path, layer="dense_1"):
 # apply
 
 
+@pytest.mark.every_backend
 def test_apply_writes_the_result_and_shows_what_changed(run, model):
     before, data = kernel(model), model.read_bytes()
     result = run("apply", model, "-e", "dense_1.kernel[0, 0] = 1.5", "-o", "out.keras")
@@ -171,6 +174,7 @@ def test_a_failing_assertion_leaves_the_file(run, model):
     assert model.read_bytes() == data
 
 
+@pytest.mark.every_backend
 def test_the_optimizer_is_kept(run, tmp_path, backend):
     path = tmp_path / "trained.keras"
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="head")])
@@ -457,6 +461,7 @@ def test_a_lambda_is_not_run(tmp_path):
     )
 
 
+@pytest.mark.every_backend
 def test_an_unknown_loss_costs_the_training_state_where_a_model_must_be_loaded(run, tmp_path):
     """Compressed weights cannot be edited where they are."""
     path = tmp_path / "custom.keras"
@@ -477,6 +482,7 @@ def test_an_unknown_loss_costs_the_training_state_where_a_model_must_be_loaded(r
     assert path.read_bytes() == data
 
 
+@pytest.mark.every_backend
 def test_the_training_state_is_kept_whatever_it_needs(run, tmp_path):
     path = tmp_path / "custom.keras"
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])

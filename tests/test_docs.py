@@ -180,10 +180,12 @@ def functions_page():
     return "\n".join([FUNCTIONS_HEAD, *(f"## {group}\n\n" + "\n".join(made) + "\n" for group, made in groups.items())])
 
 
+@pytest.mark.backend_free
 def test_the_page_of_functions_is_the_table():
     assert FUNCTIONS.read_text(encoding="utf-8") == functions_page(), "python tests/test_docs.py writes it anew"
 
 
+@pytest.mark.backend_free
 def test_the_language_names_the_groups_of_functions():
     text = " ".join(section(LANGUAGE.read_text(encoding="utf-8"), "Functions").split())
     groups = list(dict.fromkeys(function.group for function in TABLE.values()))
@@ -223,6 +225,7 @@ def with_tensors(call, scope):
     return nodes.Call(call.function, tuple(arguments))
 
 
+@pytest.mark.backend_free
 def test_limits_are_those_of_the_code():
     limits = section(LANGUAGE.read_text(encoding="utf-8"), "Limits")
     rows = re.findall(r"^\| ([\d,]+) \|.*\| `([\w.]+)` \|$", limits, re.MULTILINE)
@@ -232,6 +235,7 @@ def test_limits_are_those_of_the_code():
         assert getattr(import_module(module), constant) == int(number.replace(",", "")), name
 
 
+@pytest.mark.backend_free
 def test_each_error_has_its_section():
     headings = re.findall(r"^## (\w+)$", ERRORS.read_text(encoding="utf-8"), re.MULTILINE)
     public = [name for name in kpatch.__all__ if name.endswith("Error")]
@@ -271,10 +275,12 @@ def drawn_order():
     return [("kpatch/" + path)[:-3].replace("/", ".").removesuffix(".__init__") for path in paths]
 
 
+@pytest.mark.backend_free
 def test_every_module_is_drawn_once():
     assert sorted(drawn_order()) == sorted(MODULES)
 
 
+@pytest.mark.backend_free
 def test_imports_run_down_the_drawing():
     place = {name: number for number, name in enumerate(drawn_order())}
     upward = {
@@ -286,6 +292,7 @@ def test_imports_run_down_the_drawing():
     assert not upward
 
 
+@pytest.mark.backend_free
 def test_imports_up_the_drawing_are_stated_and_lazy():
     place = {name: number for number, name in enumerate(drawn_order())}
     lazy = {
@@ -298,11 +305,13 @@ def test_imports_up_the_drawing_are_stated_and_lazy():
     assert sorted(stated) == sorted(lazy)
 
 
+@pytest.mark.backend_free
 def test_the_definition_shown_is_that_of_the_code():
     [shown] = [block.body for block in blocks(ARCHITECTURE.read_text(encoding="utf-8")) if block.language == "py"]
     assert shown in (PACKAGE / "functions" / "along.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.backend_free
 def test_what_knows_nothing_of_keras():
     for name in MODULES:
         if name == "kpatch.errors" or name.startswith(("kpatch.indexing", "kpatch.syntax")):
@@ -310,6 +319,7 @@ def test_what_knows_nothing_of_keras():
             assert not found & {"keras", "jax", "torch", "tensorflow"}, name
 
 
+@pytest.mark.backend_free
 def test_no_module_loads_a_backend_before_it_is_needed():
     for name in MODULES:
         eager = {other.partition(".")[0] for other, lazy in imported(name) if not lazy}
@@ -327,6 +337,7 @@ def asks_for_the_backend(node):
     )
 
 
+@pytest.mark.backend_free
 def test_only_backends_ask_which_one_is_present():
     """The rest asks `backends.current()` for a fact or a function, so that a new backend is one new file."""
     asked = [
@@ -339,6 +350,7 @@ def test_only_backends_ask_which_one_is_present():
     assert not asked
 
 
+@pytest.mark.backend_free
 def test_what_imports_a_backend_beside_their_own_files():
     """Torch alone: for what dynamo calls, and for bfloat16 tensors of torch handed in on another backend."""
     found = {

@@ -29,6 +29,7 @@ def test_examples(name, backend):
     assert result.failed == 0, "see the captured output"
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", ["apply", "diff", "edit", "parse", "plan"])
 def test_the_public_functions_have_examples(name):
     assert any(test.examples for test in doctest.DocTestFinder().find(getattr(kpatch, name), name))

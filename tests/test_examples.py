@@ -1,7 +1,6 @@
 """The examples: what the classifier reaches, what the patches for it do, and the study as a user runs it."""
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -19,6 +18,20 @@ PATCHES = sorted(EXAMPLES.glob("*.kpatch"))
 @pytest.fixture(scope="module")
 def model():
     return keras.saving.load_model(EXAMPLES / "digits.keras")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script as `python script` does, in this process, which has imported what takes most of the time."""
+
+    def ran(script, *arguments):
+        monkeypatch.syspath_prepend(EXAMPLES)
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return ran
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +54,7 @@ def test_the_classifier(model, held_out):
     assert (EXAMPLES / "digits.keras").stat().st_size < 300_000
 
 
+@pytest.mark.backend_free
 def test_there_are_patches():
     assert PATCHES
 
@@ -63,28 +77,17 @@ def test_a_forgotten_digit_is_never_seen(model, held_out):
     assert np.mean(forgetful[y != 7] == y[y != 7]) > 0.9
 
 
-def test_the_ablation_study(tmp_path):
+def test_the_ablation_study(run, tmp_path):
     plot = tmp_path / "ablation.png"
-    ran = subprocess.run(
-        [sys.executable, EXAMPLES / "ablate_digits.py", "--plot", plot],
-        env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    rows = [line.strip("│┃ ").split("│") for line in ran.stdout.splitlines() if "│ " in line]
+    rows = [
+        line.strip("│┃ ").split("│") for line in run("ablate_digits.py", "--plot", plot).splitlines() if "│ " in line
+    ]
     found = {(cells[0].strip(), int(cells[1])) for cells in rows}
     assert found == {("conv1", i) for i in range(8)} | {("conv2", i) for i in range(16)}
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def run(script, *arguments):
-    ran = subprocess.run([sys.executable, EXAMPLES / script, *map(str, arguments)], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
-def test_steering(tmp_path):
+def test_steering(run, tmp_path):
     plot = tmp_path / "steering.png"
     rows = run("steer_digits.py", "--plot", plot).splitlines()
     assert len([row for row in rows if "direction, strength" in row]) == (9 if BACKEND == "numpy" else 18)
@@ -93,7 +96,7 @@ def test_steering(tmp_path):
 
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
-def test_holding(tmp_path):
+def test_holding(run, tmp_path):
     plot = tmp_path / "held.png"
     out = run("hold_digits.py", "--epochs", 2, "--plot", plot)
     assert "entries of dense_1.kernel" in out

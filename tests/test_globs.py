@@ -1,15 +1,13 @@
 """Selectors with globs: what they match is held to an oracle over all chains of names, made without the index."""
 
 import fnmatch
-import functools
 import itertools
-import time
-import timeit
 
 import keras
 import models
 import numpy as np
 import pytest
+from counting import steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +18,8 @@ from kpatch.names.globs import matcher
 from kpatch.names.index import index
 from kpatch.syntax import parse
 from kpatch.values.tensors import to_numpy
+
+pytestmark = pytest.mark.backend_free
 
 layers = keras.layers
 
@@ -163,6 +163,7 @@ REAL = {
 }
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("text", REAL)
 def test_a_functional_model(mixed, text):
     found = matches(mixed, text)
@@ -175,6 +176,7 @@ def test_a_functional_model(mixed, text):
         assert len(found) == REAL[text]
 
 
+@pytest.mark.every_backend
 def test_shared_layers_and_variables_once():
     inputs = keras.Input((3,))
     shared = layers.Dense(3, name="shared")
@@ -187,6 +189,7 @@ def test_shared_layers_and_variables_once():
     assert [row.path for row in applied.plan.rows].count("kernel") == 3  # `tied` makes it one of the model itself
 
 
+@pytest.mark.every_backend
 def test_seed_generators_and_metrics_are_never_matched():
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5, seed=1, name="drop"), layers.Dense(1, name="d")])
     model.compile("sgd", "mse", metrics=["mae"])
@@ -228,6 +231,7 @@ def net():
     return models.dense()
 
 
+@pytest.mark.every_backend
 def test_the_placeholder_follows_the_match(net):
     before = [to_numpy(variable.value).copy() for variable in net.weights]
     applied = kpatch.apply(net, "**[abs(_) < mean(abs(_))] = 0; **.bias = _ - max(_); dense_?.kernel[-1] *= 2")
@@ -243,12 +247,14 @@ def test_the_placeholder_follows_the_match(net):
         np.testing.assert_array_equal(to_numpy(variable.value), to_numpy(old.value))
 
 
+@pytest.mark.every_backend
 def test_each_match_sees_what_the_matches_before_it_wrote(net):
     kpatch.apply(net, "dense_1.bias = [1, 2, 3]; dense_2.bias = 0; **.bias = _ + sum(dense_1.bias)")
     assert to_numpy(net.layers[0].bias.value).tolist() == [7, 8, 9]
     assert to_numpy(net.layers[1].bias.value).tolist() == [24, 24]
 
 
+@pytest.mark.every_backend
 def test_operators(net):
     """Stars before `=` are the operator's."""
     kpatch.apply(net, "dense_1.bia? = 2; **.bias **= 2; dense_1.b* *= 3; dense_1.b* = _ + 1; dense_1.bias *= 2")
@@ -257,12 +263,14 @@ def test_operators(net):
     assert all((to_numpy(variable.value) == 2).all() for variable in net.weights)
 
 
+@pytest.mark.every_backend
 def test_one_entry_of_each_in_many_statements(net):
     """Statements that each set one entry are planned in one; with globs among them they are not."""
     kpatch.apply(net, "\n".join([f"dense_1.kernel[{i % 4}, 0] = {i}" for i in range(9)] + ["**.kernel[0, 0] = 77"] * 9))
     assert to_numpy(net.layers[0].kernel.value)[:, 0].tolist() == [77, 5, 6, 7]
 
 
+@pytest.mark.every_backend
 def test_atomic_where_a_later_match_fails_on_values(net):
     text = "**.kernel[cast(_[0, 0], 'int32'), 0] = 7"
     kpatch.apply(net, "dense_1.kernel[0, 0] = 3; dense_2.kernel[0, 0] = 3")
@@ -276,6 +284,7 @@ def test_atomic_where_a_later_match_fails_on_values(net):
     )
 
 
+@pytest.mark.every_backend
 def test_undo_of_one_match_under_a_later_edit(net):
     first = kpatch.apply(net, "**.bias = 1")
     later = kpatch.apply(net, "dense_2.bias[0] = 2")
@@ -285,6 +294,7 @@ def test_undo_of_one_match_under_a_later_edit(net):
     first.undo()
 
 
+@pytest.mark.every_backend
 def test_other_variables_are_never_globs(net):
     with pytest.raises(kpatch.PatchSyntaxError):
         kpatch.parse("dense_1.bias = sum(**.kernel)")
@@ -459,16 +469,19 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:24])
 def test_hostile_patterns_end_soon(text):
     inner = [Tree(["a" * 300, "b"], name="a" * 500)]
-    for _ in range(30):
+    for _ in range(8):
         inner = [Tree(["a" * 300], inner, name="a" * 500), *inner]
     model = Tree([], inner, name="root")
-    start, message = time.monotonic(), ""
-    try:
-        kpatch.plan(model, f"{text} = 0")
-    except PatchError as error:
-        message = str(error)
-    assert len(message) < 100_000
-    assert time.monotonic() - start < 20
+    messages = []
+
+    def attempt():
+        try:
+            kpatch.plan(model, f"{text} = 0")
+        except PatchError as error:
+            messages.append(str(error))
+
+    assert steps(attempt) < 10_000_000
+    assert all(len(message) < 100_000 for message in messages)
 
 
 def test_globs_without_end_are_refused(net, monkeypatch):
@@ -502,8 +515,7 @@ def test_two_thousand_layers():
     for text in ("**", "**.kernel", "parts.*.kernel", "part_*7.k*", "*.**.kernel"):
         found = index(model)
         selector = parse(f"{text} = 0").statements[0].target.selector
-        seconds = min(timeit.repeat(functools.partial(found.find_all, selector), number=1, repeat=5))
-        assert seconds < 0.25, text  # 50 ms is the aim, which benchmarks/run.py measures; this machine may be slow
+        assert steps(found.find_all, selector) < 100 * 2000, text
     planned = kpatch.plan(model, "**.kernel *= 2", expect=2000)
     assert len(planned.rows) == 2000
 
@@ -511,6 +523,7 @@ def test_two_thousand_layers():
 # Never stale ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_backend
 def test_changes_between_two_globs():
     class Net(keras.Layer):
         def __init__(self):
@@ -543,6 +556,7 @@ def test_changes_between_two_globs():
         paths("four.*")
 
 
+@pytest.mark.every_backend
 def test_a_replaced_variable_is_seen():
     layer = Tree(["v", "w"], name="root")
     kpatch.apply(layer, "* = 1")
@@ -556,6 +570,7 @@ def test_a_replaced_variable_is_seen():
 # Random ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_backend
 def test_each_match_has_its_own_stream():
     model = keras.Sequential([keras.Input((6,)), *[layers.Dense(6, name=f"d{i}") for i in range(3)]], name="m")
     kpatch.apply(model, "**.kernel = normal(shape(_), seed=5)")

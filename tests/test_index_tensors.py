@@ -205,7 +205,7 @@ def subscripts(draw):
     return shape, ", ".join(texts), tuple(items), tensors
 
 
-@settings(max_examples=150 if BACKEND == "numpy" else 40)
+@settings(max_examples={"numpy": 150, "jax": 25}.get(BACKEND, 40))
 @given(subscripts())
 def test_any_mixture_is_numpys(drawn):
     shape, index, items, tensors = drawn

@@ -29,6 +29,8 @@ from kpatch.indexing import (
 )
 from kpatch.indexing import whole as whole_of
 
+pytestmark = pytest.mark.backend_free
+
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 LENGTHS = st.integers(0, 5)
 SHAPES = st.lists(LENGTHS, max_size=5).map(tuple)

@@ -16,7 +16,7 @@ BACKEND = keras.backend.backend()
 
 
 def made(kind, dtype):
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)  # names are counted anew
     keras.config.set_dtype_policy(dtype)
     try:
         make, shape = TABLE[kind]

@@ -12,7 +12,8 @@ from kpatch.values.tensors import to_numpy
 
 SHAPES = [(), (5,), (3, 4), (2, 3, 4), (1, 6), (4, 0)]
 DTYPES = ["float32", "float16", "bfloat16", "int8", "int32", "bool"]
-EXAMPLES = 400  # of one to ten statements each: above two thousand statements
+# of one to ten statements each: above two thousand statements on numpy, and on jax, which compiles for each, fewer
+EXAMPLES = {"numpy": 400, "jax": 60}.get(keras.backend.backend(), 150)
 
 
 def numpy_dtype(name):

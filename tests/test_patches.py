@@ -143,12 +143,14 @@ def test_a_diff_is_a_patch_for_models_and_files(tmp_path):
         assert keras.ops.convert_to_numpy(model.layers[1].bias).tolist() == [7, 8]
 
 
+@pytest.mark.backend_free
 def test_errors_show_the_text_of_all_parts():
     with pytest.raises(kpatch.SubscriptError) as caught:
         kpatch.apply(dense(), kpatch.parse("dense_1.bias = 0  # first") + kpatch.parse("dense_2.bias[2] = 0"))
     assert (caught.value.line, caught.value.statement) == (2, "dense_2.bias[2] = 0")
 
 
+@pytest.mark.backend_free
 def test_parts_without_a_source_are_joined_by_their_own_text():
     first = kpatch.Patch(kpatch.parse("a.b = 1; c.d = 2").statements[:1], "a.b = 1; c.d = 2")
     assert first + "e.f = 3" == kpatch.parse("a.b = 1; e.f = 3")
@@ -163,6 +165,7 @@ def test_a_patch_is_compared_by_its_statements_and_the_objects_that_it_brings(wi
     assert np.asarray(pickle.loads(pickle.dumps(one)).bindings["v"]).tolist() == [5, 6, 7]
 
 
+@pytest.mark.backend_free
 def test_two_values_for_one_name_cannot_be_joined(with_arrays):
     patch = kpatch.load(with_arrays)
     assert (patch + patch).bindings == patch.bindings
@@ -171,11 +174,13 @@ def test_two_values_for_one_name_cannot_be_joined(with_arrays):
     assert str(caught.value) == "'$v' has different values in two of the patches"
 
 
+@pytest.mark.backend_free
 def test_a_local_cannot_be_bound_by_two_parts():
     with pytest.raises(kpatch.PatchSyntaxError, match="the local 'x' is already bound"):
         kpatch.parse("let x = 1; a = x") + kpatch.parse("let x = 2; b = x")
 
 
+@pytest.mark.backend_free
 def test_a_file_that_cannot_be_read(tmp_path):
     path = tmp_path / "missing.kpatch"
     for read in (lambda: kpatch.load(path), lambda: kpatch.apply(dense(), path), lambda: kpatch.load(str(path))):
@@ -184,12 +189,14 @@ def test_a_file_that_cannot_be_read(tmp_path):
         assert str(caught.value) == f"cannot read '{path}': no such file or directory"
 
 
+@pytest.mark.backend_free
 def test_a_byte_order_mark_is_no_part_of_a_patch(tmp_path):
     path = tmp_path / "a.kpatch"
     path.write_text("\ufeffa.b = 1", encoding="utf-8")
     assert kpatch.parse("c.d = 0") + kpatch.load(path) == kpatch.parse("c.d = 0; a.b = 1")
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("other", [None, 5, {"a": 1}, b"a.b = 1", [5]])
 def test_other_objects_are_no_patches(other):
     wrong = other[0] if isinstance(other, list) else other
@@ -201,6 +208,7 @@ def test_other_objects_are_no_patches(other):
     )
 
 
+@pytest.mark.backend_free
 def test_patch_of_no_text():
     with pytest.raises(TypeError, match=r"^kpatch.Patch\(text\) takes a text. Received: 5$"):
         kpatch.Patch(5)
@@ -208,11 +216,13 @@ def test_patch_of_no_text():
         kpatch.parse("a.b = 1") + 5
 
 
+@pytest.mark.backend_free
 def test_repr_makes_the_same_patch():
     patch = kpatch.parse("a.b[0] = 'c/d' * 2 ; e.f=1")
     assert eval(repr(patch), {"Patch": kpatch.Patch}) == patch  # noqa: S307
 
 
+@pytest.mark.backend_free
 def test_the_modules_that_extend_keras_are_reached_by_their_names():
     code = (
         "import sys, kpatch\n"
@@ -228,6 +238,7 @@ def test_the_modules_that_extend_keras_are_reached_by_their_names():
         kpatch.layer  # noqa: B018
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("path", takers())
 def test_each_function_that_takes_a_patch_says_its_types(path):
     function = functools.reduce(getattr, path.split(".")[1:], kpatch)
