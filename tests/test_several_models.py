@@ -324,7 +324,7 @@ assertion failed
   line 1, column 43
     let b = dense.bias; head.bias = 1; assert all(b < 2)
                                               ^^^^^^^^^^
-  1 of 3 entries do not hold, the first at [0]
+  1 of 3 entries are false, the first at [0]
   [1].b is [5.0, 0.0, 0.0]"""
     )
     assert bits(*pair) == before
