@@ -1,0 +1,249 @@
+"""Mutation testing: a random sample of cosmic-ray's mutants of each room, and whether the room's tests fail for each.
+
+    python tests/mutation.py [ROOM ...] [--session FILE] [--only TEXT]
+
+cosmic-ray makes the mutants and keeps the results (`cr-report FILE` and `cr-html FILE` read them). Its own runner starts
+a Python with Keras for each mutant; here each is a fork of one process that has imported Keras, and gets the mutated
+module from memory, so that no file changes.
+"""
+
+import argparse
+import ast
+import collections
+import difflib
+import importlib.util
+import os
+import pathlib
+import pickle
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from importlib.machinery import SourceFileLoader
+
+os.environ.update(
+    KERAS_BACKEND="numpy", TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu", CI="1"
+)  # CI: one Hypothesis seed
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import hypothesis  # noqa: F401 (imported once, for all forks)
+import keras  # noqa: F401
+import pytest
+import tomllib
+from cosmic_ray import mutating, plugins
+from cosmic_ray.commands import init
+from cosmic_ray.work_db import WorkDB
+from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+
+CONFIGURATION = pathlib.Path(__file__).with_suffix(".toml")
+
+
+class Tests:
+    """A pytest plugin that measures tests: the seconds of each, and the functions of the room that it calls."""
+
+    def __init__(self, modules):
+        self.files = {os.path.abspath(module) for module in modules}
+        self.seconds = {}
+        self.calls = {}
+        self.failed = set()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        called = self.calls[item.nodeid] = set()
+
+        def note(frame, event, argument):
+            code = frame.f_code
+            if code.co_filename in self.files:
+                called.add((code.co_filename, code.co_firstlineno))
+
+        sys.settrace(note)
+        yield
+        if sys.gettrace() is not note:  # the test traces by itself: nobody knows what it called
+            called.add(None)
+        sys.settrace(None)
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+
+class Chosen:
+    """A pytest plugin that runs the given tests alone, in their order, and notes the first that fails."""
+
+    def __init__(self, tests, file):
+        self.order = {test: place for place, test in enumerate(tests)}
+        self.file = file
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.order), key=lambda item: self.order[item.nodeid]
+        )
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            pathlib.Path(self.file).write_text(report.nodeid)
+
+
+class Mutated(SourceFileLoader):
+    """Finds and loads one module, from a text in memory."""
+
+    def __init__(self, path, source):
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        super().__init__(name, os.path.abspath(path))
+        self.source = source
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def get_code(self, fullname):
+        return compile(self.source, self.path, "exec", dont_inherit=True)
+
+
+def forked(function, timeout):
+    """The exit status of `function()` in a fork whose output goes nowhere; `None` if it took too long."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        status = 70
+        try:
+            status = int(function())
+        finally:
+            os._exit(status)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def tested(tests, plugin, *options):
+    return pytest.main(["-q", "-p", "no:cacheprovider", *options, *tests], plugins=[plugin])
+
+
+def measured(tests, modules):
+    """The seconds of each test, and the functions that it calls; tests that fail without a mutant are left out."""
+    with tempfile.NamedTemporaryFile() as file:
+
+        def measure():
+            plugin = Tests(modules)
+            tested(tests, plugin)
+            pathlib.Path(file.name).write_bytes(pickle.dumps((plugin.seconds, plugin.calls, plugin.failed)))
+            return 0
+
+        forked(measure, 3600)
+        seconds, calls, failed = pickle.loads(pathlib.Path(file.name).read_bytes())
+    for test in sorted(failed):
+        print(f"left out, as it fails without a mutant: {test}", flush=True)
+    return {test: (seconds[test], calls[test]) for test in seconds if test not in failed}
+
+
+def functions_around(module, line):
+    """The file and the first line of each function that holds a line."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if first <= line <= node.end_lineno:
+                yield os.path.abspath(module), first
+
+
+def tests_of(mutation, known, kills):
+    """The tests that call the mutated function, or all if it is in none: first what killed most, then the quickest."""
+    functions = {*functions_around(mutation.module_path, mutation.start_pos[0])}
+    chosen = [test for test, (_, calls) in known.items() if not functions or calls & {*functions, None}]
+    return sorted(chosen, key=lambda test: (-kills[mutation.module_path, test], known[test][0]))
+
+
+def sample(room, configuration, path):
+    """The session of a room: its file has all mutants, the work is a random part of them."""
+    modules = sorted(file for pattern in room["modules"] for file in pathlib.Path().glob(pattern))
+    work = WorkDB(path, WorkDB.Mode.create)
+    init(modules, work, {})
+    skipped = re.compile("|".join(configuration["skipped_operators"]))
+    items = [item for item in work.work_items if not skipped.fullmatch(item.mutations[0].operator_name)]
+    items.sort(
+        key=lambda item: (
+            str(item.mutations[0].module_path),
+            item.mutations[0].operator_name,
+            item.mutations[0].occurrence,
+        )
+    )
+    chosen = random.Random(configuration["seed"]).sample(items, min(room["sample"], len(items)))
+    work.clear()
+    work.add_work_items(chosen)
+    return work, chosen, len(items)
+
+
+def mutant(mutation):
+    """The mutated module, and the lines that differ."""
+    old = mutation.module_path.read_text()
+    operator = plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
+    new = mutating.mutate_code(old, operator, mutation.occurrence)
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
+    return new, [line for line in lines if not line.startswith(("---", "+++"))]
+
+
+def run(name, configuration, session, only):
+    room = configuration["rooms"][name]
+    files = [test for test in room["tests"] if pathlib.Path(test).exists()]
+    work, chosen, count = sample(room, configuration, f"{session}-{name}.sqlite")
+    known = measured(files, {item.mutations[0].module_path for item in chosen})
+    print(f"{name}: {len(chosen)} of {count} mutants, {len(known)} tests", flush=True)
+    survived, kills = 0, collections.Counter()
+    for number, item in enumerate(chosen):
+        mutation = item.mutations[0]
+        source, diff = mutant(mutation)
+        if only and not any(only in line for line in diff):
+            continue
+        start = time.monotonic()
+        tests = tests_of(mutation, known, kills)
+        lives, killer = survives(mutation, source, tests, configuration["timeout"])
+        kills[mutation.module_path, killer] += 1
+        survived += lives
+        outcome = TestOutcome.SURVIVED if lives else TestOutcome.KILLED
+        work.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, diff="\n".join(diff), test_outcome=outcome))
+        print(
+            f"{number:3} {time.monotonic() - start:4.1f} s {mutation.module_path}: {outcome.value} by {len(tests)} tests"
+        )
+        if lives:
+            print(*diff, sep="\n")
+        sys.stdout.flush()
+    print(f"{name}: {survived} of {len(chosen)} survived", flush=True)
+
+
+def survives(mutation, source, tests, timeout):
+    """Whether the tests pass with the mutant, and the test that failed."""
+    if not tests:
+        return True, None
+    with tempfile.NamedTemporaryFile("r") as file:
+
+        def mutated():
+            sys.meta_path.insert(0, Mutated(mutation.module_path, source))
+            files = sorted({test.partition("::")[0] for test in tests})
+            return tested(files, Chosen(tests, file.name), "-x")
+
+        return forked(mutated, timeout) == 0, file.read()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*")
+    parser.add_argument("--session", default=os.path.join(tempfile.gettempdir(), "kpatch-mutants"))
+    parser.add_argument("--only", help="only the mutants of the sample whose lines hold this text")
+    arguments = parser.parse_args()
+    configuration = tomllib.loads(CONFIGURATION.read_text())
+    for name in arguments.rooms or configuration["rooms"]:
+        run(name, configuration, arguments.session, arguments.only)
+
+
+if __name__ == "__main__":
+    main()
