@@ -2,9 +2,9 @@
 
     python tests/mutation.py [ROOM ...] [--session FILE] [--only TEXT]
 
-cosmic-ray makes the mutants and keeps the results (`cr-report FILE` and `cr-html FILE` read them). Its own runner starts
-a Python with Keras for each mutant; here each is a fork of one process that has imported Keras, and gets the mutated
-module from memory, so that no file changes.
+cosmic-ray makes the mutants and keeps the results (`cr-report FILE` and `cr-html FILE` read them). Its own runner
+starts a Python with Keras for each mutant; here each is a fork of one process that has imported Keras, and gets the
+mutated module from memory, so that no file changes.
 """
 
 import argparse
@@ -130,13 +130,13 @@ def tested(tests, plugin, *options):
     return pytest.main(["-q", "-p", "no:cacheprovider", *options, *tests], plugins=[plugin])
 
 
-def measured(tests, modules):
-    """The seconds of each test, and the functions that it calls; tests that fail without a mutant are left out."""
+def measured(tests, options, modules, longest):
+    """The seconds of each test, and the functions that it calls; without slow tests, and those that fail anyway."""
     with tempfile.NamedTemporaryFile() as file:
 
         def measure():
             plugin = Tests(modules)
-            tested(tests, plugin)
+            tested(tests, plugin, *options)
             pathlib.Path(file.name).write_bytes(pickle.dumps((plugin.seconds, plugin.calls, plugin.failed)))
             return 0
 
@@ -144,7 +144,7 @@ def measured(tests, modules):
         seconds, calls, failed = pickle.loads(pathlib.Path(file.name).read_bytes())
     for test in sorted(failed):
         print(f"left out, as it fails without a mutant: {test}", flush=True)
-    return {test: (seconds[test], calls[test]) for test in seconds if test not in failed}
+    return {test: (seconds[test], calls[test]) for test in seconds if test not in failed and seconds[test] < longest}
 
 
 def functions_around(module, line):
@@ -170,17 +170,17 @@ def sample(room, configuration, path):
     init(modules, work, {})
     skipped = re.compile("|".join(configuration["skipped_operators"]))
     items = [item for item in work.work_items if not skipped.fullmatch(item.mutations[0].operator_name)]
-    items.sort(
-        key=lambda item: (
-            str(item.mutations[0].module_path),
-            item.mutations[0].operator_name,
-            item.mutations[0].occurrence,
-        )
-    )
-    chosen = random.Random(configuration["seed"]).sample(items, min(room["sample"], len(items)))
+    items.sort(key=_identity)
+    random.Random(configuration["seed"]).shuffle(items)
+    chosen = items[: room["sample"]]
     work.clear()
     work.add_work_items(chosen)
     return work, chosen, len(items)
+
+
+def _identity(item):
+    [mutation] = item.mutations
+    return str(mutation.module_path), mutation.operator_name, mutation.occurrence
 
 
 def mutant(mutation):
@@ -196,7 +196,8 @@ def run(name, configuration, session, only):
     room = configuration["rooms"][name]
     files = [test for test in room["tests"] if pathlib.Path(test).exists()]
     work, chosen, count = sample(room, configuration, f"{session}-{name}.sqlite")
-    known = measured(files, {item.mutations[0].module_path for item in chosen})
+    modules = {item.mutations[0].module_path for item in chosen}
+    known = measured(files, room.get("options", ()), modules, configuration["longest"])
     print(f"{name}: {len(chosen)} of {count} mutants, {len(known)} tests", flush=True)
     survived, kills = 0, collections.Counter()
     for number, item in enumerate(chosen):
@@ -211,9 +212,8 @@ def run(name, configuration, session, only):
         survived += lives
         outcome = TestOutcome.SURVIVED if lives else TestOutcome.KILLED
         work.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, diff="\n".join(diff), test_outcome=outcome))
-        print(
-            f"{number:3} {time.monotonic() - start:4.1f} s {mutation.module_path}: {outcome.value} by {len(tests)} tests"
-        )
+        seconds = time.monotonic() - start
+        print(f"{number:3} {seconds:4.1f} s {mutation.module_path}: {outcome.value} by {len(tests)} tests")
         if lives:
             print(*diff, sep="\n")
         sys.stdout.flush()

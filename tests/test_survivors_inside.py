@@ -19,7 +19,7 @@ def test_a_patch_is_planned_anew_for_another_dtype():
         assert keras.backend.standardize_dtype(made.dtype) == dtype
         held = to_numpy(made)
         assert held.tolist() == [held.dtype.type(0.1)] * 2
-    with pytest.raises(kpatch.DTypeError, match="0.1 has a fraction, which int32 cannot hold"):
+    with pytest.raises(kpatch.DTypeError, match=r"^0\.1 has a fraction, which int32 cannot hold"):
         initializer((2,), dtype="int32")
 
 
@@ -40,18 +40,19 @@ def test_two_layers_share_a_binding():
     """Each part of a patch is a patch of its own, and each gets the value."""
     model, x = two_dense(), np.ones((2, 4), "float32")
     vector = np.array([1.0, 2.0, 4.0], "float32")
-    right = model.layers[1](model.layers[0](x) + vector) * vector
+    held = keras.ops.convert_to_tensor(vector)
+    right = keras.ops.convert_to_numpy(model.layers[1](model.layers[0](x) + held) * held)
     text = "a.output += $v\nb.output *= $v"
     rewritten = kpatch.rewrite(model, text, v=vector)
-    np.testing.assert_allclose(to_numpy(rewritten(x)), to_numpy(right), rtol=1e-6)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(rewritten(x)), right, rtol=1e-6)
     with kpatch.intervene(model, text, v=vector):
-        np.testing.assert_allclose(to_numpy(model(x)), to_numpy(right), rtol=1e-6)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(model(x)), right, rtol=1e-6)
 
 
 def test_weights_of_two_layers_share_a_binding():
     model, vector = two_dense(), np.array([1.0, 2.0, 4.0], "float32")
     rewritten = kpatch.rewrite(model, "a.bias = $v\nb.bias = -$v", v=vector)
     x = np.ones((2, 4), "float32")
-    right = np.ones((2, 4)) @ to_numpy(model.layers[0].kernel.value) + vector
-    right = right @ to_numpy(model.layers[1].kernel.value) - vector
-    np.testing.assert_allclose(to_numpy(rewritten(x)), right, rtol=1e-6)
+    right = np.ones((2, 4)) @ keras.ops.convert_to_numpy(model.layers[0].kernel) + vector
+    right = right @ keras.ops.convert_to_numpy(model.layers[1].kernel) - vector
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(rewritten(x)), right, rtol=1e-6)

@@ -21,7 +21,7 @@ def unnamed(kind, last):
 
 
 def test_a_counterpart_by_position_is_of_the_same_class():
-    model, entry = unnamed(layers.Dense, 2)
+    _, entry = unnamed(layers.Dense, 2)
     donor, right = unnamed(layers.Dense, 5)
     assert Counterparts("donor", index(donor)).of(entry) is right
     donor, _ = unnamed(Other, 5)

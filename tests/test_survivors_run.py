@@ -19,7 +19,7 @@ class Weight(keras.layers.Layer):
         self.held = held
 
     def build(self, shape):
-        self.w = self.add_weight(shape=(3,), dtype=self.held, name="w")
+        self.w = self.add_weight(shape=(3,), dtype=self.held, name="w", trainable=False)
 
     def call(self, x):
         return x
