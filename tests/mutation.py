@@ -10,8 +10,11 @@ mutated module from memory, so that no file changes.
 import argparse
 import ast
 import collections
+import contextlib
 import difflib
+import gc
 import importlib.util
+import io
 import os
 import pathlib
 import pickle
@@ -21,12 +24,14 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from importlib.machinery import SourceFileLoader
 
 os.environ.update(
     KERAS_BACKEND="numpy", TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu", CI="1"
 )  # CI: one Hypothesis seed
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import hypothesis  # noqa: F401 (imported once, for all forks)
 import keras  # noqa: F401
@@ -37,6 +42,7 @@ from cosmic_ray.commands import init
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
+CRASHED = 70  # the exit status of a fork that ended by an exception
 CONFIGURATION = pathlib.Path(__file__).with_suffix(".toml")
 
 
@@ -101,6 +107,31 @@ class Mutated(SourceFileLoader):
     def get_code(self, fullname):
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
+    def install(self, definition, imported):
+        """Gives the mutated function its new code; without one, forgets what was `imported`, to import the mutant."""
+        if definition is not None:
+            new = next(code for code in _codes(self.get_code(self.name)) if _place(code) == definition)
+            found = [f for f in gc.get_objects() if type(f) is types.FunctionType and _place(f.__code__) == definition]
+            for function in found:
+                function.__code__ = new
+            if found:
+                return
+        sys.meta_path.insert(0, self)
+        for name in imported:
+            del sys.modules[name]
+
+
+def _place(code):
+    return code.co_filename, code.co_firstlineno, code.co_name
+
+
+def _codes(code):
+    """The code of a module, and of everything that it defines."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
 
 def forked(function, timeout):
     """The exit status of `function()` in a fork whose output goes nowhere; `None` if it took too long."""
@@ -110,7 +141,7 @@ def forked(function, timeout):
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        status = 70
+        status = CRASHED
         try:
             status = int(function())
         finally:
@@ -127,7 +158,15 @@ def forked(function, timeout):
 
 
 def tested(tests, plugin, *options):
-    return pytest.main(["-q", "-p", "no:cacheprovider", *options, *tests], plugins=[plugin])
+    return pytest.main(["-q", "-p", "no:cacheprovider", *options, *tests], plugins=[plugin] if plugin else [])
+
+
+def imports(tests):
+    """Imports test files, for all forks; gives the names of this project's modules."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        tested(tests, None, "--collect-only")
+    own = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+    return [name for name, file in own.items() if name != "__main__" and file.startswith(f"{ROOT}{os.sep}")]
 
 
 def measured(tests, options, modules, longest):
@@ -148,17 +187,26 @@ def measured(tests, options, modules, longest):
 
 
 def functions_around(module, line):
-    """The file and the first line of each function that holds a line."""
+    """The functions that hold a line, from the outermost on: their nodes, and the lines where they begin."""
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             if first <= line <= node.end_lineno:
-                yield os.path.abspath(module), first
+                yield node, first
+
+
+def definition_of(mutation):
+    """The file, line and name of the outermost function whose body is mutated, or `None`."""
+    line = mutation.start_pos[0]
+    for node, first in functions_around(mutation.module_path, line):
+        return (os.path.abspath(mutation.module_path), first, node.name) if line >= node.body[0].lineno else None
+    return None
 
 
 def tests_of(mutation, known, kills):
     """The tests that call the mutated function, or all if it is in none: first what killed most, then the quickest."""
-    functions = {*functions_around(mutation.module_path, mutation.start_pos[0])}
+    path, line = os.path.abspath(mutation.module_path), mutation.start_pos[0]
+    functions = {(path, first) for _, first in functions_around(mutation.module_path, line)}
     chosen = [test for test, (_, calls) in known.items() if not functions or calls & {*functions, None}]
     return sorted(chosen, key=lambda test: (-kills[mutation.module_path, test], known[test][0]))
 
@@ -196,6 +244,7 @@ def run(name, configuration, session, only):
     room = configuration["rooms"][name]
     files = [test for test in room["tests"] if pathlib.Path(test).exists()]
     work, chosen, count = sample(room, configuration, f"{session}-{name}.sqlite")
+    imported = imports(files)
     modules = {item.mutations[0].module_path for item in chosen}
     known = measured(files, room.get("options", ()), modules, configuration["longest"])
     print(f"{name}: {len(chosen)} of {count} mutants, {len(known)} tests", flush=True)
@@ -207,7 +256,7 @@ def run(name, configuration, session, only):
             continue
         start = time.monotonic()
         tests = tests_of(mutation, known, kills)
-        lives, killer = survives(mutation, source, tests, configuration["timeout"])
+        lives, killer = survives(mutation, source, tests, imported, configuration["timeout"])
         kills[mutation.module_path, killer] += 1
         survived += lives
         outcome = TestOutcome.SURVIVED if lives else TestOutcome.KILLED
@@ -220,18 +269,21 @@ def run(name, configuration, session, only):
     print(f"{name}: {survived} of {len(chosen)} survived", flush=True)
 
 
-def survives(mutation, source, tests, timeout):
+def survives(mutation, source, tests, imported, timeout):
     """Whether the tests pass with the mutant, and the test that failed."""
     if not tests:
         return True, None
     with tempfile.NamedTemporaryFile("r") as file:
 
         def mutated():
-            sys.meta_path.insert(0, Mutated(mutation.module_path, source))
+            Mutated(mutation.module_path, source).install(definition_of(mutation), imported)
             files = sorted({test.partition("::")[0] for test in tests})
             return tested(files, Chosen(tests, file.name), "-x")
 
-        return forked(mutated, timeout) == 0, file.read()
+        status = forked(mutated, timeout)
+        if status in (CRASHED, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise RuntimeError(f"the tests of a mutant did not run: {mutation}")
+        return status == 0, file.read()
 
 
 def main():

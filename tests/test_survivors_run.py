@@ -1,14 +1,18 @@
 """Behaviour of planning, running and undo that mutants of the code had shown to be untested."""
 
+import gc
+
 import keras
 import models
 import numpy as np
 import pytest
 
 import kpatch
+import kpatch.layers
 from kpatch.names.index import index
 from kpatch.run import checking
-from kpatch.values.tensors import to_numpy
+from kpatch.run.undo import latest_link
+from kpatch.values.tensors import mask_of, to_numpy
 
 
 class Weight(keras.layers.Layer):
@@ -168,3 +172,57 @@ def test_uint64_arrays_take_the_dtype_that_they_meet():
         kpatch.apply(model, "l0.w = 1\nl0.w = (_ + $v) * $v", v=wide)
         assert values(model).tolist() == [2, 6, 12]
         assert values(model).dtype == dtype
+
+
+# History
+
+
+def test_an_edit_that_nobody_can_undo_leaves_no_history():
+    model = models.dense()
+    variable = model.layers[0].bias
+    applied = kpatch.apply(model, "dense_1.bias[0] = 1")
+    assert latest_link(variable).selection.size == 1
+    del applied
+    gc.collect()
+    assert latest_link(variable) is None
+
+
+FIRST = ["kernel[1:3] = 5", "kernel[:, 2] += 1", "kernel[[0, 3], [1, 2]] = 6", "kernel[_ < 9] = 7", "kernel[::-2] *= 3"]
+SECOND = ["kernel[2, 1:] = 9", "kernel[0] = 9", "kernel[_ > -9] = 9", "kernel[[3, 0], [2, 0]] = 9", "kernel[2, 2] = 9"]
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("second", SECOND)
+def test_edits_that_end_out_of_order_leave_what_was_there_before_both(first, second):
+    """As two blocks of `intervene` do: the first to end restores what the other has not written since."""
+    model = models.dense()
+    before = to_numpy(model.layers[0].kernel.value).copy()
+    earlier = kpatch.apply(model, f"dense_1.{first}")
+    between = to_numpy(model.layers[0].kernel.value).copy()
+    later = kpatch.apply(model, f"dense_1.{second}")
+    after = to_numpy(model.layers[0].kernel.value).copy()
+    theirs = np.zeros(before.shape, bool)
+    for write in later._records:
+        theirs |= mask_of(write.selection, before.shape)
+    earlier._withdraw()
+    np.testing.assert_array_equal(to_numpy(model.layers[0].kernel.value), np.where(theirs, after, before))
+    assert (between != before).any()
+    later.undo()
+    np.testing.assert_array_equal(to_numpy(model.layers[0].kernel.value), before)
+
+
+# Compiled functions
+
+
+def test_under_a_mask_in_a_compiled_function_values_are_element_wise():
+    x = keras.ops.convert_to_tensor(np.array([[1, -2], [-3, 4]], "float32"))
+    layer = kpatch.layers.ScatterLayer("_[_ < 0] = _ * 2 + 1")
+    assert to_numpy(layer(x)).tolist() == [[1, -3], [-5, 4]]
+    with pytest.raises(kpatch.UnsupportedError, match="element-wise in '_'"):
+        kpatch.layers.ScatterLayer("_[_ < 0] = _ @ _")(x)
+
+
+def test_a_mask_of_rows_beside_another_index_is_no_mask_of_the_whole():
+    x = keras.ops.convert_to_tensor(np.array([[1, -2], [-3, 4]], "float32"))
+    layer = kpatch.layers.ScatterLayer("_[_[:, 0] < 0] = 9")
+    assert to_numpy(layer(x)).tolist() == [[1, -2], [9, 9]]

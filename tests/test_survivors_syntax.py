@@ -48,6 +48,11 @@ MESSAGES = [
     ("conv-1 = 2", "the name 'conv-1' must be quoted: \"conv-1\""),
     ("conv-1- = 2", "expected an index or '=' after the target, found '-'"),
     ("c- = 2", "expected an index or '=' after the target, found '-'"),
+    # keywords and constants where they cannot stand
+    ("x = 1 + or 2", "'or' is a keyword; as a name it is quoted: \"or\""),
+    ("x = 1 + not 2", "'not' binds more loosely than the operator before it; write '(not x)'"),
+    ('let "pi" = 1', "the name of a local is not quoted"),
+    ("let pi = 1", "'pi' is a constant; 'let' needs another name"),
     # words that other languages have, and names that are like them
     ("x = 1 for", "there are no loops; operators and functions work on whole tensors"),
     ("x = 1 $for", "expected the end of the statement, found '$for'"),
@@ -87,3 +92,40 @@ def test_nodes_are_small_and_cannot_be_changed(kind):
     assert kind.__dictoffset__ == 0  # no `__dict__`
     assert kind.__dataclass_params__.frozen
     assert kind.__hash__ is not None
+
+
+def test_depth_counts_again_after_each_item_of_a_list():
+    deep = f"x = {'(' * 60}[1, 1, 1, {'(' * 60}1{')' * 60}]{')' * 60}"
+    with pytest.raises(LimitError, match=r"^the expression is more than 100 levels deep\n"):
+        parse(deep)
+
+
+TEXTS = [
+    "x = 0 ** 2",
+    "x = 0 + 1",
+    "x = (-1) ** 2",
+    'x = "zeta"[0]',
+    "x = layers[0].k",
+    "let zeta = [1, 2]\nx = zeta[0]",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_tree_is_printed_as_it_is_written(text):
+    assert str(parse(text)) == text
+
+
+@pytest.mark.parametrize("name", ["x", "xx"])
+def test_the_line_after_an_unclosed_bracket_is_checked_too(name):
+    with pytest.raises(PatchSyntaxError) as caught:
+        parse(f"{name} = (1\ny = = 2")
+    assert [(error.message, error.line) for error in caught.value.errors] == [
+        ("expected ')', found 'y'", 2),
+        ("a value is missing after '=', found '='", 2),
+    ]
+
+
+@pytest.mark.parametrize("rows", ["[1, 2], [1, 2, 3]", "[1, 2, 3], [1, 2]", "[[w], [w]], [[w], [w], [w]]", "1, [w]"])
+def test_rows_of_a_list_have_one_shape(rows):
+    with pytest.raises(PatchSyntaxError, match=r"^the list is ragged; all rows of a list have the same shape"):
+        parse(f"x = [{rows}]")
