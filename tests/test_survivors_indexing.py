@@ -41,6 +41,12 @@ def test_parts_cover_each_entry_once_in_order_and_are_as_large_as_allowed(shape,
     assert len(found) <= -(-array.size // max(1, row))  # at least whole rows
 
 
+def test_parts_are_of_as_many_whole_rows_as_fit():
+    assert [region.size for region in kinds.parts((3, 4, 2), 20)] == [16, 8]
+    assert [region.size for region in kinds.parts((3, 4, 2), 7)] == [6, 2] * 3
+    assert [region.size for region in kinds.parts((2, 3), 0)] == [1] * 6
+
+
 def spread():
     """Selections of a (4, 6) tensor of every kind, each with the offsets that it holds."""
     slices = [slice(None), slice(1, 3), slice(None, None, 2), slice(1, None, 2), slice(None, None, -3), slice(5, 0, -2)]

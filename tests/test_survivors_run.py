@@ -211,6 +211,16 @@ def test_edits_that_end_out_of_order_leave_what_was_there_before_both(first, sec
     np.testing.assert_array_equal(to_numpy(model.layers[0].kernel.value), before)
 
 
+def test_an_edit_that_is_undone_takes_over_nothing():
+    model = models.dense()
+    before = to_numpy(model.layers[0].kernel.value).copy()
+    earlier = kpatch.apply(model, "dense_1.kernel[1:3] = 5")
+    later = kpatch.apply(model, "dense_1.kernel[2] = 9")
+    later.undo()
+    earlier._withdraw()
+    np.testing.assert_array_equal(to_numpy(model.layers[0].kernel.value), before)
+
+
 # Compiled functions
 
 
