@@ -9,7 +9,7 @@ from kpatch.names.meanings import ModelNames, Place, TensorNames
 from kpatch.run import planner
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
-CACHED_PLANS = 64  # for each model; the least recently used is dropped
+CACHED_PLANS = 64  # for each model; the oldest is dropped
 
 
 def check(model, patch, bindings, expect=None):
