@@ -14,7 +14,7 @@ from kpatch.run import planner
 from kpatch.values.dtypes import NUMPY
 
 MAX_LISTED = 8  # variables listed where their number is not the one expected
-CACHED_PLANS = 64  # for each model; the least recently used is dropped
+CACHED_PLANS = 64  # for each model; the oldest is dropped
 
 
 def check(model, patch, bindings, expect=None):
