@@ -21,7 +21,7 @@ from kpatch.tools import command_line
 
 pytestmark = pytest.mark.backend_free
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.keras"
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -623,7 +623,7 @@ class TestTensorFlow:
                     assert not any(replica.numpy().any() for replica in each.value.values)
             print("written")
         """)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120, check=False
         )

@@ -335,7 +335,7 @@ def test_keras_is_not_imported_where_it_is_not_needed(tmp_path):
         f'checkpoint.apply({str(path)!r}, \'"layers/dense/vars/0"[0, 0] = 1; **."1" = 2\', in_place=True)\n'
         "assert not {'keras', 'jax', 'torch', 'tensorflow'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_an_edit_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import kpatch
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.keras"
 TEXTS = {
     "dense_1.kernel[0, 0] = 1\ndense_1.bias = 0\ndense_1.kernal[0, 0] = 1.0": """
 no variable 'dense_1.kernal'; did you mean 'dense_1.kernel'?

@@ -11,7 +11,7 @@ import kpatch
 from kpatch.layers import PatchedLayer, ScatterLayer
 
 BACKEND = keras.backend.backend()
-DIGITS = Path(__file__).parent.parent / "examples" / "digits.keras"
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.keras"
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 TOKENS = np.arange(10).reshape(2, 5)
 

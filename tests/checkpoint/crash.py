@@ -1,6 +1,6 @@
 """Edits that are killed: at each call that writes, half of its sectors written, and at random moments by SIGKILL.
 
-`python tests/crash.py DIRECTORY COUNT [MODE ...]` prints what was found. Afterwards each file must be the old
+`python tests/checkpoint/crash.py DIRECTORY COUNT [MODE ...]` prints the result. Each file must then be the old
 one or the new one: at once where a copy was edited, and once the file has been opened where it was edited in place.
 """
 

@@ -43,7 +43,7 @@ from kpatch.syntax import patch as patch_module
 
 pytestmark = pytest.mark.backend_free
 
-CASES = json.loads((pathlib.Path(__file__).parent / "conformance" / "syntax.json").read_text("utf-8"))
+CASES = json.loads((pathlib.Path(__file__).parents[1] / "conformance" / "syntax.json").read_text("utf-8"))
 LETS = "let m = 0; let layers = 1; let e_ = 2; "
 slow_to_draw = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
