@@ -64,9 +64,7 @@ class PatchError(Exception):
         self.notes = tuple(notes)
         self.span = span
         self.source = source
-        self.argument: Any = (
-            argument  # the position of the faulty argument or index item
-        )
+        self.argument: Any = argument  # the position of the faulty argument or index item
         self.others: tuple[PatchError, ...] = ()
 
     def locate(self, span: Span | None = None, source: str | None = None) -> "Self":
