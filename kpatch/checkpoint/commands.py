@@ -43,13 +43,21 @@ def selected(checkpoint, selector):
     if selector is None:
         return checkpoint.named()
     try:
-        return [(entry.path, checkpoint.array(entry)) for entry in checkpoint.find_all(selector)]
+        return [(entry.path, checkpoint.meant(entry)) for entry in checkpoint.find_all(selector)]
     except ResolutionError:
         layer = f".{selector}."
         found = [(name, array) for name, array in checkpoint.named() if layer in f".{name}"]
         if not found:
             raise
         return found
+
+
+def dtype_shown(checkpoint, array):
+    """The dtype of an array as `kpatch show` tells it: `float32 of int8 codes`; `int8 codes` in a file without more."""
+    if told := getattr(array, "told", None):
+        return f"{array.dtype} of {told}"
+    bare = checkpoint is not None and checkpoint.index is checkpoint.own
+    return f"{array.dtype} codes" if bare and array.dtype == "int8" else array.dtype
 
 
 def difference(old, new, tolerance):

@@ -176,10 +176,10 @@ def _side(side: Any) -> tuple[str, list[tuple[str, Any]], bool, list[Source]]:
     if isinstance(side, (str, Path)):
         side = Checkpoint(side)
     if isinstance(side, Checkpoint):
-        return str(side.path), side.named(), True, side.sources
+        return str(side.path), side.stored(), True, side.sources
     from kpatch.checkpoint.loaded import Loaded
 
-    return "the model", Loaded(side).named(), False, []
+    return "the model", Loaded(side).stored(), False, []
 
 
 def _pairs(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[str, Any, Any]]:

@@ -211,8 +211,9 @@ def _check(opened: Checkpoint, patch: Patch, bindings: dict[str, Any], expect: i
     names.bindings.check_used()
     check_expected(checked, expect)
     for step in checked.edits:
-        if step.place.variable.refusal is not None:
-            message = f"'{step.place.path}' cannot be edited in the file: {step.place.variable.refusal}"
+        refusal = next(filter(None, (array.refusal for array in step.place.parts)), None)
+        if refusal is not None:
+            message = f"'{step.place.path}' cannot be edited in the file: {refusal}"
             raise UnsupportedError(message).locate(step.statement.target.span, patch.source)
     return checked
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from kpatch.checkpoint.arrays import in_blocks
 from kpatch.names.index import index
+from kpatch.run.encoding import of_variable
 from kpatch.values.tensors import to_numpy
 
 
@@ -16,7 +17,8 @@ class Held:
         self.path = entry.path
         self.shape = tuple(entry.shape)
         self.dtype = str(entry.dtype)
-        self._variable = entry.variable
+        self.told = entry.weight.told if entry.weight is not None else None
+        self._entry = entry
 
     @property
     def size(self):
@@ -26,7 +28,8 @@ class Held:
         return np.array(self.view(), dtype)
 
     def view(self):
-        return to_numpy(self._variable)
+        weight = self._entry.weight
+        return to_numpy(self._entry.variable) if weight is None else weight.values(of_variable)
 
     def blocks(self):
         yield from in_blocks(self.view())
@@ -46,3 +49,6 @@ class Loaded:
 
     def named(self):
         return [(entry.path, Held(entry)) for entry in self.index.entries]
+
+    def stored(self):
+        return [(entry.stored.path, Held(entry.stored)) for entry in self.index.entries]

@@ -57,19 +57,27 @@ class FileIndex(ModelIndex):
         return node.children[key][0]
 
 
+def place_of_array(checkpoint, entry, path):
+    """The `Place` of an entry of a `Checkpoint`: of the weight that a layer computes with, if the file stores codes."""
+    array, weight = checkpoint.array(entry), checkpoint.weight(entry)
+    if weight is None:
+        return Place(path, array.shape, array.dtype, array, entry)
+    return Place(path, weight.shape, weight.dtype, array, entry, weight)
+
+
 class Donor:
     """A bound file; as with a model, a path after its `$name` selects an array."""
 
     sources: Any
     find: Any
     array: Any
+    weight: Any
     counterpart: Any
 
     def donated(self, node, target):
         """The `Place` of a `Binding` node: by its path or, for `$name._`, the counterpart of the target."""
         entry = self._entry(node, target)
-        array = self.array(entry)
-        return Place(f"${node.name}.{entry.path}", array.shape, array.dtype, array, entry)
+        return place_of_array(self, entry, f"${node.name}.{entry.path}")
 
     def _entry(self, node, target):
         if node.path is None:
@@ -87,10 +95,9 @@ class FileNames(ModelNames):
     """The names of a patch of a `Checkpoint`, which finds entries like the index of a model."""
 
     def of_entry(self, entry):
-        key = id(entry.variable)
+        key = id(entry.variable), entry.weight is None
         if key not in self._by_variable:
-            array = self.index.array(entry)
-            self._by_variable[key] = Place(entry.path, array.shape, array.dtype, array, entry)
+            self._by_variable[key] = place_of_array(self.index, entry, entry.path)
         return self._by_variable[key]
 
 

@@ -1,6 +1,7 @@
 """`Checkpoint`: the names in a weight file, and its values, read on demand."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kpatch.checkpoint import archive, hdf5, names, recovery, safetensors, shards
-from kpatch.checkpoint.arrays import Array
+from kpatch.checkpoint.arrays import Array, in_blocks
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.names.index import ModelIndex
@@ -27,6 +28,31 @@ def kind(path: "str | os.PathLike[str]") -> str:
         if Path(path).name.endswith(suffix):
             return suffix
     raise FileError(f"'{path}' does not end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+
+
+class Decoded:
+    """A weight that a file stores as something else, with what is asked of an `Array` that is only read."""
+
+    def __init__(self, path: str, weight: Any) -> None:
+        self.path = path
+        self.shape, self.dtype, self.told = weight.shape, weight.dtype, weight.told
+        self._weight = weight
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def view(self) -> np.ndarray:
+        return self._weight.values(stored_in_file)
+
+    def blocks(self) -> Iterator[Any]:
+        yield from in_blocks(self.view())
+
+
+def stored_in_file(array: Array, flat: np.ndarray | None = None) -> np.ndarray:
+    """Entries of an `Array`, as a `weights.Weight` reads them."""
+    values = np.asarray(array.view())
+    return values if flat is None else values.reshape(-1)[flat]
 
 
 class Checkpoint(names.Donor):
@@ -139,6 +165,13 @@ class Checkpoint(names.Donor):
             raise ResolutionError(f"'{entry.path}' is a variable of the model, but the file has no values for it")
         return array
 
+    def weight(self, entry: Entry) -> Any:
+        """The `weights.Weight` that an entry's array stores, or `None` if the array is the weight."""
+        if entry.weight is None or self._model is None:
+            return None
+        arrays = self._model[1]
+        return entry.weight.in_file(lambda variable: arrays[id(variable)])
+
     def counterpart(self, target: Place) -> Entry:
         """The counterpart of a target."""
         return self._counterparts.of(target.entry)
@@ -149,8 +182,8 @@ class Checkpoint(names.Donor):
 
         return Counterparts(self.path.name, self.index)
 
-    def named(self) -> list[tuple[str, Array]]:
-        """Pairs of a name and an `Array` in the model's order, then the arrays that only the file names."""
+    def entries(self) -> list[tuple[Entry, Array]]:
+        """Pairs of an entry and its `Array` in the model's order, then the arrays that only the file names."""
         found, seen = [], set()
         for entry in [*self.index.entries, *self.own.entries]:
             try:
@@ -159,8 +192,23 @@ class Checkpoint(names.Donor):
                 continue
             if id(array) not in seen:
                 seen.add(id(array))
-                found.append((entry.path, array))
+                found.append((entry, array))
         return found
+
+    def named(self) -> list[tuple[str, Any]]:
+        """Pairs of a name and what it means, an `Array` or a `Decoded`, in the order of `entries`."""
+        return [(entry.path, self.meant(entry)) for entry, _ in self.entries()]
+
+    def stored(self) -> list[tuple[str, Array]]:
+        """Pairs of a name and the `Array` as it is stored."""
+        return [
+            ((entry if self.weight(entry) is None else entry.stored).path, array) for entry, array in self.entries()
+        ]
+
+    def meant(self, entry: Entry) -> Any:
+        """What the name of an entry means: its `Array`, or the `Decoded` weight that the array stores."""
+        weight = self.weight(entry)
+        return self.array(entry) if weight is None else Decoded(entry.path, weight)
 
     def __iter__(self) -> Iterator[str]:
         return iter([name for name, _ in self.named()])
@@ -171,7 +219,7 @@ class Checkpoint(names.Donor):
     def __getitem__(self, selector: str) -> np.ndarray:
         """The values of the array that a selector matches, as a NumPy array."""
         target = parse(f"{selector} = 0").statements[0].target
-        return np.array(self.array(self.find(target.selector)).view())
+        return np.array(self.meant(self.find(target.selector)).view())
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path}, {len(self.arrays)} arrays>"

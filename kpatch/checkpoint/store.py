@@ -12,7 +12,7 @@ from kpatch import backends, indexing
 from kpatch.backends.numpy import OPERATORS, take
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.names.meanings import Place
-from kpatch.run import execute
+from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
 from kpatch.run.elementwise import IN_BLOCKS
 from kpatch.run.steps import EditStep
@@ -99,14 +99,17 @@ class Stored(execute.Named):
 
     def array(self, place):
         """The values of a place as a NumPy array, memory-mapped if the place is in a file."""
-        array = place.variable
+        return self._stored(place.variable) if place.weight is None else encoding.whole(place, self._stored)
+
+    def _stored(self, array, flat=None):
+        """Entries of an array of a file, or of a variable, by their flat offsets; or all of them."""
         if not isinstance(array, Array):
-            return tensors.to_numpy(tensors.detached(array))
-        if self.editor is None:
-            return array.view()
-        if id(array) not in self._own:
-            return array.view()
-        return array.view(self.editor.open(array.file))
+            return encoding.of_variable(array, flat)
+        if self.editor is None or id(array) not in self._own:
+            values = array.view()
+        else:
+            values = array.view(self.editor.open(array.file))
+        return values if flat is None else values.reshape(-1)[flat]
 
     def value(self, place):
         return _as_tensor(self.array(place))
@@ -144,7 +147,7 @@ class Stored(execute.Named):
 
     def _blockwise(self, step, scope):
         """A function of a block that returns the new block and its changed entries (`None` for all); or `None`."""
-        if type(step) is not EditStep:
+        if type(step) is not EditStep or step.place.weight is not None:
             return None
         number = step.constant if step.constant is not None and step.constant.size == 1 else None
         if step.mask is not None and number is not None:
@@ -192,7 +195,7 @@ class Stored(execute.Named):
         if step.statement.op != "=" or type(node) is not ast.Binding:
             return None
         place = self.names.meaning(node, step.place)
-        if not isinstance(place, Place) or not isinstance(place.variable, Array):
+        if not isinstance(place, Place) or not isinstance(place.variable, Array) or place.weight is not None:
             return None
         if (place.shape, place.dtype) != (step.place.shape, step.place.dtype) or id(place.variable) in self._own:
             return None
@@ -209,6 +212,9 @@ class Stored(execute.Named):
         return False
 
     def write(self, step, target, values):
+        if step.place.weight is not None:
+            self._write_weight(step, target, values)
+            return
         array, change = step.place.variable, self._change(step)
         values = np.asarray(_own(tensors.to_numpy(values)), array.numpy)
         if isinstance(target, indexing.Mask):
@@ -227,6 +233,16 @@ class Stored(execute.Named):
         else:
             change.add(self.array(step.place).reshape(-1)[flat], values)
         self.editor.put(array, flat, values)
+
+    def _write_weight(self, step, target, values):
+        """Writes a weight as the file stores it."""
+        change = self._change(step)
+        for stored, selection, new in encoding.writes(step, target, values, self._stored):
+            if stored.shown is not None:
+                change.add(*stored.shown[:2])
+            flat = tensors.positions(selection, stored.place.shape).flat
+            order = np.argsort(flat)
+            self.editor.put(stored.place.variable, flat[order], new.reshape(-1)[order])
 
     def _enter_batch(self, step):
         """Adds one change for each statement, as if they ran one after the other."""

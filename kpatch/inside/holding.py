@@ -7,11 +7,11 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import UnsupportedError
-from kpatch.inside.forgetting import forget_compiled, models_with
 from kpatch.names import keywords
 from kpatch.names.meanings import Place
 from kpatch.names.patches import PatchLike, bound
 from kpatch.run import checking, live
+from kpatch.run.forgetting import forget_compiled, models_with
 from kpatch.run.undo import AppliedPatch
 from kpatch.values.tensors import mask_of, to_numpy
 
@@ -62,6 +62,10 @@ def hold(
     backends.current().refuse_traces("kpatch.hold")
     checked = checking.check(model, *bound(patch, bindings, named), expect)
     for step in checked.edits:
+        weight = step.place.weight
+        if weight is not None and weight.moves:
+            message = f"'{step.place.path}' cannot be held: {weight.moves}"
+            raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
         if not step.place.variable.trainable:
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)

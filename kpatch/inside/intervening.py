@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from kpatch import backends
 from kpatch.errors import UnsupportedError
 from kpatch.inside.activations import Activations, check_one_tensor
-from kpatch.inside.forgetting import forget_compiled, layers_of, models_with
 from kpatch.inside.splitting import Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
 from kpatch.names.tree import Node
 from kpatch.run import checking, live
+from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.syntax import Patch
 from kpatch.values.numerics import is_traced
 

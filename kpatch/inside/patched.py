@@ -8,6 +8,7 @@ from kpatch.names.bindings import NONE, Bindings
 from kpatch.names.meanings import ModelNames
 from kpatch.names.patches import bound
 from kpatch.run import execute, planner, pure
+from kpatch.run.encoding import stored_otherwise
 
 
 class WeightsPatch(Holder):
@@ -32,7 +33,7 @@ class WeightsPatch(Holder):
         names = index(layer)
         if self._planned is None or self._planned.names.index is not names:
             bound = Bindings(self.bindings)
-            planned = planner.make(self.patch, ModelNames(names, bound), traced=True)
+            planned = planner.make(self.patch, LayerNames(names, bound), traced=True)
             bound.check_used()
             # without the values, which can belong to a trace
             self._planned = replace(planned, names=planned.names.given(NONE))
@@ -58,6 +59,15 @@ class WeightsPatch(Holder):
     def get_config(self):
         bindings = {name: encoded(value) for name, value in self.bindings.items()}
         return {"patch": self.text, "bindings": bindings}
+
+
+class LayerNames(ModelNames):
+    """The names of a layer whose variables are seen as a patch makes them, each of which is what it computes with."""
+
+    def of_entry(self, entry):
+        if entry.weight is not None:
+            raise stored_otherwise(entry)
+        return super().of_entry(entry)
 
 
 class Overlay(pure.Pure):

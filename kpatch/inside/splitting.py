@@ -15,6 +15,7 @@ from kpatch.functions.quoted import with_names
 from kpatch.names.bindings import Bindings
 from kpatch.names.meanings import ModelNames
 from kpatch.run import checking, live
+from kpatch.run.encoding import stored_otherwise, tensor_of
 from kpatch.syntax import Patch, ast, parse
 
 
@@ -125,10 +126,12 @@ class Split:
         """Some of the `weights` as a patch of their layer, and its constants."""
         from kpatch.names.index import index
 
-        paths = {id(entry.variable): entry.path for entry in index(layer).entries}
+        paths = {id(entry.variable): entry.stored.path for entry in index(layer).entries}
         constants = {}
 
         def own(entry, at):
+            if entry.weight is not None:
+                raise stored_otherwise(entry).locate(at.span, self.patch.source)
             if id(entry.variable) not in paths:
                 message = f"'{entry.path}' is a weight of another layer, which '{layer.name}' cannot read"
                 raise UnsupportedError(message).locate(at.span, self.patch.source)
@@ -261,7 +264,8 @@ class Split:
         name, value = node.name, self.bindings[node.name]
         if node.path is not None:
             place = self._bound.meaning(node, target)
-            name, value = self._name(place.path, id(place.variable)), place.variable
+            key = (id(place.variable), place.weight is None)
+            name, value = self._name(place.path, key), place.variable if place.weight is None else tensor_of(place)
         constants[name] = value
         return ast.Binding(name, None, node.span)
 

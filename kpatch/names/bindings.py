@@ -4,7 +4,7 @@ import numpy as np
 
 from kpatch.errors import BindingError, PatchError
 from kpatch.names.keywords import OPTIONS
-from kpatch.names.meanings import place_of
+from kpatch.names.meanings import place_of, place_of_entry
 from kpatch.syntax import Implied, nearest
 from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
 from kpatch.values.numerics import from_numpy
@@ -86,10 +86,9 @@ class Donor:
 
     def place(self, node, target):
         entry = self._entry(node, target)
-        key = id(entry.variable)
-        if key not in self._places:
-            self._places[key] = place_of(entry.variable, f"${self.name}.{entry.path}")
-        return self._places[key]
+        if entry not in self._places:
+            self._places[entry] = place_of_entry(entry, f"${self.name}.{entry.path}")
+        return self._places[entry]
 
     def _entry(self, node, target):
         if node.path is None:

@@ -13,7 +13,7 @@ The variable found must have the same shape.
 """
 
 from kpatch.errors import ResolutionError
-from kpatch.names.tree import LAYER, descend, distinct, is_automatic, variables_of
+from kpatch.names.tree import LAYER, StoredEntry, descend, distinct, is_automatic, variables_of
 
 
 class Counterparts:
@@ -38,6 +38,8 @@ class Counterparts:
         Raises:
             ResolutionError: there is no counterpart, or several, or it has another shape.
         """
+        if isinstance(entry, StoredEntry):
+            return self.of(entry.of).stored
         if entry not in self._found:
             self._found[entry] = self._find(entry)
         return self._found[entry]
@@ -65,7 +67,8 @@ class Counterparts:
         for node in nodes:
             if id(node) not in self._aligned:
                 self._aligned[id(node)] = self._align(parts, node, root)
-            found += [entries[parts.below(node).index(entry)] for entries in self._aligned[id(node)]]
+            if entry in parts.below(node):
+                found += [entries[parts.below(node).index(entry)] for entries in self._aligned[id(node)]]
         return distinct(found)
 
     def _align(self, parts, node, root):
@@ -104,8 +107,10 @@ class Counterparts:
                 return []
             other = other.layers[position]
         at = entry.owner.own.index(entry)
-        same = len(other.own) == len(entry.owner.own) and _name(other.own[at]) == _name(entry)
-        return [other.own[at]] if same else []
+        if len(other.own) == len(entry.owner.own) and _name(other.own[at]) == _name(entry):
+            return [other.own[at]]
+        mine, found = ([e for e in node.own if _name(e) == _name(entry)] for node in (entry.owner, other))
+        return found if len(mine) == len(found) == 1 else []  # a quantised layer has scales beside
 
 
 class _Parts:
@@ -115,7 +120,7 @@ class _Parts:
         self._below = {}
         self._signatures = {}
         for entry in entries:
-            if not entry.hidden:
+            if not entry.hidden and entry.part_of is None:
                 for node in _ancestors(entry.owner):
                     self._below.setdefault(node, []).append(entry)
 

@@ -20,7 +20,8 @@ def matching(root, keys):
         keys: strings, integers for `layers[i]`, and `Glob`s.
 
     Returns:
-        A list of distinct `Entry`s in the model's order, without hidden ones.
+        A list of distinct `Entry`s in the model's order, without hidden ones, and without the scales and factors of a
+        weight that is among them.
     """
     found = []
     for node, last in walk(root, keys):
@@ -31,7 +32,10 @@ def matching(root, keys):
             found += [entry for name, entries in node.variables.items() if matches(name) for entry in entries]
         else:
             found += variables_of([node], last)
-    return sorted({entry for entry in found if not entry.hidden}, key=lambda entry: entry.order)
+    every = set(found)
+    return sorted(
+        {entry for entry in every if not entry.hidden and entry.part_of not in every}, key=lambda entry: entry.order
+    )
 
 
 def walk(root, keys):

@@ -2,11 +2,12 @@
 
 import reprlib
 from collections import defaultdict
+from dataclasses import replace
 
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.names import globs
 from kpatch.names.misses import Miss
-from kpatch.names.tree import ACTIVATIONS, KEPT, LAYER, Walk, descend, distinct, spelled, variables_of
+from kpatch.names.tree import ACTIVATIONS, KEPT, LAYER, STORED, Walk, descend, distinct, spelled, variables_of
 from kpatch.syntax.ast import Glob, Name, Position
 
 MAX_SUGGESTED = 20  # errors of one use that look for the nearest spelling: milliseconds each, in a large model
@@ -77,9 +78,20 @@ class ModelIndex:
         found = self._match(selector, keys)
         if len(found) == 1 or (found and selector.is_glob):
             return found
+        if not found and keys[-1] == STORED and len(keys) > 1:
+            return self._stored(selector)
         if not found and not self._walked:
             return self._find_anew(selector, keys)
         raise Miss(self, selector, keys).error(found)
+
+    def _stored(self, selector):
+        """What `.stored` means: of a glob, only those of its matches that store something else than the weight."""
+        of = self.find_all(_without_last(selector))
+        found = [entry.stored for entry in of if entry.weight is not None or not selector.is_glob]
+        if found:
+            return found
+        message = f"no variable matches '{selector}': what it matches without '.{STORED}' is stored as it is"
+        raise ResolutionError(message).locate(selector.span)
 
     def _find_anew(self, selector, keys):
         """Looks once more, in a new index: an attribute may have been bound in a way that `Watch` does not see."""
@@ -197,6 +209,14 @@ def index(root):
     known = ModelIndex(root)
     root.__dict__[KEPT] = known
     return known
+
+
+def _without_last(selector):
+    """The selector without its last part; of a Keras path without the last of its names."""
+    last = selector.parts[-1]
+    rest = last.value.rpartition("/")[0] if type(last) is Name else ""
+    parts = (*selector.parts[:-1], *[Name(rest, last.span)] * bool(rest))
+    return replace(selector, parts=parts)
 
 
 # Chains of names -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class Place:
     Attributes:
         path: what it is called in tables and errors.
         entry: the `resolve.Entry` of a variable of the model; `None` for others.
+        weight: the `weights.Weight` that the variable stores, of which shape and dtype are; `None` if it is the tensor.
     """
 
     path: str
@@ -27,6 +28,14 @@ class Place:
     dtype: str
     variable: Any = None
     entry: Any = None
+    weight: Any = None
+
+    @property
+    def parts(self):
+        """What makes the value: the variables, or the place itself if it is none of a model."""
+        if self.weight is not None:
+            return self.weight.variables
+        return (self,) if self.variable is None else (self.variable,)
 
     def unknown(self):
         """The place's value while planning."""
@@ -41,6 +50,14 @@ def place_of(variable, path, entry=None):
     held = getattr(variable, "_value", None)
     dtype = variable.dtype if held is None else dtype_name(held.dtype)
     return Place(path, tuple(variable.shape), dtype, variable, entry)
+
+
+def place_of_entry(entry, path):
+    """The `Place` of a variable of a model: of the weight that its layer computes with."""
+    weight = entry.weight
+    if weight is None:
+        return place_of(entry.variable, path, entry)
+    return Place(path, weight.shape, weight.dtype, entry.variable, entry, weight)
 
 
 def unknown(path, dtype, shape):
@@ -139,9 +156,9 @@ class ModelNames(Names):
 
     def of_entry(self, entry):
         """The `Place` of a variable of the model."""
-        key = id(entry.variable)
+        key = id(entry.variable), entry.weight is None  # `.stored` is a place of its own
         if key not in self._by_variable:
-            self._by_variable[key] = place_of(entry.variable, self.index.path(entry), entry)
+            self._by_variable[key] = place_of_entry(entry, self.index.path(entry))
         return self._by_variable[key]
 
 

@@ -18,6 +18,7 @@ from operator import itemgetter
 
 from kpatch.errors import PatchError
 from kpatch.names.watch import CONTAINERS, Watch
+from kpatch.names.weights import weight_of
 from kpatch.syntax.ast import Name, Position
 
 MAX_NESTED = 8  # levels of nested lists that are searched for layers
@@ -33,6 +34,7 @@ KEPT = "_kpatch_index"  # the attribute of a model with its index: freed with th
 _COMPILED = ("_loss_tracker", "_compile_metrics", "_compile_loss")
 _BY_NUMBER = re.compile(r"(weights|metrics)\[(\d{1,9})\]")
 ACTIVATIONS = ("output", "input")
+STORED = "stored"  # the last part of a selector that means a variable as it is stored
 
 
 class Entry:
@@ -42,9 +44,12 @@ class Entry:
         variable: the `keras.Variable`.
         hidden: a seed generator's state or a metric's variable, which only its full chain of names matches.
         order: its position in `ModelIndex.entries`.
+        weight: the `weights.Weight` that it stores, or `None`; `shape` and `dtype` are those of that weight.
+        part_of: the entry of the weight that is made with this variable, a scale or a factor of LoRA; else `None`.
+        stored: the entry of `.stored`, the variable as it is stored; the same one if it stores no weight.
     """
 
-    __slots__ = ("_path", "hidden", "order", "owner", "routes", "variable")
+    __slots__ = ("_path", "_stored", "hidden", "order", "owner", "part_of", "routes", "variable", "weight")
 
     def __init__(self, variable, owner, order):
         self.variable = variable
@@ -52,7 +57,8 @@ class Entry:
         self.order = order
         self.hidden = True
         self.routes = []  # (rank, node, name)
-        self._path = None
+        self.weight = weight_of(owner.item, variable) if owner.kind == LAYER else None
+        self._path = self._stored = self.part_of = None
 
     @property
     def path(self):
@@ -71,14 +77,40 @@ class Entry:
 
     @property
     def shape(self):
-        return tuple(self.variable.shape)
+        return tuple(self.variable.shape) if self.weight is None else self.weight.shape
 
     @property
     def dtype(self):
-        return self.variable.dtype
+        return self.variable.dtype if self.weight is None else self.weight.dtype
+
+    @property
+    def stored(self):
+        if self.weight is None:
+            return self
+        if self._stored is None:
+            self._stored = StoredEntry(self)
+        return self._stored
 
     def __repr__(self):
         return f"{self.path} {self.shape} {self.dtype}"
+
+
+class StoredEntry(Entry):
+    """The variable in which a layer stores a weight, as it is: codes, or the base under LoRA.
+
+    Attributes:
+        of: the entry of the weight.
+    """
+
+    __slots__ = ("of",)
+
+    def __init__(self, of):
+        self.of = of
+        self.variable, self.owner, self.order, self.routes = of.variable, of.owner, of.order, of.routes
+        self.hidden = True
+        self.weight = self.part_of = None
+        self._stored = self
+        self._path = f"{of.path}.{STORED}"
 
 
 class Node:
@@ -164,6 +196,7 @@ class Walk:
 
         for variable in variables:
             self._add_variable(node, variable, hidden=False)
+        self._link_weights(node)
         node.metrics = [self._add_node(node, seed, SEED) for seed in seeds]
         node.metrics += [self._add_node(node, metric, METRIC) for metric in metrics]
         found = [self._add_node(node, layer, LAYER) for layer in layers]
@@ -214,6 +247,12 @@ class Walk:
         name = variable.name
         self._name_variable(node, name, entry, _NUMBERED if is_automatic(name, "Variable") else _VARIABLE)
         return entry
+
+    def _link_weights(self, node):
+        """Has scales and factors know the weight that they make."""
+        for entry in node.own:
+            for variable in entry.weight.others if entry.weight is not None else ():
+                self._entry_by_id[id(variable)].part_of = entry
 
     def _add_node(self, parent, item, kind):
         node = self._by_id.get(id(item))

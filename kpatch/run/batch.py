@@ -81,6 +81,8 @@ def batches(statements, names):
                 place = selectors[selector] = names.place(None if isinstance(selector, ast.Implied) else selector)
             except PatchError:
                 return None
+        if place.weight is not None:
+            return None
         places[id(place)] = place
         groups.setdefault(id(place), []).append(statement)
     steps = [_batch(group, places[key]) for key, group in groups.items()]

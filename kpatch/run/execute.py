@@ -211,7 +211,7 @@ def counts(checked, store):
             index = step.statement.target.index
             known = fresh and not any(_reads(node, checked, step.place) & written for node in index)
             yield _dynamic_count(step, store, scope, checked.patch) if known else None
-        written.add(id(step.place))
+        written.update(map(id, step.place.parts))
 
 
 def static_count(step):
@@ -238,7 +238,7 @@ def _reads(node, checked, implied):
     named = [part for part in parts if isinstance(part, ast.Reference | ast.Binding)]
     places = [checked.names.meaning(part, implied) for part in named]
     places += [implied] * any(isinstance(part, ast.Implied) for part in parts)
-    return {id(place) for place in places}
+    return {id(part) for place in places if isinstance(place, Place) for part in place.parts}
 
 
 def _dynamic_count(step, store, scope, patch):

@@ -8,13 +8,14 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
-from kpatch.run import execute
+from kpatch.run import encoding, execute
+from kpatch.run.derived import derive
 from kpatch.run.execute import Named, picked
 from kpatch.run.plan import Plan
 from kpatch.run.undo import AppliedPatch, enter, latest_link, prepare_models
 from kpatch.values import tensors
 from kpatch.values.dtypes import NUMPY, tensor
-from kpatch.values.numerics import is_traced
+from kpatch.values.numerics import from_numpy, is_traced
 
 KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
 MAX_LISTED = 20  # writes that an error lists
@@ -72,6 +73,7 @@ class Live(Named):
         self._keeps_all = True
         self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
+        self._decoded = {}  # weights that are stored as something else, by place, until the next write
 
     # Reading
 
@@ -82,14 +84,27 @@ class Live(Named):
 
     def value(self, place):
         """The whole variable, as an alias: it is let go before anything is written."""
-        return self.writer.whole(place.variable)
+        return self.writer.whole(place.variable) if place.weight is None else from_numpy(self._weight(place))
 
     def view(self, place):
         """The place's memory as an array of NumPy that is only read, or `None`; let go before anything is written."""
-        return self.writer.view(self.value(place))
+        return self.writer.view(self.value(place)) if place.weight is None else self._weight(place)
 
     def taken(self, place, selection):
-        return self.writer.read(place.variable, selection)
+        if place.weight is None:
+            return self.writer.read(place.variable, selection)
+        return from_numpy(encoding.taken(place, selection, self._stored))
+
+    def _weight(self, place):
+        if place not in self._decoded:
+            self._decoded[place] = encoding.whole(place, self._stored)
+        return self._decoded[place]
+
+    def _stored(self, variable, flat=None):
+        """Entries of a stored variable as an array of NumPy, by their flat offsets; or all of them."""
+        if flat is None:
+            return tensors.to_numpy(self.writer.whole(variable))
+        return tensors.to_numpy(self.writer.read(variable, indexing.Positions(flat, flat.shape)))
 
     # Writing
 
@@ -103,6 +118,9 @@ class Live(Named):
         """Enters a write into the journal; gives the old values of the selection, if they are needed."""
         if step.selection is None:
             self.counts[step] = execute.entries(selection)
+        if step.place.weight is not None:  # the journal has what is stored: `write` enters it
+            whole = step.constant is not None or isinstance(target, indexing.Mask)
+            return None if whole else self.taken(step.place, selection)
         masked = type(target) is indexing.Mask and isinstance(target.mask, np.ndarray)
         keeps = self._keeps_all or self._has_room(step, target)
         if masked:
@@ -117,6 +135,9 @@ class Live(Named):
 
     def replace(self, step, values):
         """The place takes over a new tensor as it is, where it can."""
+        if step.place.weight is not None:
+            self._write_weight(step, step.selection, values)
+            return
         record = self._enter(step, step.selection, self.value(step.place))
         record.begun = True
         if self.writer.take_over(step.place.variable, values) is not None:
@@ -129,6 +150,9 @@ class Live(Named):
         self.write(step, step.selection, values)
 
     def write_constant(self, step, target, constant):
+        if step.place.weight is not None:
+            self._write_weight(step, target, constant)
+            return
         values = step.prepared
         if values is None:
             values = constant
@@ -139,7 +163,17 @@ class Live(Named):
         self._write(step, target, values, constant)
 
     def write(self, step, target, values):
-        self._write(step, target, values, values)
+        if step.place.weight is not None:
+            self._write_weight(step, target, values)
+        else:
+            self._write(step, target, values, values)
+
+    def _write_weight(self, step, target, values):
+        """Writes a weight as its layer stores it: each stored variable is a write of its own in the journal."""
+        for stored, selection, new in encoding.writes(step, target, values, self._stored, shown=not self.lets_go):
+            keeps = self._keeps_all or self._has_room(stored, selection)
+            self._enter(stored, selection, self.writer.read(stored.place.variable, selection) if keeps else None)
+            self._write(stored, selection, new, new)
 
     def _write(self, step, target, values, after):
         record = self.records[-1]
@@ -151,6 +185,8 @@ class Live(Named):
     def update(self, step, target, old):
         """Writes `old op operand` in one pass where the writer can; says whether it did."""
         op = step.statement.op[:-1]
+        if step.place.weight is not None:
+            return False
         if op not in ("+", "-", "*", "/") or not isinstance(target, indexing.Region) or not self.donate:
             return False
         record = self.records[-1]
@@ -166,6 +202,7 @@ class Live(Named):
         return (tensors.to_numpy(self.value(place)) if view is None else view)[mask]
 
     def _enter(self, step, selection, before):
+        self._decoded.clear()
         if self.lets_go:
             self._size += _bytes(step, selection)
             if before is None and selection.size and latest_link(step.place.variable) is None:
@@ -275,6 +312,7 @@ class Live(Named):
         stays, failures = self.put_back()
         if stays:
             raise _failed_undo(stays, failures, patch)
+        derive(self.records)
         return _interrupt(failures)
 
 
@@ -329,6 +367,7 @@ def apply(checked, donate=True, keep=True):
         try:
             execute.run(checked, live)
             live.settle()
+            derive(live.records)
             return AppliedPatch(checked, live)
         except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
             raise _ended(live, error, checked.patch)  # noqa: B904 (it has its cause)
@@ -352,6 +391,10 @@ def count(checked):
 def _ended(live, error, patch):
     """Restores what can be restored; gives the exception that says how an edit ended."""
     stays, failures = live.put_back()
+    try:
+        derive(live.records)
+    except Exception as failure:  # noqa: BLE001 (perhaps the very error that ended the edit)
+        failures.append(failure)
     live.link(stays)
     error = _failed(error, stays, failures, patch)
     live.ended = True

@@ -49,6 +49,9 @@ def make(patch, names, implied=None, traced=False):
 def _unknown(names, node, target):
     """The value of a name without data."""
     meaning = names.meaning(node, target)
+    if isinstance(meaning, Place) and meaning.weight is not None and meaning.weight.unreadable:
+        message = f"'{meaning.path}' cannot be read: {meaning.weight.unreadable}"
+        raise UnsupportedError(message, notes=[f"'{meaning.entry.stored.path}' names what is stored"])
     return meaning.unknown() if isinstance(meaning, Place) else meaning
 
 
@@ -95,7 +98,7 @@ def _plan_edits(statement, names, scope, errors):
 def _plan_match(statement, place, stream, own, planned, names, scope):
     """The step of one match: a copy of a step `planned` for a match of the same shape and dtypes, if there is one."""
     try:
-        key = (place.shape, place.dtype, *[names.meaning(node, place).dtype for node in own])
+        key = (place.shape, place.dtype, type(place.weight), *[names.meaning(node, place).dtype for node in own])
     except PatchError:
         key = None  # planning the match raises the error again
     if key in planned:
@@ -119,12 +122,22 @@ def _of_matches(failed, count):
 def plan_edit(statement, place, stream, scope):
     scope.begin(place, stream)
     try:
+        _check_written(statement, place)
         with arithmetic.planning(scope.traced) as found:
             step = _planned_edit(statement, place, stream, scope)
     except PatchError as error:
         raise statements.in_match(error, statement, place, stream) from error.__cause__
-    step.may_fail = found.doubtful
+    step.may_fail = found.doubtful or place.weight is not None
     return step
+
+
+def _check_written(statement, place):
+    refusal = None if place.weight is None else place.weight.refusal
+    if refusal:
+        notes = [f"'{place.entry.stored.path}' names what is stored"]
+        raise UnsupportedError(f"'{place.path}' cannot be written: {refusal}", notes=notes).locate(
+            statement.target.span
+        )
 
 
 def _planned_edit(statement, place, stream, scope):

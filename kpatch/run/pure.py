@@ -7,7 +7,7 @@ import numpy as np
 from kpatch import backends, indexing
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.names.meanings import Place
-from kpatch.run import checking, execute
+from kpatch.run import checking, encoding, execute
 from kpatch.values import tensors
 from kpatch.values.dtypes import tensor
 from kpatch.values.numerics import from_numpy, is_traced
@@ -42,7 +42,7 @@ class Pure:
     def look_up(self, node, target):
         """The value of a binding. Planning has refused all other names."""
         meaning = self.names.meaning(node, target)
-        return tensor(tensors.detached(meaning.variable)) if isinstance(meaning, Place) else meaning
+        return tensor(encoding.tensor_of(meaning)) if isinstance(meaning, Place) else meaning
 
     @property
     def implied(self):

@@ -8,6 +8,7 @@ from kpatch import indexing
 from kpatch.backends.base import Backend
 from kpatch.errors import UndoError
 from kpatch.run import execute
+from kpatch.run.encoding import StoredStep
 from kpatch.run.plan import Plan
 from kpatch.run.steps import Checked
 from kpatch.run.writes import Write, writes
@@ -122,15 +123,19 @@ class AppliedPatch:
         self._check_kept()
         if self._undone:
             raise UndoError("this edit has been undone already")
-        self._check_order()
+        self._check_order(self._records)
         self._restore()
 
     def _withdraw(self) -> None:
         """Undoes the edits, if need be out of order: entries that a later edit has written keep its values.
 
         When the later edit is undone, it restores what was there before both.
+
+        Raises:
+            UndoError: for a weight that is stored as codes. They share scales and bytes, so none is taken back alone.
         """
         if not self._undone:
+            self._check_order([record for record in self._records if isinstance(record.step, StoredStep)])
             self._live.hand_on()
             self._restore()
 
@@ -142,10 +147,10 @@ class AppliedPatch:
         if interrupt is not None:
             raise interrupt
 
-    def _check_order(self) -> None:
-        last = {id(record.step.place): record for record in self._records}
-        for record in self._records:
-            link = last[id(record.step.place)].link.next
+    def _check_order(self, records: list) -> None:
+        last = {id(record.step.place.variable): record for record in self._records}
+        for record in records:
+            link = last[id(record.step.place.variable)].link.next
             while link is not None:
                 if not link.undone and indexing.overlap(record.selection, link.selection, record.step.place.shape):
                     raise UndoError(

@@ -9,6 +9,7 @@ import numpy as np
 from kpatch import indexing
 from kpatch.run import statements
 from kpatch.run.batch import BatchStep
+from kpatch.run.encoding import StoredStep
 from kpatch.run.plan import text_in
 from kpatch.syntax import Patch
 from kpatch.values import tensors
@@ -24,7 +25,9 @@ class Write:
         path: the variable.
         shape, dtype: the variable's shape and dtype.
         entries: the number of entries written.
-        before, after: the values of these entries, as flat NumPy arrays in the order of the selection.
+        before, after: the values of these entries, as flat NumPy arrays in the order of the selection. Of a weight
+            that its layer stores as something else, these are values of the weight.
+        asked: the values to be written; `after` is the nearest that can be stored. Otherwise the same.
     """
 
     statement: str
@@ -34,12 +37,16 @@ class Write:
     entries: int
     before: np.ndarray
     after: np.ndarray
+    asked: np.ndarray
 
 
 def writes(records: Iterable[Any], patch: Patch) -> tuple[Write, ...]:
     """A `Write` for each statement and variable, in the order of the statements."""
     found = []
     for record in records:
+        if isinstance(record.step, StoredStep):
+            found += _weight_write(record.step, patch)
+            continue
         batch = isinstance(record.step, BatchStep)
         found += _batch_writes(record, patch) if batch else [(record.step.statement.span, _write(record, patch))]
     return tuple(write for _, write in sorted(found, key=lambda item: item[0]))
@@ -53,7 +60,16 @@ def _write(record: Any, patch: Patch) -> Write:
         before, after = before[mask], after[mask]
     place = record.step.place
     text = text_in(record.step.statement, patch)
-    return Write(text, place.path, place.shape, place.dtype, before.size, before.ravel(), after.ravel())
+    return Write(text, place.path, place.shape, place.dtype, before.size, before.ravel(), after.ravel(), after.ravel())
+
+
+def _weight_write(stored: StoredStep, patch: Patch) -> Iterator[tuple[Any, Write]]:
+    """The write of a weight, at the first of the variables that it was stored in."""
+    if stored.shown is None:
+        return
+    place, (before, after, asked) = stored.step.place, stored.shown
+    text = text_in(stored.statement, patch)
+    yield stored.statement.span, Write(text, place.path, place.shape, place.dtype, after.size, before, after, asked)
 
 
 def _after(record: Any, before: np.ndarray) -> np.ndarray:
@@ -72,4 +88,4 @@ def _batch_writes(record: Any, patch: Patch) -> Iterator[tuple[tuple[int, int], 
         before, present[offset] = present[offset], number
         place, text = step.place, text_in(statement, patch)
         pair = np.array([before, number], step.numbers.dtype)
-        yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:])
+        yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:], pair[1:])

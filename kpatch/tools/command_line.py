@@ -273,7 +273,7 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
         table.add_column(heading, justify="right")
     console = Console(stderr=True)
     for name, array in track(rows, "reading", console=console, transient=True, disable=not console.is_terminal):
-        row = (name, str(array.shape), array.dtype, *commands.Statistics(array).row(stats))
+        row = (name, str(array.shape), commands.dtype_shown(opened, array), *commands.Statistics(array).row(stats))
         table.add_row(*(Text(cell) for cell in row))
     _print(table)
     if opened is not None:

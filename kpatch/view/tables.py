@@ -20,8 +20,16 @@ def plan_table(plan):
 
 
 def writes_table(found):
-    table = table_of("statement", "variable", "shape", "entries", "before", "after")
-    rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before), sample(w.after)) for w in found]
+    rounds = any(w.asked.tobytes() != w.after.tobytes() for w in found)
+    table = table_of("statement", "variable", "shape", "entries", "before", *["asked"] * rounds, "after")
+    rows = [
+        (
+            *(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before)),
+            *[sample(w.asked)] * rounds,
+            sample(w.after),
+        )
+        for w in found
+    ]
     return filled(table, rows)
 
 

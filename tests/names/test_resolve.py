@@ -48,8 +48,8 @@ def check(model):
     assert [entry.order for entry in found.entries] == [*range(len(found.entries))]
     for entry in found.entries:
         assert found.find(selector(entry.path)) is entry
-        assert entry.shape == tuple(entry.variable.shape)
-        assert entry.dtype == entry.variable.dtype
+        assert entry.stored.shape == tuple(entry.variable.shape)
+        assert entry.stored.dtype == entry.variable.dtype
     assert index(model) is found
 
 
@@ -608,7 +608,8 @@ def test_quantized(model):
     layer.quantize("int8")
     assert layer._kernel is not old
     changed(model, before, 'blocks."0".kernel', layer._kernel)
-    assert index(model).find(selector('blocks."0".kernel')).dtype == "int8"
+    assert index(model).find(selector('blocks."0".kernel')).dtype == "float32"
+    assert index(model).find(selector('blocks."0".kernel.stored')).dtype == "int8"
     assert find(model, 'blocks."0".kernel_scale') is layer.kernel_scale
 
 

@@ -29,7 +29,7 @@ def test_a_counterpart_by_position_is_of_the_same_class():
     donor, _ = unnamed(Other, 5)
     with pytest.raises(kpatch.ResolutionError) as caught:
         Counterparts("donor", index(donor)).of(entry)
-    assert caught.value.message == f"'$donor' has no variable at the place of '{entry.path}' (3, 4)"
+    assert caught.value.message == f"'$donor' has no counterpart of '{entry.path}' (3, 4)"
 
 
 def test_a_counterpart_by_position_is_in_a_model_of_as_many_layers():

@@ -45,7 +45,7 @@ PARTLY = """assertion failed: zero
   line 1, column 8
     assert dense_1.bias * 0 == [0, 1, 0], "zero"
            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-  1 of 3 entries do not hold, the first at [1]"""
+  1 of 3 entries are false, the first at [1]"""
 
 
 def test_an_assertion_that_holds_for_some_entries_fails():

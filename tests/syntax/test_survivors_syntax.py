@@ -49,7 +49,7 @@ MESSAGES = [
     ("conv-1- = 2", "expected an index or '=' after the target, found '-'"),
     ("c- = 2", "expected an index or '=' after the target, found '-'"),
     # keywords and constants where they cannot stand
-    ("x = 1 + or 2", "'or' is a keyword; as a name it is quoted: \"or\""),
+    ("x = 1 + or 2", "'or' is a keyword; quote it to use it as a name: \"or\""),
     ("x = 1 + not 2", "'not' binds more loosely than the operator before it; write '(not x)'"),
     ('let "pi" = 1', "the name of a local is not quoted"),
     ("let pi = 1", "'pi' is a constant; 'let' needs another name"),

@@ -12,7 +12,7 @@ def forget_compiled(layers):
 
     Example:
         >>> import keras, numpy
-        >>> from kpatch.inside.forgetting import forget_compiled
+        >>> from kpatch.run.forgetting import forget_compiled
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> _ = model.predict(numpy.ones((1, 4)), verbose=0)
         >>> before = model.predict_function
