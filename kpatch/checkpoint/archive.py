@@ -20,7 +20,7 @@ _LOCAL, _CENTRAL, _DESCRIPTOR = b"PK\3\4", b"PK\1\2", b"PK\7\x08"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Member:
     """A stored entry of an archive.
 
     Attributes:
@@ -36,7 +36,7 @@ class Entry:
 
 
 def read(path, file):
-    """The text of an archive's config.json, and the `Entry` of its weights.
+    """The text of an archive's config.json, and the `Member` of its weights.
 
     Args:
         path: the archive's path, for errors.
@@ -88,7 +88,7 @@ def _check_names(path, infos):
 
 
 def _entry(path, file, directory, info, infos):
-    """The `Entry` of the weights in an open archive; `directory` is the offset of the archive's directory."""
+    """The `Member` of the weights in an open archive; `directory` is the offset of the archive's directory."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
         raise FileError(
             f"the weights in '{path}' are compressed or encrypted, so they cannot be edited in place",
@@ -112,7 +112,7 @@ def _entry(path, file, directory, info, infos):
         file.seek(place)
         if file.read(4) != struct.pack("<I", info.CRC):
             raise FileError(f"'{path}' is damaged: it gives two checksums for {WEIGHTS}")
-    return Entry(start, info.file_size, info.CRC, tuple(fields))
+    return Member(start, info.file_size, info.CRC, tuple(fields))
 
 
 def _in_directory(path, file, at, infos, wanted):

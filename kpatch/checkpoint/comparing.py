@@ -25,7 +25,7 @@ from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
-from kpatch.names.keywords import OPTIONS
+from kpatch.names.bindings import OPTIONS
 from kpatch.syntax import Patch, parse
 from kpatch.values.dtypes import DTYPES
 from kpatch.view import tables
@@ -177,9 +177,9 @@ def _side(side: Any) -> tuple[str, list[tuple[str, Any]], bool, list[Source]]:
         side = Checkpoint(side)
     if isinstance(side, Checkpoint):
         return str(side.path), side.stored(), True, side.sources
-    from kpatch.checkpoint.loaded import Loaded
+    from kpatch.checkpoint.loaded import ModelArrays
 
-    return "the model", Loaded(side).stored(), False, []
+    return "the model", ModelArrays(side).stored(), False, []
 
 
 def _pairs(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[str, Any, Any]]:

@@ -28,7 +28,7 @@ class Editor:
 
     Args:
         files: the `Source` of the arrays → the path to write to: its own or that of a copy.
-        entry: the `archive.Entry` that contains the arrays, or `None`.
+        entry: the `archive.Member` that contains the arrays, or `None`.
 
     Raises:
         FileError: a file written in place is no longer the parsed one.
@@ -166,7 +166,7 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
 
     Args:
         outputs: the `Source` of each file → the `Output` of its copy.
-        entry: the `archive.Entry`, or `None`.
+        entry: the `archive.Member`, or `None`.
         keep: keep a journal beside the last output.
         texts: pairs of a further `Output` and its text, which are put in place last.
         inputs: as for `outputs.written`.
@@ -200,7 +200,7 @@ def in_place(path, sources, entry, keep, unchanged):
     Args:
         path: the file whose journal is written beside it.
         sources: the `Source`s to write to.
-        entry: the `archive.Entry`, or `None`.
+        entry: the `archive.Member`, or `None`.
         keep: keep the journal after the edit, for `undo`.
         unchanged: the other `Source`s that must not change up to the end.
     """

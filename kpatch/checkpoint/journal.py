@@ -167,7 +167,7 @@ class File(NamedTuple):
     inode: int
 
 
-class Record(NamedTuple):
+class Replacement(NamedTuple):
     """A replacement read from a journal: checksums of its new bytes, and the place `at` of the old ones."""
 
     file: int
@@ -264,7 +264,7 @@ def _record(file, files, size):
         return None
     if number >= len(files) or offset + length > files[number].size:
         raise ValueError("one of its records lies outside the file")
-    return Record(number, offset, length, new_sum, first_sum, at)
+    return Replacement(number, offset, length, new_sum, first_sum, at)
 
 
 def play(file, records, descriptors):

@@ -18,7 +18,7 @@ SHOWN = 300  # characters shown of a message of Keras
 WEIGHTS = ("model.weights.h5", "model.weights.npz")
 
 
-class Loaded(NamedTuple):
+class LoadedFile(NamedTuple):
     """A model from a file, Keras's warnings, and the file."""
 
     model: Any
@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
     source: Source
 
 
-def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> Loaded:
+def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> LoadedFile:
     """Loads a model by `keras.saving.load_model`, in safe mode, with the state of its optimizer.
 
     If loss, metrics or optimizer cannot be restored (because they are custom, for example), the model is loaded without
@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str], *, with_training_state: bool = False) -> 
         model, lost = _load(path, saved_by, with_training_state)
     source.check()
     said = (_short(item.message) for item in caught if item.category is UserWarning)
-    return Loaded(model, tuple(dict.fromkeys((*lost, *said))), source)
+    return LoadedFile(model, tuple(dict.fromkeys((*lost, *said))), source)
 
 
 def _load(path: Path, saved_by: str, with_training_state: bool) -> tuple[Any, list[str]]:

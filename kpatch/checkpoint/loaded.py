@@ -35,7 +35,7 @@ class Held:
         yield from in_blocks(self.view())
 
 
-class Loaded:
+class ModelArrays:
     """A model with the part of `Checkpoint`'s interface that a listing needs."""
 
     def __init__(self, model):

@@ -8,7 +8,7 @@ from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.bindings import NONE, Bindings
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import ModelNames, Place
-from kpatch.names.tree import LAYER, Entry, Node
+from kpatch.names.tree import LAYER, Entry, LayerNode
 from kpatch.syntax import Implied
 
 
@@ -33,7 +33,7 @@ class FileIndex(ModelIndex):
     """
 
     def __init__(self, arrays):
-        root = Node(Folder(""), LAYER, None)
+        root = LayerNode(Folder(""), LAYER, None)
         nodes, entries = [root], []
         for array in arrays:
             node = root
@@ -50,7 +50,7 @@ class FileIndex(ModelIndex):
     @staticmethod
     def _child(node, key, nodes):
         if key not in node.children:
-            child = Node(Folder(key), LAYER, node)
+            child = LayerNode(Folder(key), LAYER, node)
             child.routes.append((0, node, key))
             node.children[key] = [child]
             nodes.append(child)
@@ -65,7 +65,7 @@ def place_of_array(checkpoint, entry, path):
     return Place(path, weight.shape, weight.dtype, array, entry, weight)
 
 
-class Donor:
+class FileDonor:
     """A bound file; as with a model, a path after its `$name` selects an array."""
 
     sources: Any
@@ -109,7 +109,7 @@ class Given:
     """
 
     def __init__(self, given):
-        self._files = {name: value for name, value in given.items() if isinstance(value, (Array, Donor))}
+        self._files = {name: value for name, value in given.items() if isinstance(value, (Array, FileDonor))}
         self._used = set()
         self._places = {}
         others = {name: value for name, value in given.items() if name not in self._files}

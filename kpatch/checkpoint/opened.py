@@ -16,7 +16,7 @@ from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import Place
-from kpatch.names.tree import Entry, Node
+from kpatch.names.tree import Entry, LayerNode
 from kpatch.syntax import ast, parse
 
 KINDS = (".keras", ".weights.h5", ".weights.json", ".safetensors")
@@ -50,12 +50,12 @@ class Decoded:
 
 
 def stored_in_file(array: Array, flat: np.ndarray | None = None) -> np.ndarray:
-    """Entries of an `Array`, as a `weights.Weight` reads them."""
+    """Entries of an `Array`, as a `codecs.Weight` reads them."""
     values = np.asarray(array.view())
     return values if flat is None else values.reshape(-1)[flat]
 
 
-class Checkpoint(names.Donor):
+class Checkpoint(names.FileDonor):
     """The arrays of a file, by name, read on demand. `kpatch.checkpoint.open` makes it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Checkpoint(names.Donor):
         arrays: its `Array`s.
         files: the `Source`s that contain the arrays.
         sources: all files parsed: the given one, and `files`.
-        entry: the `archive.Entry` that contains the arrays of an archive, or `None`.
+        entry: the `archive.Member` that contains the arrays of an archive, or `None`.
         note: the reason why only the file's own names are known, or `None`.
 
     Example:
@@ -153,7 +153,7 @@ class Checkpoint(names.Donor):
             raise
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[LayerNode]:
         return self.index.nodes
 
     def array(self, entry: Entry) -> Array:
@@ -166,7 +166,7 @@ class Checkpoint(names.Donor):
         return array
 
     def weight(self, entry: Entry) -> Any:
-        """The `weights.Weight` that an entry's array stores, or `None` if the array is the weight."""
+        """The `codecs.Weight` that an entry's array stores, or `None` if the array is the weight."""
         if entry.weight is None or self._model is None:
             return None
         arrays = self._model[1]

@@ -14,7 +14,7 @@ from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
-from kpatch.run.elementwise import IN_BLOCKS
+from kpatch.run.programs import IN_BLOCKS
 from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors

@@ -9,8 +9,9 @@
 * `Grid`: one item an axis, if lengths are unknown or an index is a tensor of a graph.
 """
 
+from kpatch.indexing.broadcasting import broadcast, fit
 from kpatch.indexing.kinds import (
-    Entry,
+    GraphEntry,
     Grid,
     Mask,
     PackedMask,
@@ -22,11 +23,10 @@ from kpatch.indexing.kinds import (
     whole,
 )
 from kpatch.indexing.overlap import last_wins, overlap
-from kpatch.indexing.shapes import broadcast, fit
 from kpatch.indexing.subscript import infer, layout, select
 
 __all__ = [
-    "Entry",
+    "GraphEntry",
     "Grid",
     "Mask",
     "PackedMask",

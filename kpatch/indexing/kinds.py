@@ -108,7 +108,7 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class GraphEntry:
     """One entry of an axis whose length is known only when the graph runs.
 
     `index` is a non-negative tensor of the graph, `exists` a boolean one: whether the given index was in range. If it
@@ -124,7 +124,7 @@ class Grid:
     """Entries of a tensor with unknown lengths, axis by axis.
 
     Attributes:
-        items: a slice, an integer or an `Entry` for each axis; `None` for an axis with an index array.
+        items: a slice, an integer or an `GraphEntry` for each axis; `None` for an axis with an index array.
         shape: the shape of the result.
         flat: offsets of the index arrays, counted along their axes; a tensor if an index array is one.
         block: the shape to which the index arrays broadcast; its lengths can be tensors if `flat` is one.

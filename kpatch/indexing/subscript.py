@@ -10,8 +10,8 @@ from functools import reduce
 import numpy as np
 
 from kpatch.errors import LimitError, ShapeError, SubscriptError
+from kpatch.indexing.broadcasting import broadcast, counted
 from kpatch.indexing.kinds import Grid, Point, Positions, Region, Unknown, whole
-from kpatch.indexing.shapes import broadcast, counted
 
 MAX_AXES = 64  # axes of a selection; NumPy's limit
 MAX_OFFSET = 2**62  # flat offsets stay well inside int64

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import torch
 
-from kpatch.inside import registry
+from kpatch.inside import holders
 from kpatch.run import pure
 from kpatch.syntax import parse
 
@@ -28,4 +28,4 @@ def _edit(x, text, bindings):
 
 _edit_in_graph = torch.compiler.allow_in_graph(_edit)
 _edit_apart = torch.compiler.disable(_edit)
-run_in_graph = torch.compiler.allow_in_graph(registry.run)
+run_in_graph = torch.compiler.allow_in_graph(holders.run)

@@ -17,7 +17,7 @@ from kpatch.inside.splitting import Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
-from kpatch.names.tree import Node
+from kpatch.names.tree import LayerNode
 from kpatch.run import checking, live
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.syntax import Patch
@@ -174,7 +174,7 @@ class _Calls:
             for node, kind, span in part.reads.values():
                 self._refuse_loops(node, kind, span)
 
-    def _refuse_loops(self, node: Node, kind: str, span: tuple[int, int]) -> None:
+    def _refuse_loops(self, node: LayerNode, kind: str, span: tuple[int, int]) -> None:
         """What a loop computes anew in each step cannot be read outside of it."""
         import keras
 

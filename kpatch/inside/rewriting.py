@@ -9,7 +9,7 @@ from kpatch.inside.naming import named_by
 from kpatch.inside.splitting import Part, Split
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
-from kpatch.names.tree import Node
+from kpatch.names.tree import LayerNode
 
 if TYPE_CHECKING:
     import keras
@@ -93,7 +93,7 @@ class _Rewriting:
         for part in split.parts:
             self._insert(part)
 
-    def _leaf(self, node: Node) -> Node:
+    def _leaf(self, node: LayerNode) -> LayerNode:
         """The layer of the innermost graph that holds the node; it marks the models around it."""
         line = [node]
         while line[0].parent is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import BindingError, PatchError
-from kpatch.inside import registry
+from kpatch.inside import holders
 from kpatch.names.bindings import Bindings
 from kpatch.names.meanings import Place, TensorNames, unknown
 from kpatch.names.patches import bound
@@ -29,10 +29,10 @@ def in_dynamo():
 
 
 class Holder:
-    """An object with a patch, called in compiled functions; in `torch.compile` by its key in the registry."""
+    """An object with a patch, called in compiled functions; in `torch.compile` by its key in the holders."""
 
     def __init__(self):
-        self.key = registry.enter(self)
+        self.key = holders.enter(self)
 
     def __call__(self, names, *values):
         raise NotImplementedError

@@ -3,13 +3,13 @@
 import numpy as np
 
 from kpatch.errors import BindingError, PatchError
-from kpatch.names.keywords import OPTIONS
 from kpatch.names.meanings import place_of, place_of_entry
 from kpatch.syntax import Implied, nearest
 from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
 from kpatch.values.numerics import from_numpy
 
 LITERALS = ("bool", "int64", "uint64", "float64")  # NumPy's own defaults: such arrays say nothing about precision
+OPTIONS: set[str] = set()  # the keywords of the functions themselves, entered by `keywords.checked`
 KINDS = "a number, a list, an array, a tensor, a variable or a model"
 
 

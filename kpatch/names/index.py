@@ -17,7 +17,7 @@ class ModelIndex:
     """The names of a model's variables. `index(model)` gives it: the same object as long as nothing changes.
 
     Attributes:
-        root: the `Node` of the model.
+        root: the `LayerNode` of the model.
         entries: each variable once, in the order of `model.weights`, the hidden ones between.
     """
 

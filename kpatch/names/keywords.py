@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from kpatch.errors import BindingError, of_backend
+from kpatch.names.bindings import OPTIONS
 from kpatch.names.patches import as_patch
 from kpatch.syntax import ast
 
@@ -18,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Function(NamedTuple):
+class Purpose(NamedTuple):
     """What a function does, and what to use in the place of keywords that are others'."""
 
     does: str
@@ -33,32 +34,30 @@ _COPY = "kpatch.rewrite makes a new model"
 _EDIT = "kpatch.apply edits a model in place"
 
 FUNCTIONS = {
-    "kpatch.apply": Function("edits a model in memory", _FILE, f"it always edits in place; {_COPY}", _PLAN),
-    "kpatch.plan": Function("writes nothing", _FILE, _EDIT, "it is the dry run itself"),
-    "kpatch.edit": Function("returns a new tensor", "x = kpatch.edit(x, patch) keeps it", _EDIT, "x stays as it is"),
-    "kpatch.rewrite": Function(
+    "kpatch.apply": Purpose("edits a model in memory", _FILE, f"it always edits in place; {_COPY}", _PLAN),
+    "kpatch.plan": Purpose("writes nothing", _FILE, _EDIT, "it is the dry run itself"),
+    "kpatch.edit": Purpose("returns a new tensor", "x = kpatch.edit(x, patch) keeps it", _EDIT, "x stays as it is"),
+    "kpatch.rewrite": Purpose(
         "returns a new model",
         "kpatch.rewrite(model, patch).save(path) writes a file",
         _EDIT,
         "the old one stays as it is",
     ),
-    "kpatch.intervene": Function("patches a model for a 'with' block", _FILE, _COPY, "its call only checks the patch"),
-    "kpatch.hold": Function("edits a model in memory", _FILE, "it always edits in place", _PLAN),
-    "kpatch.checkpoint.apply": Function(
+    "kpatch.intervene": Purpose("patches a model for a 'with' block", _FILE, _COPY, "its call only checks the patch"),
+    "kpatch.hold": Purpose("edits a model in memory", _FILE, "it always edits in place", _PLAN),
+    "kpatch.checkpoint.apply": Purpose(
         "edits a file", "its keyword is 'out'", "its keyword is 'in_place'", "kpatch.checkpoint.plan is the dry run"
     ),
-    "kpatch.checkpoint.plan": Function(
+    "kpatch.checkpoint.plan": Purpose(
         "writes nothing", _FILE, "kpatch.checkpoint.apply edits a file in place", "it is the dry run itself"
     ),
 }
-
-OPTIONS: set[str] = set()  # the keywords that the functions have themselves, filled by `checked`
 
 _OF_APPLY = "kpatch.apply takes it"
 _OF_FILES = "kpatch.checkpoint.apply takes it"
 
 
-def _hints(function: Function) -> dict[str, str]:
+def _hints(function: Purpose) -> dict[str, str]:
     """What to say of each keyword that some function takes, and this one does not."""
     return {
         "out": function.output,

@@ -20,7 +20,7 @@ class Place:
     Attributes:
         path: what it is called in tables and errors.
         entry: the `resolve.Entry` of a variable of the model; `None` for others.
-        weight: the `weights.Weight` that the variable stores, of which shape and dtype are; `None` if it is the tensor.
+        weight: the `codecs.Weight` that the variable stores, of which shape and dtype are; `None` if it is the tensor.
     """
 
     path: str

@@ -10,7 +10,7 @@ from kpatch.names import globs
 from kpatch.names.bindings import Bindings
 from kpatch.names.index import index, keys_of
 from kpatch.names.meanings import ModelNames, Place
-from kpatch.names.tree import Entry, Node, distinct, is_speakable
+from kpatch.names.tree import Entry, LayerNode, distinct, is_speakable
 from kpatch.syntax import Patch, ast, nearest
 
 MAX_LISTED = 8  # models that an error lists
@@ -49,7 +49,7 @@ class ModelsIndex:
         self.models = list(models.values())
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[LayerNode]:
         """All nodes; how many there are bounds what globs cost."""
         return [node for known in self._indices.values() for node in known.nodes]
 

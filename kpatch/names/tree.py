@@ -1,4 +1,4 @@
-"""A model as a graph of names: one `Node` for each layer, however many routes lead to it, and `Entry`s of variables.
+"""A model as a graph of names: one `LayerNode` for each layer, by however many routes, and `Entry`s of variables.
 
 The graph is read from Keras's own lists (`_layers`, `_trainable_variables`, ...), not from `Variable.path`, which
 depends on where a layer was first built and can repeat. A layer has these names in its parent:
@@ -44,7 +44,7 @@ class Entry:
         variable: the `keras.Variable`.
         hidden: a seed generator's state or a metric's variable, which only its full chain of names matches.
         order: its position in `ModelIndex.entries`.
-        weight: the `weights.Weight` that it stores, or `None`; `shape` and `dtype` are those of that weight.
+        weight: the `codecs.Weight` that it stores, or `None`; `shape` and `dtype` are those of that weight.
         part_of: the entry of the weight that is made with this variable, a scale or a factor of LoRA; else `None`.
         stored: the entry of `.stored`, the variable as it is stored; the same one if it stores no weight.
     """
@@ -113,7 +113,7 @@ class StoredEntry(Entry):
         self._path = f"{of.path}.{STORED}"
 
 
-class Node:
+class LayerNode:
     """A layer with the names of its contents; also a list or dict of layers, a metric, or a seed generator.
 
     Attributes:
@@ -162,7 +162,7 @@ class Walk:
 
     def __init__(self, root):
         self.watch = Watch()
-        self.root = Node(root, LAYER, None)
+        self.root = LayerNode(root, LAYER, None)
         self.nodes = [self.root]
         self.entries = []
         self._by_id = {id(root): self.root}
@@ -257,7 +257,7 @@ class Walk:
     def _add_node(self, parent, item, kind):
         node = self._by_id.get(id(item))
         if node is None:
-            node = self._by_id[id(item)] = Node(item, kind, parent)
+            node = self._by_id[id(item)] = LayerNode(item, kind, parent)
             self.nodes.append(node)
         rank = _NUMBERED if is_automatic(item.name, type(item).__name__) else _GIVEN
         self._name_node(parent, item.name, node, rank)
@@ -357,7 +357,7 @@ class Walk:
         for child in holder.children.get(name, ()):
             if child.kind == GROUP and child.scope is holder.scope:
                 return child
-        group = Node(None, GROUP, holder, holder.scope)
+        group = LayerNode(None, GROUP, holder, holder.scope)
         self.nodes.append(group)
         holder.children.setdefault(name, []).append(group)
         group.routes.append((rank, holder, name))

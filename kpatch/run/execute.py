@@ -10,7 +10,7 @@ from kpatch import backends, indexing
 from kpatch.errors import PatchError
 from kpatch.names.meanings import Place
 from kpatch.run import evaluate as ev
-from kpatch.run import statements
+from kpatch.run import semantics
 from kpatch.run.batch import BatchStep
 from kpatch.run.steps import AssertStep, EditStep, LetStep
 from kpatch.syntax import ast
@@ -36,7 +36,7 @@ def run(checked, store):
             if type(step) is LetStep:
                 scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
             elif type(step) is AssertStep:
-                statements.check_assertion(step.statement, scope)
+                semantics.check_assertion(step.statement, scope)
             else:
                 _write(step, store, scope)
     except PatchError as error:
@@ -46,7 +46,7 @@ def run(checked, store):
 def _located(error, step, patch):
     """The error with the span of its statement and, for a glob, a note on the match."""
     if type(step) is EditStep:
-        statements.in_match(error, step.statement, step.place, step.stream)
+        semantics.in_match(error, step.statement, step.place, step.stream)
     return error.locate(step.statement.span, patch.source)
 
 
@@ -70,7 +70,7 @@ def _write(step, store, scope):
     if step.constant is not None:
         constant = step.constant
         if step.selection is None or step.open_ended:
-            constant = statements.fitted_constant(step, _shape(selection, old) if step.open_ended else selection.shape)
+            constant = semantics.fitted_constant(step, _shape(selection, old) if step.open_ended else selection.shape)
         store.write_constant(step, target, picked(_fitting(step, constant, old), selection.shape, last))
     elif step.operand is None or not store.update(step, target, old):
         values = _fitting(step, _computed(step, selection, old, store, scope), old)
@@ -107,9 +107,9 @@ def _computed(step, selection, old, store, scope):
     """The values to write, of the place's dtype and of a shape that fits."""
     whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar or, if traced, element-wise
     implied = tensor(store.value(step.place) if whole else old)
-    value = statements.evaluate_side(step.statement, scope, implied)
+    value = semantics.evaluate_side(step.statement, scope, implied)
     shape = _shape(selection, implied)
-    values = statements.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
+    values = semantics.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
     return values if value.exists is None else _where_existing(value.exists, values, implied)
 
 
@@ -151,7 +151,7 @@ def dynamic_selection(step, store, scope):
         if type(items[0]) is Value and items[0].dtype == "bool":  # the only item: the plan allows no other mask
             return indexing.Mask(_over_rows(_existing_mask(items[0]), len(place.shape)), place.shape)
         return ev.traced_selection(store.value(place), items, nodes, scope)
-    if not statements.is_mask(items, place.shape):
+    if not semantics.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
     return _masked(items[0].data, step)
 

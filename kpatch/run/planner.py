@@ -13,9 +13,9 @@ from kpatch.functions import ranges
 from kpatch.functions.quoted import with_names
 from kpatch.names.meanings import Place
 from kpatch.run import evaluate as ev
-from kpatch.run import statements
+from kpatch.run import semantics
 from kpatch.run.batch import batches, sets_one_entry
-from kpatch.run.elementwise import compile_mask, compile_value
+from kpatch.run.programs import compile_mask, compile_value
 from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep
 from kpatch.syntax import ast
 from kpatch.values import arithmetic
@@ -126,7 +126,7 @@ def plan_edit(statement, place, stream, scope):
         with arithmetic.planning(scope.traced) as found:
             step = _planned_edit(statement, place, stream, scope)
     except PatchError as error:
-        raise statements.in_match(error, statement, place, stream) from error.__cause__
+        raise semantics.in_match(error, statement, place, stream) from error.__cause__
     step.may_fail = found.doubtful or place.weight is not None
     return step
 
@@ -145,7 +145,7 @@ def _planned_edit(statement, place, stream, scope):
     if masked and scope.traced:
         implied = _implied_under_mask(statement, place, scope)
     shape = implied.shape
-    value = statements.evaluate_side(statement, scope, implied)
+    value = semantics.evaluate_side(statement, scope, implied)
     if None in shape and value.shape:
         arithmetic.doubt()  # whether it fits
     step = EditStep(statement, place, selection, stream=stream, open_ended=_is_open_ended(value, shape, implied))
@@ -153,11 +153,11 @@ def _planned_edit(statement, place, stream, scope):
         step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
     if statement.op == "=" and value.weak:
-        step.constant = statements.assigned_value(statement, value, implied, place, shape).data
+        step.constant = semantics.assigned_value(statement, value, implied, place, shape).data
         return step
     if value.weak and value.shape == () and is_floating(place.dtype):
-        step.operand = statements.converted(statement, value, place.dtype)
-    value = statements.assigned_value(statement, value, implied, place, shape, scope.traced)
+        step.operand = semantics.converted(statement, value, place.dtype)
+    value = semantics.assigned_value(statement, value, implied, place, shape, scope.traced)
     whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
     step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
     if step.fresh and statement.op == "=" and not scope.traced:
@@ -201,7 +201,7 @@ def _selected(statement, place, scope):
         entries = ranges.entries(entries, whole, items)
     if selection is not None:
         return selection, entries, False
-    masked = statements.is_mask(items, place.shape) or (scope.traced and statements.is_mask_of_rows(items, place.shape))
+    masked = semantics.is_mask(items, place.shape) or (scope.traced and semantics.is_mask_of_rows(items, place.shape))
     if not masked:
         arithmetic.doubt()
     if scope.traced and not masked and not ev.known(items):
@@ -233,7 +233,7 @@ def _implied_under_mask(statement, place, scope):
 def _plan_assert(statement, scope):
     scope.begin()
     with arithmetic.planning(scope.traced) as found:
-        statements.check_assertion(statement, scope)
+        semantics.check_assertion(statement, scope)
     return AssertStep(statement, found.doubtful)
 
 

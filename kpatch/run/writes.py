@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kpatch import indexing
-from kpatch.run import statements
+from kpatch.run import semantics
 from kpatch.run.batch import BatchStep
 from kpatch.run.encoding import StoredStep
 from kpatch.run.plan import text_in
@@ -76,7 +76,7 @@ def _after(record: Any, before: np.ndarray) -> np.ndarray:
     """The values written: kept, or computed again from those before."""
     if record.after is not None:
         return tensors.to_numpy(record.after)
-    value = statements.operated(record.step.statement, tensor(record.before), record.step.operand)
+    value = semantics.operated(record.step.statement, tensor(record.before), record.step.operand)
     return tensors.to_numpy(value.data)
 
 

@@ -14,7 +14,7 @@ from kpatch.errors import FileError, PatchError, shorten
 from kpatch.names.patches import decode, read, unreadable
 from kpatch.syntax import Patch, ast, parse
 from kpatch.tools import python_sources
-from kpatch.tools.places import FoundPatch, Region, patch_file
+from kpatch.tools.places import Extent, FoundPatch, patch_file
 from kpatch.tools.python_sources import Found
 
 PYTHON = (".py", ".pyi", ".pyw")
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
     """An error and its place; `region` is `None` if the error concerns the whole file."""
 
     path: str
-    region: Region | None
+    region: Extent | None
     error: PatchError
 
     @property
@@ -121,7 +121,7 @@ def _found(path: str) -> Found:
     return python_sources.find(python_sources.decode_python(data, path))
 
 
-def _region_in_file(error: FileError) -> Region | None:
+def _region_in_file(error: FileError) -> Extent | None:
     """The place of the error in a file that is not Python."""
     if error.source is None or error.span is None:
         return None
@@ -208,7 +208,7 @@ def _record(finding: Finding) -> dict[str, Any]:
     error = finding.error
     return {
         "path": finding.path,
-        **(finding.region._asdict() if finding.region is not None else dict.fromkeys(Region._fields)),
+        **(finding.region._asdict() if finding.region is not None else dict.fromkeys(Extent._fields)),
         "code": finding.code,
         "message": shorten(error.message),
         "notes": [shorten(note) for note in error.notes],

@@ -191,7 +191,7 @@ def _apply(
     loaded = _load(path, with_training_state=output is None and not dry_run)
     import kpatch
 
-    given: list[keras_files.Loaded] = []
+    given: list[keras_files.LoadedFile] = []
 
     def donor(name: str) -> Any:
         given.append(_load(Path(name)))
@@ -353,9 +353,9 @@ def _parse_selector(text: str) -> ast.Selector:
 def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
     """The rows of a file whose model must be loaded."""
     from kpatch.checkpoint import commands
-    from kpatch.checkpoint.loaded import Loaded
+    from kpatch.checkpoint.loaded import ModelArrays
 
-    return commands.selected(Loaded(_load(path).model), selector)
+    return commands.selected(ModelArrays(_load(path).model), selector)
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -363,7 +363,7 @@ def _read(name: str) -> tuple[str, str]:
     return ("standard input" if name == "-" else name), patches.read_text(name)
 
 
-def _load(path: Path, *, with_training_state: bool = False) -> keras_files.Loaded:
+def _load(path: Path, *, with_training_state: bool = False) -> keras_files.LoadedFile:
     with _status(f"loading {path}"):
         _choose_backend()
         loaded = keras_files.load(path, with_training_state=with_training_state)

@@ -21,7 +21,7 @@ _CHARACTER = re.compile(
 _RAW_CHARACTER = re.compile(r"(?P<nothing>(?!))|.", re.DOTALL)
 
 
-class Region(NamedTuple):
+class Extent(NamedTuple):
     """A part of a file. Lines and columns (of characters) count from 1; the end is exclusive."""
 
     line: int
@@ -67,13 +67,13 @@ class FoundPatch:
     _lines: Lines = field(repr=False)
     _node: ast.Constant | None = field(default=None, repr=False)  # `None`: the patch is the whole file
 
-    def region(self, span: tuple[int, int]) -> Region:
+    def region(self, span: tuple[int, int]) -> Extent:
         """The region, in the file, of a span of the patch."""
         start, end = span
         if self._node is not None:
             starts, ends = self._characters
             start, end = starts[start], ends[end - 1] if end > start else starts[start]
-        return Region(*self._lines.place(start), *self._lines.place(end))
+        return Extent(*self._lines.place(start), *self._lines.place(end))
 
     @cached_property
     def _characters(self) -> tuple["array[int]", "array[int]"]:
@@ -105,7 +105,7 @@ def patch_file(text: str) -> FoundPatch:
 
     Example:
         >>> patch_file("a.b = 1\\r\\nc.d = 2").region((8, 11))
-        Region(line=2, column=1, end_line=2, end_column=4)
+        Extent(line=2, column=1, end_line=2, end_column=4)
     """
     lines = Lines(text.removeprefix("\ufeff"))
     return FoundPatch(lines.text, True, lines)

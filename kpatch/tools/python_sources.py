@@ -231,7 +231,7 @@ def find(text: str) -> Found:
     Example:
         >>> found = find("import kpatch\\nkpatch.apply(model, 'dense.bias = 1')")
         >>> found.patches[0].text, found.patches[0].region((0, 10))
-        ('dense.bias = 1', Region(line=2, column=22, end_line=2, end_column=32))
+        ('dense.bias = 1', Extent(line=2, column=22, end_line=2, end_column=32))
     """
     lines = Lines(text)
     walk = _Walk(_parse(lines))

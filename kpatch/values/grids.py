@@ -20,7 +20,7 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.errors import SubscriptError
-from kpatch.indexing import Entry, Unknown, last_wins
+from kpatch.indexing import GraphEntry, Unknown, last_wins
 from kpatch.values import slices, symbols, widths
 
 
@@ -30,7 +30,7 @@ class Span:
     Attributes:
         whole: all entries are selected, in order.
         static: the numbers are known.
-        exists: for an `Entry`, its `exists`; else `None`.
+        exists: for an `GraphEntry`, its `exists`; else `None`.
     """
 
     __slots__ = ("count", "exists", "item", "length", "start", "static", "step", "whole")
@@ -44,7 +44,7 @@ class Span:
         self.exists = None
         if type(item) is int:
             self.start, self.count = item if item >= 0 else item + length, 1
-        elif type(item) is Entry:
+        elif type(item) is GraphEntry:
             self.start, self.count, self.exists = item.index, 1, item.exists
         elif self.static:
             found = range(*item.indices(length))
@@ -122,7 +122,7 @@ def layout(tensor, items, tensors, proved):
         return _with_offsets(grid, placed, lengths), checks
     items = list(grid.items)
     for axis, (value, exists) in placed.items():
-        items[axis] = value if exists is None else Entry(value, exists)
+        items[axis] = value if exists is None else GraphEntry(value, exists)
     return dataclasses.replace(grid, items=tuple(items)), checks
 
 
@@ -246,7 +246,7 @@ def existing(grid):
 
         after = len(grid.shape) - grid.place - len(grid.block)
         return ops.reshape(grid.exists, (*grid.block, *[1] * after))
-    found = [item.exists for item in grid.items if type(item) is Entry]
+    found = [item.exists for item in grid.items if type(item) is GraphEntry]
     return _all(found) if found else None
 
 

@@ -16,7 +16,7 @@ import pytest
 import kpatch
 from kpatch import backends
 from kpatch.names.index import index
-from kpatch.run import live, statements
+from kpatch.run import live, semantics
 from kpatch.values import arithmetic
 
 BACKEND = keras.backend.backend()
@@ -454,7 +454,7 @@ def test_an_interrupt_at_each_line_of_a_block(statement):
 def test_an_interrupt_at_each_line_after_a_failure(statement, first):
     """Also after another interrupt."""
     text = f"{statement}; assert all(third.kernel > 99)"
-    check = statements.check_assertion
+    check = semantics.check_assertion
 
     def failing(statement, scope):
         if first is KeyboardInterrupt and not arithmetic.is_planning():
@@ -463,7 +463,7 @@ def test_an_interrupt_at_each_line_after_a_failure(statement, first):
 
     for at in range(10_000):
         model, interrupted = network(), Interrupted(at)
-        with mock.patch.object(statements, "check_assertion", failing), interrupted:
+        with mock.patch.object(semantics, "check_assertion", failing), interrupted:
             error = raised(kpatch.apply, model, text)
         assert isinstance(error, KeyboardInterrupt if interrupted.raised else first)
         assert unchanged(model)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import kpatch
 from kpatch.functions import ranks
 from kpatch.names.meanings import Place
-from kpatch.run import elementwise, evaluate
+from kpatch.run import evaluate, programs
 from kpatch.values.dtypes import NUMPY, Value, tensor
 from kpatch.values.tensors import to_numpy
 
@@ -29,7 +29,7 @@ def both(text, array):
     node = kpatch.parse(f"t[{text}] = 0").statements[0].target.index[0]
     place = Place("t", array.shape, str(array.dtype))
     planning = evaluate.Scope(lambda node, target: None, implied=Value(place.dtype, place.shape, None))
-    program = elementwise.compile_mask(node, planning, place)
+    program = programs.compile_mask(node, planning, place)
     scope = evaluate.Scope(lambda node, target: None, implied=tensor(keras.ops.convert_to_tensor(array, place.dtype)))
     by_evaluator = evaluate.evaluate(node, scope)
     expected = np.broadcast_to(
@@ -136,14 +136,12 @@ def test_common_masks_are_made_in_blocks(dtype, text):
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16, 17, 24])
 def test_sizes_around_a_block(size, monkeypatch):
-    monkeypatch.setattr(elementwise, "BLOCK", 8)
+    monkeypatch.setattr(programs, "BLOCK", 8)
     check("abs(_) < 0.5 or isnan(_)", filled(size, "float32"))
     check("-1 <= _ < 1", filled(2 * size, "float32").reshape(2, size))
 
 
-@pytest.mark.parametrize(
-    "size", [elementwise.BLOCK - 1, elementwise.BLOCK, elementwise.BLOCK + 1, 2 * elementwise.BLOCK + 3]
-)
+@pytest.mark.parametrize("size", [programs.BLOCK - 1, programs.BLOCK, programs.BLOCK + 1, 2 * programs.BLOCK + 3])
 def test_sizes_around_the_real_block(size):
     check("abs(_) < 0.5 or isnan(_)", filled(size, "float32"))
 
@@ -224,7 +222,7 @@ def test_other_dtypes_are_left_to_the_evaluator():
     for dtype in ("float16", "bfloat16", "int8", "int32", "bool"):
         place = Place("t", (3,), dtype)
         scope = evaluate.Scope(lambda node, target: None, implied=Value(dtype, (3,), None))
-        assert elementwise.compile_mask(node, scope, place) is None
+        assert programs.compile_mask(node, scope, place) is None
 
 
 def holder(array, dtype=None):
