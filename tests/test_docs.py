@@ -19,6 +19,8 @@ import json
 import re
 import shlex
 import shutil
+from collections import Counter
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -303,6 +305,29 @@ def test_imports_up_the_drawing_are_stated_and_lazy():
     }
     stated = re.findall(r"`(\w+(?:\.\w+)* → \w+(?:\.\w+)*)`", ARCHITECTURE.read_text(encoding="utf-8"))
     assert sorted(stated) == sorted(lazy)
+
+
+def test_no_imports_run_in_a_circle():
+    """Neither do those inside functions."""
+    graph = {name: {other for other, _ in imported(name) if other in MODULES} - {name} for name in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises a CycleError
+
+
+def test_rooms_and_files_stay_small():
+    entries = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")]
+    assert len(entries) <= 20
+    long = {name for name, path in MODULES.items() if path.read_text(encoding="utf-8").count("\n") > 500}
+    assert not long
+
+
+def test_no_two_classes_share_a_name():
+    named = [
+        node.name
+        for path in MODULES.values()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(named).items() if count > 1] == []
 
 
 @pytest.mark.backend_free
