@@ -42,8 +42,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = run
 
 
-def pytest_collection_finish():
-    """Modules live as long as the process: collections of garbage, of which tests ask for many, need not visit them."""
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects():
+    """Modules and compiled functions live as long as the process: collections of garbage need not visit them.
+
+    Keras collects at every `quantize`, kpatch at every `hold`: a second each, once jax has compiled a thousand functions.
+    """
     gc.collect()
     gc.freeze()
 
