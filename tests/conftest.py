@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config, items):
 def _few_objects():
     """Modules and compiled functions live as long as the process: collections of garbage need not visit them.
 
-    Keras collects at every `quantize`, kpatch at every `hold`: a second each, once jax has compiled a thousand functions.
+    Keras collects at every `quantize`, kpatch at every `hold`: a second each, once jax has compiled a lot.
     """
     gc.collect()
     gc.freeze()
