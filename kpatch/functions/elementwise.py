@@ -169,6 +169,16 @@ _function("arctan2", "the angle of the point (x2, x1)", "arctan2([0, 1], -1) is 
 _function("hypot", "sqrt(x1**2 + x2**2)", "hypot([3, 5], [4, 12]) is about [5, 13]", operands=2)
 _function("logaddexp", "log(exp(x1) + exp(x2))", "logaddexp([0, 1], 0) is about [0.693147, 1.31326]", operands=2)
 
+
+@MATHEMATICS(
+    "0 for negative x1, x2 where x1 is 0, 1 for positive x1; nan where x1 is nan",
+    "heaviside([-2, 0, 3], 0.5) is [0, 0.5, 1]",
+    bounds=each(lambda x1, x2: ranges.hull(Range(0, 1), x2)),
+)
+def heaviside(x1: Numeric, x2: Numeric):
+    return _in_floats(numerics.heaviside, np.heaviside, x1, x2)
+
+
 SAME_DTYPE = Group("Element-wise, in the same dtype", elementwise=True, names=ranges.aligned)
 
 

@@ -264,6 +264,13 @@ def sign(x, dtype):
     return where(x == x, ones, x, dtype)
 
 
+def heaviside(x, y, dtype):
+    """Of NaN it is NaN; torch gives 0. `y` counts only where `x` is a zero of either sign."""
+    zero = scalar(0, dtype)
+    steps = where(x > zero, scalar(1, dtype), where(x == zero, y, zero, dtype), dtype)
+    return where(x == x, steps, x, dtype)
+
+
 def maximum(x, y, dtype):
     """NaN where either is."""
     return engine("maximum", dtype)(x, y)

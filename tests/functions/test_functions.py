@@ -242,6 +242,7 @@ EXACT = {
     "relu": (lambda x: np.maximum(x, 0), X), "relu6": (lambda x: np.clip(x, 0, 6), X * 4),
     "clip": (np.clip, X, -Y**2, Y**2), "where": (np.where, X > 0, X, Y), "logical_xor": (np.logical_xor, X > 0, Y > 0),
     "zeros_like": (np.zeros_like, X), "ones_like": (np.ones_like, X), "transpose": (np.transpose, X),
+    "heaviside": (np.heaviside, np.round(X), Y),
 }  # fmt: skip
 
 
@@ -435,13 +436,27 @@ def test_the_first_nan_is_the_extreme(dtype):
 def test_nan_stays_nan(dtype):
     x = ODD.astype(NUMPY[dtype])
     wide = ODD.astype("float64")
-    for name, *others in (("sign",), ("maximum", 1.0), ("minimum", 1.0), ("clip", 0.0, 2.0), ("relu",), ("abs",)):
+    calls = (("sign",), ("maximum", 1.0), ("minimum", 1.0), ("clip", 0.0, 2.0), ("relu",), ("abs",), ("heaviside", 0.5))
+    for name, *others in calls:
         expected = {"clip": np.clip, "relu": lambda a: np.maximum(a, 0)}.get(name) or getattr(np, name)
         np.testing.assert_array_equal(run(name, x, *others).astype("float64"), expected(wide, *others), err_msg=name)
     assert not np.signbit(run("sign", x).astype("float32"))[7]
     for name in ("isnan", "isinf", "isfinite"):
         np.testing.assert_array_equal(run(name, x), getattr(np, name)(wide))
         assert run(name, np.array([1, 2])).tolist() == [name == "isfinite"] * 2 if "int64" in INTEGERS else True
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS])
+def test_heaviside_is_that_of_numpy(dtype):
+    """NaN counts of x2 only where x1 is 0; integers are computed in float32, and booleans refused."""
+    steps = ODD if dtype in FLOATS else np.array([3, 0, 1])
+    x = steps.astype(NUMPY[dtype])
+    for other in (0.5, -0.0, 7, math.inf, NAN):
+        expected, found = np.heaviside(steps.astype("float64"), other), run("heaviside", x, other)
+        assert found.dtype == NUMPY[dtype if dtype in FLOATS else "float32"]
+        np.testing.assert_array_equal(found.astype("float64"), expected)
+        np.testing.assert_array_equal(np.signbit(found)[expected == 0], np.signbit(expected)[expected == 0])
+    assert fails(DTypeError, "heaviside", x, np.array([True]))[1] == 1
 
 
 def test_replacing_nan():

@@ -375,6 +375,8 @@ PROVED = {  # an index of the first axis of a tensor of shape (4, None) → whet
     "clip(cast(_[:, 0], 'int32'), -5, 3)": False,
     "cast(clip(_[:, 0], 1, 3.5), 'uint8')": True,
     "cast(_[:, 0] > 0, 'int32')": True,
+    "cast(heaviside(_[:, 0], 3), 'int32')": True,
+    "cast(heaviside(_[:, 0], 4), 'int32')": False,
     "minimum(argmax(_, axis=1), 3)": True,
     "clip(argmax(_, axis=1), 0, 3)": True,
     "argmax(_, axis=1) % 4": True,
