@@ -9,7 +9,7 @@
 
 * The page of functions is the table of `kpatch/functions/`, whose examples run, of literals and of tensors.
 
-`python tests/test_docs.py` writes `docs/functions.md` anew.
+`python tests/test_docs.py` writes `docs/functions.md` anew, of the package beside it.
 """
 
 import ast
@@ -19,6 +19,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections import Counter
 from graphlib import TopologicalSorter
 from importlib import import_module
@@ -27,6 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import kpatch
 from kpatch.functions import TABLE
