@@ -114,7 +114,7 @@ class _Rewriting:
             message = f"'{part.path}' cannot be rewritten: {where}; kpatch.intervene patches calls"
             raise UnsupportedError(message).locate(part.span)
         name = named_by(part.text, f"{node.item.name}_{part.kind}")
-        layer = ScatterLayer(part.patch, part.constants, name=name, dtype=node.item.dtype_policy)
+        layer = ScatterLayer(part.patch, part.constants, name=name, dtype=_unquantised(node.item.dtype_policy))
         self._inserted[id(node.item), part.kind] = layer, part
 
     def model(self, model: Any) -> Any:
@@ -189,3 +189,11 @@ class _Rewriting:
         if key in self._read:
             recorded.keep(layer, kind, x)
         return x
+
+
+def _unquantised(policy: Any) -> Any:
+    """The policy without quantisation, which belongs to the layer's own weights."""
+    if getattr(policy, "quantization_mode", None) is None:
+        return policy
+    computes, stores = policy.compute_dtype, policy.variable_dtype
+    return computes if computes == stores else f"mixed_{computes}"

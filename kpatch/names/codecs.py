@@ -43,6 +43,7 @@ class Weight:
         layer: the layer that computes with it.
         variable: the variable that stores it, whose name it bears.
         others: the further variables that it depends on.
+        bookkeeping: variables that its layer keeps for it, such as the group of each row, or ranges of activations.
         shape, dtype: of the weight.
         told: what is stored, in words.
         refusal: why it cannot be written, or `None`.
@@ -55,6 +56,7 @@ class Weight:
     unreadable: str | None = None
     moves: str | None = None
     others: tuple = ()
+    bookkeeping: tuple = ()
 
     def __init__(self, layer, variable, shape, dtype):
         self.layer = layer

@@ -249,9 +249,10 @@ class Walk:
         return entry
 
     def _link_weights(self, node):
-        """Has scales and factors know the weight that they make."""
+        """Has scales, factors and the layer's bookkeeping know the weight that they belong to."""
         for entry in node.own:
-            for variable in entry.weight.others if entry.weight is not None else ():
+            parts = (*entry.weight.others, *entry.weight.bookkeeping) if entry.weight is not None else ()
+            for variable in parts:
                 self._entry_by_id[id(variable)].part_of = entry
 
     def _add_node(self, parent, item, kind):

@@ -20,6 +20,12 @@ from kpatch.names.codecs import (
     dtype_of,
 )
 
+# What quantised layers keep beside scales: int4 the group of each row, float8 scales and ranges of activations.
+BOOKKEEPING = (
+    "g_idx", "inputs_scale", "outputs_grad_scale", "inputs_amax_history", "kernel_amax_history",
+    "outputs_grad_amax_history",
+)  # fmt: skip
+
 
 def weight_of(layer, variable):
     """The `Weight` that a variable of a layer stores; `None` if the variable is what the layer computes with.
@@ -41,9 +47,13 @@ def weight_of(layer, variable):
     if mode is None and not lora:
         return None
     try:
-        return _weight_of(layer, variable, mode, lora)
+        weight = _weight_of(layer, variable, mode, lora)
     except AttributeError:  # somebody's subclass, which lacks what Keras's own class has
         return _unknown(layer, variable)
+    if weight is not None:
+        held = (*layer._trainable_variables, *layer._non_trainable_variables)
+        weight.bookkeeping = tuple(each for each in held if each.name in BOOKKEEPING)
+    return weight
 
 
 def _weight_of(layer, variable, mode, lora):

@@ -66,10 +66,7 @@ def whole(place, read):
 
 def taken(place, selection, read):
     """The selected entries of the weight."""
-    flat = _offsets(selection, place.shape)
-    if flat is None:
-        return place.weight.values(read)
-    return place.weight.values(read, flat).reshape(selection.shape)
+    return place.weight.values(read, _offsets(selection, place.shape)).reshape(selection.shape)
 
 
 def writes(step, target, values, read, shown=True):
@@ -130,7 +127,7 @@ class Changed:
             return self._read(variable, flat)
         if change.flat is None:
             return change.values if flat is None else change.values.reshape(-1)[flat]
-        new = np.array(self._read(variable, None))
+        new = np.array(self._read(variable, None), order="C")  # a copy in C order, whose row is a view
         new.reshape(-1)[change.flat] = change.values
         return new if flat is None else new.reshape(-1)[flat]
 

@@ -830,3 +830,48 @@ def test_spectral_normalization_means_the_weight_before_the_division():
     inner = model.get_layer("sn").layer
     kpatch.apply(model, "inner.kernel = 2")
     np.testing.assert_array_equal(values(inner.kernel), 2)
+
+
+# What a stranger found -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, *MODES, "float8"])
+def test_everything_is_the_weights_and_no_bookkeeping(mode):
+    """Neither the groups of int4's rows, nor the ranges that float8 keeps, belong to `**`."""
+    model = built("dense", mode)
+    names = sorted(row.path for row in kpatch.plan(model, "** = 0").rows)
+    assert names == ["d.bias", "d.kernel"]
+    x = np.eye(6, dtype="float32")
+    bias = np.array(ops.convert_to_numpy(model.get_layer("d").bias))
+    before = model.predict(x, verbose=0) - bias
+    kpatch.apply(model, "** *= 0.5")
+    np.testing.assert_allclose(model.predict(x, verbose=0), (before + bias) / 2, rtol=2e-2, atol=1e-5)
+    kpatch.apply(model, "** = 0")
+    assert not model.predict(x, verbose=0).any()
+
+
+@pytest.mark.parametrize("mode", [*MODES, "float8"])
+@pytest.mark.parametrize("index", ["_ < 100", "abs(_) >= 0", ":, :"])
+def test_an_index_that_selects_everything(mode, index):
+    model, other = built("dense", mode), built("dense", mode)
+    kpatch.apply(model, f"d.kernel[{index}] *= 0.5")
+    kpatch.apply(other, "d.kernel *= 0.5")
+    assert stored(model) == stored(other)
+
+
+def test_writes_tell_what_is_stored_whatever_the_order_of_memory():
+    layer = layers.Embedding(2, 4, name="e")
+    layer.build()
+    layer.embeddings.assign([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    layer.quantize("int4")
+    [write] = kpatch.apply(layer, "embeddings[0] = 9").writes
+    np.testing.assert_allclose(write.after, [9, 9, 9, 9], rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_an_activation_of_a_quantised_layer_is_rewritten(mode):
+    model = built("dense", mode)
+    x = np.ones((2, 6), "float32")
+    expected = np.array(model.predict(x, verbose=0))
+    expected[..., 0] = 0
+    np.testing.assert_array_equal(kpatch.rewrite(model, "d.output[..., 0] = 0").predict(x, verbose=0), expected)
