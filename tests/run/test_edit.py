@@ -172,6 +172,8 @@ WIDE = {  # a text, its bindings, and the same by NumPy
 @pytest.fixture
 def wide():
     """64-bit dtypes that the backend has; jax, where it is told to."""
+    if BACKEND == "openvino":
+        pytest.skip("openvino computes in 32 bits, so an edit in 64 is refused: test_generic holds the error")
     if BACKEND == "jax":
         import jax
 
