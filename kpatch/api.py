@@ -109,8 +109,9 @@ def apply(
         >>> model.get_weights()[1].tolist()
         [14.0, 2.0, 2.0]
     """
-    backends.current().refuse_traces("kpatch.apply")
-    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo)
+    backend = backends.current()
+    backend.refuse_traces("kpatch.apply")
+    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo, backend)
 
 
 @keywords.checked("kpatch.edit")

@@ -11,11 +11,13 @@ def derive(records):
     Args:
         records: those of a journal, or of a part of it.
     """
-    entries = (record.step.place.entry for record in records if record.begun)
-    owners = {id(entry.owner): entry.owner.item for entry in entries if entry is not None}
-    layers = [layer for layer in owners.values() if hasattr(layer, "finalize_state")]
+    layers: dict = {}
+    for record in records:
+        entry = record.step.place.entry
+        if entry is not None and record.begun and hasattr(type(entry.owner.item), "finalize_state"):
+            layers[id(entry.owner)] = entry.owner.item
     if not layers:
         return
-    for layer in layers:
+    for layer in layers.values():
         layer.finalize_state()
-    forget_compiled(models_with(layers))
+    forget_compiled(models_with(list(layers.values())))

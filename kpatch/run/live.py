@@ -351,16 +351,17 @@ def _has_entries(record):
     return record.selection is None or record.selection.size > 0
 
 
-def apply(checked, donate=True, keep=True):
+def apply(checked, donate=True, keep=True, writer=None):
     """Executes steps on variables: all of them, or on any failure none.
 
     Args:
         keep: the old values, for `undo`.
+        writer: the object of the backend, if the caller has it: to ask for it takes a microsecond.
 
     Raises:
         PatchError: everything is as it was, or the error says what is not. So it is with an interrupt.
     """
-    writer = backends.current()
+    writer = writer or backends.current()
     prepare_models(writer, checked.names)
     live = Live(checked, writer, donate, keep)
     try:
