@@ -92,6 +92,10 @@ class Weight:
         """
         raise NotImplementedError
 
+    def _change(self, flat, values):
+        """The change of the variable itself; of all entries, in its shape."""
+        return StoredChange(self.variable, flat, values.reshape(tuple(self.variable.shape)) if flat is None else values)
+
     def _rounded(self, values):
         return np.asarray(values).astype(NUMPY[self.dtype])
 
@@ -128,7 +132,7 @@ class Plain(Weight):
                 f"{wanted[at]:.6g} is out of the range of {self.dtype}, as which {self._index(flat, at)} is stored"
             )
             raise DTypeError(message, argument=int(at))
-        return [StoredChange(self.variable, flat, values.reshape(self.shape) if flat is None else values)]
+        return [self._change(flat, values)]
 
 
 class Codes(Weight):
@@ -286,9 +290,7 @@ class Codes(Weight):
 
     def _stored(self, read, flat, codes):
         if self.packing is None:
-            return StoredChange(
-                self.variable, flat, codes.reshape(tuple(self.variable.shape)) if flat is None else codes
-            )
+            return self._change(flat, codes)
         nibbles = codes.view("uint8") & 15
         if flat is None:
             packed = read(self.variable, None).view("uint8").copy()
@@ -378,7 +380,7 @@ class Float8(Weight):
             largest = np.asarray(np.nanmax(np.abs(wanted)) / FLOAT8, scale.dtype)
             made = [StoredChange(self.others[0], None, largest.reshape(scale.shape))]
         values = self._rounded(wanted)
-        return [StoredChange(self.variable, flat, values.reshape(self.shape) if flat is None else values), *made]
+        return [self._change(flat, values), *made]
 
 
 class ReadOnly(Weight):

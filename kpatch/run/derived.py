@@ -20,4 +20,4 @@ def derive(records):
         return
     for layer in layers.values():
         layer.finalize_state()
-    forget_compiled(models_with(list(layers.values())))
+    forget_compiled(models_with(layers.values()))
