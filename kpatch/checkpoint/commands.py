@@ -9,6 +9,8 @@ import numpy as np
 from kpatch.checkpoint import archive, comparing, safetensors, saving
 from kpatch.checkpoint.opened import Checkpoint, kind
 from kpatch.errors import FileError, ResolutionError
+from kpatch.names.index import keys_of
+from kpatch.names.tree import spelled
 from kpatch.syntax import ast
 
 
@@ -45,8 +47,9 @@ def selected(checkpoint, selector):
     try:
         return [(entry.path, checkpoint.meant(entry)) for entry in checkpoint.find_all(selector)]
     except ResolutionError:
-        layer = f".{selector}."
-        found = [(name, array) for name, array in checkpoint.named() if layer in f".{name}"]
+        nodes = checkpoint.index.nodes_ending(keys_of(selector), counted=True)
+        layers = [f".{selector}.", *[f".{spelled(node.keys())}." for node in nodes]]
+        found = [pair for pair in checkpoint.named() if any(layer in f".{pair[0]}" for layer in layers)]
         if not found:
             raise
         return found

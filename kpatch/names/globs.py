@@ -13,18 +13,19 @@ from kpatch.syntax.ast import Glob
 ANY_DEPTH = Glob("**")
 
 
-def matching(root, keys):
+def matching(root, keys, counted=False):
     """The entries that a chain of keys matches from a node on.
 
     Args:
         keys: strings, integers for `layers[i]`, and `Glob`s.
+        counted: a string may also be a name that a weights file counts.
 
     Returns:
         A list of distinct `Entry`s in the model's order, without hidden ones, and without the scales and factors of a
         weight that is among them.
     """
     found = []
-    for node, last in walk(root, keys):
+    for node, last in walk(root, keys, counted):
         if last == ANY_DEPTH:
             found += [entry for entries in node.variables.values() for entry in entries] + node.own
         elif type(last) is Glob:
@@ -38,7 +39,7 @@ def matching(root, keys):
     )
 
 
-def walk(root, keys):
+def walk(root, keys, counted=False):
     """The nodes matched by all keys but the last, each with the last key; for a final `**`, also all nodes below."""
     seen, stack = set(), [(root, 0)]
     matchers = [matcher(key.pattern) if type(key) is Glob and key != ANY_DEPTH else None for key in keys]
@@ -60,7 +61,7 @@ def walk(root, keys):
             names = [name for name in node.children if matches(name)]
             stack += [(child, at + 1) for name in names for child in node.children[name]]
         else:
-            stack += [(child, at + 1) for child in descend([node], [key])]
+            stack += [(child, at + 1) for child in descend([node], [key], counted)]
 
 
 def _children(node):

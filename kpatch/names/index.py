@@ -103,18 +103,32 @@ class ModelIndex:
         return self.find_all(selector)
 
     def _match(self, selector, keys):
-        """The entries that the selector means: by a full chain of names, else, without a glob, by the end of one."""
+        """The entries that the selector means: by a full chain of names, else, without a glob, by the end of one.
+
+        If that is none, names may also be those that a weights file counts.
+        """
+        forms = self.forms(selector, keys)
         if selector.is_glob:
-            return next(filter(None, (globs.matching(self.root, form) for form in self.forms(selector, keys))), [])
-        for form in self.forms(selector, keys):
+            tries = (globs.matching(self.root, form, counted) for counted in (False, True) for form in forms)
+            return next(filter(None, tries), [])
+        for form in forms:
             if found := variables_of(descend([self.root], form[:-1]), form[-1]):
                 return found
-        for form in self.forms(selector, keys):
+        for form in forms:
             if found := [entry for entry in self.entries_ending(form) if not entry.hidden]:
                 return found
-        if _is_keras_path(selector) and len(selector.parts) == 1:
-            return [entry for entry in self.entries if entry.variable.path == selector.parts[0].value]
-        return []
+        if found := self._of_keras_path(selector):
+            return found
+        return next(filter(None, map(self._counted, forms)), [])
+
+    def _of_keras_path(self, selector):
+        if not _is_keras_path(selector) or len(selector.parts) > 1:
+            return []
+        return [entry for entry in self.entries if entry.variable.path == selector.parts[0].value]
+
+    def _counted(self, keys):
+        nodes = self.nodes_ending(keys[:-1], counted=True) if len(keys) > 1 else []
+        return [entry for entry in variables_of(nodes, keys[-1]) if not entry.hidden]
 
     def forms(self, selector, keys):
         """The chain of names that the selector spells; a Keras path may begin with the model's own name."""
@@ -128,17 +142,29 @@ class ModelIndex:
             return distinct(self._variables.get(keys[0], ()))
         return variables_of(self.nodes_ending(keys[:-1]), keys[-1])
 
-    def nodes_ending(self, keys):
-        """The nodes with a chain of names that ends so. A leading `layers[i]` counts from the model, nowhere else."""
+    def nodes_ending(self, keys, counted=False):
+        """The nodes with a chain of names that ends so. A leading `layers[i]` counts from the model, nowhere else.
+
+        With `counted` each may also be a name of a weights file, if no layer of the model has the first one, and none
+        beside it another. The first one means that layer of each model, so it is ambiguous if several count so far:
+        what a name means does not depend on whether Keras's own numbers began with it.
+        """
         if type(keys[0]) is int:
-            return descend([self.root], keys)
-        return descend(distinct(self._nodes.get(keys[0], ())), keys[1:])
+            return descend([self.root], keys, counted)
+        first = self._nodes.get(keys[0], ())
+        if counted and not first:
+            first = [node.counted[keys[0]] for node in self._models() if keys[0] in node.counted]
+        return descend(distinct(first), keys[1:], counted)
+
+    def _models(self):
+        return [node for node in self.nodes if node.kind == LAYER and node.numbered]
 
     def nodes_before(self, keys):
         """The nodes that all keys but the last lead to; with a glob among them, from the model on."""
         if any(type(key) is Glob for key in keys):
-            return [node for node, _ in globs.walk(self.root, keys)]
-        return self.nodes_ending(keys[:-1])
+            tries = ([node for node, _ in globs.walk(self.root, keys, counted)] for counted in (False, True))
+            return next(filter(None, tries), [])
+        return self.nodes_ending(keys[:-1], counted=True)
 
     def activations(self, selector):
         """The nodes of the layers whose activation a selector means, in the model's order, and `"output"` or `"input"`.

@@ -37,7 +37,7 @@ class Miss:
 
     def _layer(self):
         for form in self.index.forms(self.selector, self.keys):
-            for node in self.index.nodes_ending(form) or descend([self.index.root], form):
+            for node in self.index.nodes_ending(form, counted=True) or descend([self.index.root], form):
                 message = f"'{self.selector}' is a {node.kind}, not a variable"
                 return ResolutionError(message, span=self.spans[-1], notes=[_contents(node, spelled(form))])
         return None
@@ -54,21 +54,21 @@ class Miss:
         """The error of a glob without a match: the first part that matches nothing, and the names at that level."""
         form = self.index.forms(self.selector, self.keys)[-1]
         message, root = f"no variable matches '{self.selector}'", self.index.root
-        if below := globs.matching(root, [*form, globs.ANY_DEPTH]):
+        if below := globs.matching(root, [*form, globs.ANY_DEPTH], counted=True):
             note = f"'{self.selector}.**' matches {_listed(below)}"
             return ResolutionError(f"{message}: it matches only layers", span=self.selector.span, notes=[note])
-        if deeper := globs.matching(root, [globs.ANY_DEPTH, *form]):
+        if deeper := globs.matching(root, [globs.ANY_DEPTH, *form], counted=True):
             message += f"; did you mean '**.{self.selector}'?"
             notes = ["a selector with a glob starts at the model", f"that matches {_listed(deeper)}"]
             return ResolutionError(message, span=self.selector.span, notes=notes)
         at, nodes = 0, [root]
-        while at < len(form) - 1 and (further := [node for node, _ in globs.walk(root, [*form[: at + 1], ""])]):
+        while at < len(form) - 1 and (further := [node for node, _ in globs.walk(root, [*form[: at + 1], ""], True)]):
             at, nodes = at + 1, further
         names = _names(nodes, "variables" if at == len(form) - 1 else "children")
         pattern = form[at].pattern if type(form[at]) is Glob else form[at]
         if type(pattern) is str and self.index.may_suggest() and (near := nearest(pattern, names)):
             better = [*form[:at], near, *form[at + 1 :]]
-            if globs.matching(root, better):
+            if globs.matching(root, better, counted=True):
                 message += f"; did you mean '{spelled(better)}'?"
         notes = [_contents(node, spelled(node.keys()) or "the model") for node in nodes[:1]]
         return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
@@ -102,7 +102,7 @@ class Miss:
         return nodes, at
 
     def _next(self, nodes, key, at):
-        return (at == 0 and self.index.nodes_ending([key])) or descend(nodes, [key])
+        return (at == 0 and self.index.nodes_ending([key], counted=True)) or descend(nodes, [key], counted=True)
 
     def _near(self, form, nodes, at):
         """The entries with near names, and the selector that matches them, or `None` to show their own paths."""

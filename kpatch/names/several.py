@@ -81,19 +81,20 @@ class ModelsIndex:
             raise
 
     def _matching(self, selector: ast.Selector) -> list[Entry]:
-        if found := distinct(self._globbed(keys_of(selector))):
+        keys = keys_of(selector)
+        if found := distinct(self._globbed(keys, False)) or distinct(self._globbed(keys, True)):
             return found
         raise ResolutionError(f"no variable matches '{selector}'", span=selector.span, notes=[self._listed()])
 
-    def _globbed(self, keys: list[Any]) -> list[Entry]:
+    def _globbed(self, keys: list[Any], counted: bool) -> list[Entry]:
         first, *rest = keys
         found = []
         for key, known in self._indices.items():
             if first == globs.ANY_DEPTH:  # it matches the key, and goes on below
-                found += globs.matching(known.root, keys)
+                found += globs.matching(known.root, keys, counted)
             elif rest and (globs.matcher(first.pattern)(key) if type(first) is ast.Glob else first == key):
-                found += globs.matching(known.root, rest)
-        return found + (self._globbed(rest) if rest and first == globs.ANY_DEPTH else [])
+                found += globs.matching(known.root, rest, counted)
+        return found + (self._globbed(rest, counted) if rest and first == globs.ANY_DEPTH else [])
 
     def _no_model(self, part: Any, key: str) -> ResolutionError:
         near = nearest(key, self._indices)

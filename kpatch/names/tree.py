@@ -5,7 +5,9 @@ depends on where a layer was first built and can repeat. A layer has these names
 
 * its `name`, and each attribute that holds it (`encoder`, `_query_dense`);
 * if a list, tuple or dict holds it, the attribute and then its index, key or name: `blocks."0"`, `towers.left`;
-* `layers[i]`, in Keras's order without input layers.
+* `layers[i]`, in Keras's order without input layers;
+* the name by which a weights file counts it: its class, and a number from the second on, `dense`, `dense_1`. Keras
+  counts in each model, and in each list, tuple or dict. Such a name is the last choice: see `ModelIndex`.
 
 A variable has its Keras name and the names of its attributes, lists and dicts likewise. If two variables of a layer
 share a name and no attribute distinguishes them, `"weights[1]"` is the layer's second variable.
@@ -122,11 +124,15 @@ class LayerNode:
         children: the nodes of each name.
         variables: the entries of each name.
         layers: the nodes that `layers[i]` indexes.
+        numbered: the nodes that a weights file counts by their classes, in its order.
         metrics: the metrics and seed generators.
         own: the entries in Keras's order.
     """
 
-    __slots__ = ("children", "item", "kind", "layers", "metrics", "own", "parent", "routes", "scope", "variables")
+    __slots__ = (
+        "_counted", "children", "item", "kind", "layers", "metrics", "numbered", "own", "parent", "routes", "scope",
+        "variables",
+    )  # fmt: skip
 
     def __init__(self, item, kind, parent, scope=None):
         self.item = item
@@ -136,9 +142,18 @@ class LayerNode:
         self.children = {}
         self.variables = {}
         self.layers = []
+        self.numbered = []
+        self._counted = None
         self.metrics = []
         self.own = []
         self.routes = []  # (rank, node, name)
+
+    @property
+    def counted(self):
+        """The nodes by the names that a weights file gives them: `{"dense": node, "dense_1": node}`."""
+        if self._counted is None:
+            self._counted = _by_count(self.numbered)
+        return self._counted
 
     def keys(self):
         """The canonical chain of names from the root: strings, and integers for `layers[i]`."""
@@ -204,6 +219,8 @@ class Walk:
         if operations := state.get("_operations"):  # the order of a functional model's own `layers`
             order = {id(operation): position for position, operation in enumerate(operations)}
             node.layers.sort(key=lambda child: order.get(id(child.item), len(order)))
+        if isinstance(node.item, keras.Model):
+            node.numbered = node.layers
         self._add_attributes(node, held)
         return node.metrics + found
 
@@ -353,6 +370,7 @@ class Walk:
             self._name_node(holder, names[-1], child, rank)
             if holder is not node:
                 self._name_node(holder, item.name, child, _PRIVATE)
+                holder.numbered.append(child)
 
     def _group(self, holder, name, rank):
         for child in holder.children.get(name, ()):
@@ -394,6 +412,23 @@ def _numbered(items, key, word):
     return items[int(match[2]) : int(match[2]) + 1] if match and match[1] == word else []
 
 
+def _by_count(nodes):
+    """Names as Keras's `saving_lib` makes them: a class in snake case, counted."""
+    found, counts = {}, {}
+    for node in nodes:
+        if node.kind == LAYER:
+            name = _snake_case(type(node.item).__name__)
+            count = counts[name] = counts.get(name, -1) + 1
+            found.setdefault(f"{name}_{count}" if count else name, node)
+    return found
+
+
+def _snake_case(name):
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
 def distinct(items):
     if len(items) < 2:
         return list(items)
@@ -411,12 +446,15 @@ def is_speakable(name):
     return bool(name) and "/" not in name and name.isprintable()
 
 
-def descend(nodes, keys):
+def descend(nodes, keys, counted=False):
+    """The nodes that a chain of keys leads to; with `counted` a name may also be that of a weights file."""
     for key in keys:
         found = []
         for node in nodes:
             if type(key) is not int:
                 found += node.children.get(key) or _numbered(node.metrics, key, "metrics")
+                if counted and key not in node.children and key in node.counted:
+                    found.append(node.counted[key])
             elif -len(node.layers) <= key < len(node.layers):
                 found.append(node.layers[key])
         nodes = found if len(found) < 2 else distinct(found)
