@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import UnsupportedError
+from kpatch.errors import UndoError, UnsupportedError
 from kpatch.names import keywords
 from kpatch.names.meanings import Place
 from kpatch.names.patches import PatchLike, bound
+from kpatch.names.weights import weight_of
 from kpatch.run import checking, live
 from kpatch.run.forgetting import forget_compiled, models_with
 from kpatch.run.undo import AppliedPatch
@@ -82,7 +83,8 @@ class Hold:
 
     def __init__(self, model: "keras.Layer", masks: list[tuple[Place, np.ndarray]]) -> None:
         self._model = model
-        self._layers = [place.entry.owner.item for place, _ in masks]
+        self._places = [place for place, _ in masks]
+        self._layers = [place.entry.owner.item for place in self._places]
         self._links = []  # (what has the constraint, under which name, the constraint)
         self._told = ", ".join(f"{mask.sum()} entries of {place.path}" for place, mask in masks)
         try:
@@ -114,11 +116,21 @@ class Hold:
             yield layer, name
 
     def release(self) -> None:
-        """Ends it: what was held trains again. Other holds go on, and other constraints are as they were."""
+        """Ends it: what was held trains again. Other holds go on, and other constraints are as they were.
+
+        Raises:
+            UndoError: it is ended, and did not hold all the time, as LoRA was enabled or float8 chosen meanwhile.
+        """
         while self._links:
             owner, name, link = self._links.pop()
             setattr(owner, name, link.taken_from(getattr(owner, name)))
         self._forget()
+        places, self._places = self._places, []
+        for place in places:
+            if reason := _moves_now(place):
+                layer = place.entry.owner.item
+                message = f"'{place.path}' was not held to the end: since '{layer.name}' was changed, {reason}"
+                raise UndoError(message)
 
     def _forget(self) -> None:
         """Drops the training steps of all models that the layers are part of."""
@@ -132,6 +144,15 @@ class Hold:
 
     def __repr__(self) -> str:
         return f"<Hold of {self._told or 'nothing'}>"
+
+
+def _moves_now(place: Place) -> str | None:
+    """What changes a weight by now while its layer trains, though its variable is held; or `None`."""
+    layer = place.entry.owner.item
+    for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        if variable.name == place.variable.name and (weight := weight_of(layer, variable)) is not None:
+            return weight.moves
+    return None
 
 
 def written(applied: AppliedPatch) -> list[tuple[Place, np.ndarray]]:

@@ -23,6 +23,7 @@ from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.syntax import Patch
 from kpatch.values.numerics import is_traced
 
+CALLED = ("call", "quantized_call")  # the latter if the layer is quantised
 SHOWN = 8  # of the activations and weights that an intervention edits
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Intervention:
         self._split.check_assertions()
         if weights.statements:
             backends.current().refuse_traces("kpatch.intervene")
-            stack.callback(live.apply(checking.check(model, weights, given))._withdraw)
+            stack.callback(live.apply(checking.check(model, weights, given))._of_block()._withdraw)
         self._calls.patch(model, stack)
         forget_compiled(layers)
 
@@ -256,7 +257,7 @@ class _PatchedCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
-        for function in self._functions:
+        for function in self._functions if self._name == _called(self._layer) else ():
             call = functools.partial(function, call)
         return call(*args, **kwargs)
 
@@ -276,11 +277,16 @@ class _PatchedCall:
 
 
 def _patch_call(layer: Any, function: Callable, stack: contextlib.ExitStack) -> None:
-    """The layer's `call`, or what Keras calls in its stead, becomes `function(call, ...)` until the stack closes."""
-    name = "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
+    """What Keras calls of the layer becomes `function(call, ...)` until the stack closes."""
     with _changing:
-        call = vars(layer).get(name)
-        if not isinstance(call, _PatchedCall):
-            call = vars(layer)[name] = _PatchedCall(layer, name)
-        stack.callback(call.remove, function)
-        call.add(function)
+        for name in CALLED:
+            call = vars(layer).get(name)
+            if not isinstance(call, _PatchedCall):
+                call = vars(layer)[name] = _PatchedCall(layer, name)
+            stack.callback(call.remove, function)
+            call.add(function)
+
+
+def _called(layer: Any) -> str:
+    """The one of `CALLED` that Keras calls now: the layer may be quantised while a block lasts."""
+    return CALLED[getattr(layer, "quantization_mode", None) is not None]

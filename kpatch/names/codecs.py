@@ -27,11 +27,13 @@ class StoredChange(NamedTuple):
         variable: the variable.
         flat: the offsets of the entries, each once; `None` stands for all.
         values: what they become, of the variable's dtype.
+        bits: of bytes that hold two codes, the bits of those that change; `None` if all of each entry do.
     """
 
     variable: Any
     flat: np.ndarray | None
     values: np.ndarray
+    bits: np.ndarray | None = None
 
 
 class Weight:
@@ -302,10 +304,12 @@ class Codes(Weight):
         at, high = self._bytes(flat)
         at, inverse = np.unique(at, return_inverse=True)
         packed = read(self.variable, at).view("uint8").copy()
+        bits = np.zeros_like(packed)
         for half, (kept, shift) in enumerate(((240, 0), (15, 4))):
             mine = high if half else ~high
             packed[inverse[mine]] = packed[inverse[mine]] & kept | nibbles[mine] << shift
-        return StoredChange(self.variable, at, packed.view("int8"))
+            bits[inverse[mine]] |= 255 - kept
+        return StoredChange(self.variable, at, packed.view("int8"), bits.view("int8"))
 
 
 class Zeroed(Codes):

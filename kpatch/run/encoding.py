@@ -23,11 +23,13 @@ class StoredStep:
         step: that step.
         place: the stored variable.
         shown: of the first of them, the weight's values before and after, and those asked for; else `None`.
+        bits: of bytes that hold two codes, the bits of those that it writes; `None` if it writes whole entries.
     """
 
     step: EditStep
     place: Place
     shown: Any = None
+    bits: Any = None
 
     selection = None
     stream = 0
@@ -101,7 +103,8 @@ def writes(step, target, values, read, shown=True):
         shape = tuple(change.variable.shape)
         every = change.flat is None
         selection = indexing.whole(shape) if every else indexing.Positions(change.flat, change.flat.shape)
-        found.append((StoredStep(step, _place(place, change.variable), told), selection, change.values))
+        stored = StoredStep(step, _place(place, change.variable), told, change.bits)
+        found.append((stored, selection, change.values))
         told = None
     return found
 

@@ -12,38 +12,14 @@ from kpatch.run import encoding, execute
 from kpatch.run.derived import derive
 from kpatch.run.execute import Named, picked
 from kpatch.run.plan import Plan
-from kpatch.run.undo import AppliedPatch, enter, latest_link, prepare_models
+from kpatch.run.records import Record, enter, latest_link, with_inherited
+from kpatch.run.undo import AppliedPatch, prepare_models
 from kpatch.values import tensors
 from kpatch.values.dtypes import NUMPY, tensor
 from kpatch.values.numerics import from_numpy, is_traced
 
 KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
 MAX_LISTED = 20  # writes that an error lists
-
-
-class Record:
-    """One write of a journal.
-
-    With a `PackedMask`, `before` is those entries in a row. `after` is `None` where it follows from `before`.
-
-    Attributes:
-        step: the step that writes.
-        selection: the entries; `None` if there are some, and nobody will ask which.
-        before: what was there; `None` if that is not kept.
-        after: what came after that.
-        begun: the write may have been made.
-        done: the write was made.
-        link: its `Link` in the history of the variable, or `None`.
-    """
-
-    __slots__ = ("after", "before", "begun", "done", "link", "selection", "step")
-
-    def __init__(self, step, selection, before):
-        self.step = step
-        self.selection = selection
-        self.before = before
-        self.after = self.link = None
-        self.begun = self.done = False
 
 
 class Live(Named):
@@ -250,10 +226,11 @@ class Live(Named):
             return stays, [cut, *failures]
 
     def _put_back(self):
-        failures = []
-        begun = [record for record in reversed(self.records) if record.begun and _has_entries(record)]
-        stays = [record for record in begun if not self._put_back_one(record, failures)]
-        return stays[::-1], failures
+        failures, stays = [], set()
+        for owner, record in with_inherited(self.records):
+            if record.begun and _has_entries(record) and not self._put_back_one(record, failures):
+                stays.add(id(owner))
+        return [record for record in self.records if id(record) in stays], failures
 
     def _put_back_one(self, record, failures):
         """Says whether it could; one that fails does not keep the others from it."""
@@ -261,17 +238,12 @@ class Live(Named):
             return False
         for _ in range(2):  # an interrupt is over once it is raised
             try:
-                self._restore(record)
+                self._write_back(record)
             except BaseException as error:  # noqa: BLE001 (the caller raises it, when the rest is restored)
                 failures.append(error)
             else:
                 return True
         return False
-
-    def _restore(self, record):
-        inherited = () if record.link is None else record.link.inherited
-        for each in (record, *inherited):
-            self._write_back(each)
 
     def _write_back(self, record):
         variable, selection, before = record.step.place.variable, record.selection, record.before
@@ -280,6 +252,9 @@ class Live(Named):
             selection, entries = indexing.Mask(mask, mask.shape), before
             before = np.zeros(mask.shape, entries.dtype)
             before[mask] = entries
+        if record.bits is not None:  # of a byte that holds two codes, the other one keeps its bits
+            now = tensors.to_numpy(self.writer.read(variable, selection))
+            before = now & ~record.bits | tensors.to_numpy(before) & record.bits
         try:
             self.writer.write(variable, selection, before, self.donate)
             if type(selection) is not indexing.Point:
@@ -297,14 +272,6 @@ class Live(Named):
             elif record in stays and record.selection is not None:
                 enter(record)
 
-    def hand_on(self):
-        """Gives old values of entries that later edits have written to the first of these, which will restore them.
-
-        The records keep the rest. A later edit that nobody can undo any more takes what it was given with it.
-        """
-        for record in self.records:
-            _hand_on(record)
-
     def undo(self, patch):
         """Restores every old value; gives an interrupt that came meanwhile, or `None`."""
         self.writer.refuse_traces("undo()")
@@ -314,33 +281,6 @@ class Live(Named):
             raise _failed_undo(stays, failures, patch)
         derive(self.records)
         return _interrupt(failures)
-
-
-def _hand_on(record):
-    shape = record.step.place.shape
-    for each in (record, *record.link.inherited):
-        later = record.link
-        while (later := later.next) is not None:
-            if later.undone or not indexing.overlap(each.selection, later.selection, shape):
-                continue
-            mask, old = tensors.mask_of(each.selection, shape), _spread(each, shape)
-            theirs = mask & tensors.mask_of(later.selection, shape)
-            later.inherited += (Record(each.step, indexing.PackedMask(theirs), old[theirs]),)
-            mine = mask & ~theirs
-            each.selection, each.before = indexing.PackedMask(mine), old[mine]
-
-
-def _spread(record, shape):
-    """The old values of a record in an array of the variable's shape, each at its place."""
-    before = tensors.to_numpy(record.before)
-    if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
-        return before
-    values = np.zeros(shape, before.dtype)
-    if isinstance(record.selection, indexing.PackedMask):
-        values[record.selection.mask] = before
-    else:
-        values.reshape(-1)[tensors.positions(record.selection, shape).flat] = before.ravel()
-    return values
 
 
 def _bytes(step, selection):

@@ -1,15 +1,17 @@
-"""What an edit can take back: `AppliedPatch`, and the history of each variable, which says what overlaps."""
+"""What an edit can take back: `AppliedPatch`."""
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from kpatch import indexing
 from kpatch.backends.base import Backend
 from kpatch.errors import UndoError
+from kpatch.names.index import ModelIndex
+from kpatch.names.tree import LAYER
 from kpatch.run import execute
-from kpatch.run.encoding import StoredStep
+from kpatch.run.inheriting import hand_on
 from kpatch.run.plan import Plan
+from kpatch.run.records import Record, enter, latest_link, overlapping, with_inherited
 from kpatch.run.steps import Checked
 from kpatch.run.writes import Write, writes
 from kpatch.view import tables
@@ -18,52 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Link:
-    """One edit in the history of a variable. Each points to the next, so that an edit that can still be undone, and
-    only such a one, keeps alive what is needed to see whether a later one overlaps it."""
-
-    __slots__ = ("__weakref__", "inherited", "next", "selection", "statement", "undone")
-
-    def __init__(self, statement: Any, selection: Any) -> None:
-        self.statement = statement  # not the step, which would keep the variable alive
-        self.selection = selection
-        self.undone = False
-        self.next = None
-        self.inherited = ()  # records of earlier edits that were withdrawn: what this one restores after its own
-
-
-_latest: dict = {}  # id of a variable → [weak reference to it, and one to its latest link]
-
-
-def latest_link(variable: Any) -> Link | None:
-    """The variable's latest edit, or `None` if no edit is left that could be undone."""
-    history = _latest.get(id(variable))
-    return history[1]() if history is not None else None
-
-
-def enter(record: Any) -> None:
-    """Adds a write to the history of its variable."""
-    variable = record.step.place.variable
-    record.link = link = Link(record.step.statement, record.selection)
-    key = id(variable)
-    history = _latest.get(key)
-    if history is None:
-        _latest[key] = [weakref.ref(variable, _forgetter(key, _latest)), weakref.ref(link)]
-    else:
-        latest = history[1]()  # gone, if no edit is left that could be undone
-        if latest is not None:
-            latest.next = link
-        history[1] = weakref.ref(link)
-
-
 def _is_later(record: Any) -> bool:
     """Whether an earlier edit of the variable can still be undone."""
     return record.selection is not None and latest_link(record.step.place.variable) is not None
-
-
-def _forgetter(key: int, latest: dict[int, Any]) -> Callable[[Any], None]:
-    """Drops the history of a variable that is gone; holds the dictionary, as the module may be gone by then too."""
-    return lambda _: latest.pop(key, None)
 
 
 class AppliedPatch:
@@ -123,41 +82,55 @@ class AppliedPatch:
         self._check_kept()
         if self._undone:
             raise UndoError("this edit has been undone already")
-        self._check_order(self._records)
+        for record in _of_replaced(self._records):
+            raise _replaced(record)
+        self._check_order()
         self._restore()
+
+    def _of_block(self) -> "Self":
+        """Says that a block ends the edits, by `_withdraw`."""
+        for record in self._records:
+            record.link.ends = True
+        return self
 
     def _withdraw(self) -> None:
         """Undoes the edits, if need be out of order: entries that a later edit has written keep its values.
 
-        When the later edit is undone, it restores what was there before both.
+        When the later edit is undone, it restores what was there before both. A weight that is stored as codes is
+        restored as a whole: when the later block ends.
 
         Raises:
-            UndoError: for a weight that is stored as codes. They share scales and bytes, so none is taken back alone.
+            UndoError: an edit stays, as nothing can take it back alone. All others are restored.
         """
-        if not self._undone:
-            self._check_order([record for record in self._records if isinstance(record.step, StoredStep)])
-            self._live.hand_on()
-            self._restore()
+        if self._undone:
+            return
+        replaced = _of_replaced(self._records)
+        stay = hand_on(self._records)
+        self._restore()
+        for record, later in stay:
+            message = f"the edit of '{record.step.place.path}' stays: a later edit of its codes was not undone before"
+            raise UndoError(message, notes=_both(later, record))
+        for record in replaced:
+            raise _replaced(record)
 
     def _restore(self) -> None:
         interrupt = self._live.undo(self._checked.patch)
-        for record in self._records:
-            record.link.undone = True
+        for _, each in with_inherited(self._records):
+            if each.link is not None:
+                each.link.undone = True
         self._undone = True
         if interrupt is not None:
             raise interrupt
 
-    def _check_order(self, records: list) -> None:
-        last = {id(record.step.place.variable): record for record in self._records}
-        for record in records:
-            link = last[id(record.step.place.variable)].link.next
-            while link is not None:
-                if not link.undone and indexing.overlap(record.selection, link.selection, record.step.place.shape):
-                    raise UndoError(
-                        f"a later edit of '{record.step.place.path}' overlaps this one; undo that first",
-                        notes=[f"the later edit: {link.statement}", f"this edit: {record.step.statement}"],
-                    )
-                link = link.next
+    def _check_order(self) -> None:
+        last = {id(record.step.place.variable): record.link for record in self._records}
+        every = [pair for pair in with_inherited(self._records) if pair[1].link is not None]
+        own = {each.link for _, each in every}
+        for owner, each in every:
+            since = last[id(each.step.place.variable)] if each is owner else each.link
+            for later in overlapping(each, since, own):
+                message = f"a later edit of '{each.step.place.path}' overlaps this one; undo that first"
+                raise UndoError(message, notes=_both(later, each))
 
     def _check_kept(self) -> None:
         if self._live is None:
@@ -193,6 +166,34 @@ class AppliedPatch:
 
     def __str__(self) -> str:
         return tables.as_text(self.__rich__())
+
+
+def _both(later: Any, record: Record) -> list[str]:
+    return [f"the later edit: {later.statement}", f"this edit: {record.step.statement}"]
+
+
+def _of_replaced(records: Iterable[Record]) -> list[Record]:
+    """The first record of each variable that its layer has no longer: quantising a layer makes new ones."""
+    first = {id(record.step.place.variable): record for record in reversed(list(records))}
+    return [record for record in first.values() if not _is_held(record.step.place)]
+
+
+def _is_held(place: Any) -> bool:
+    if place.entry is None or place.entry.owner.kind != LAYER:
+        return True
+    layer = place.entry.owner.item
+    if any(each is place.variable for each in chain(layer._trainable_variables, layer._non_trainable_variables)):
+        return True
+    return any(entry.variable is place.variable for entry in ModelIndex(layer).entries)
+
+
+def _replaced(record: Record) -> UndoError:
+    place = record.step.place
+    layer = place.entry.owner.item
+    mode = getattr(layer, "quantization_mode", None)
+    why = "was built anew" if mode is None else f"was quantised to {mode}"
+    message = f"the edit of '{place.path}' cannot be undone: since then '{layer.name}' {why}, and has other variables"
+    return UndoError(message, notes=[f"this edit: {record.step.statement}"])
 
 
 def prepare_models(writer: Backend, names: Any) -> None:

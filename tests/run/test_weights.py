@@ -589,20 +589,6 @@ def test_intervene():
     np.testing.assert_array_equal(values(model(x)), before)
 
 
-def test_blocks_that_edit_the_same_codes_end_in_the_reverse_order():
-    model = built(mode="int4")
-    before = stored(model)
-    with kpatch.intervene(model, "d.kernel[0, 0] = 0"), kpatch.intervene(model, "d.kernel[0, 1] = 0; d.kernel *= 2"):
-        assert stored(model) != before
-    assert stored(model) == before
-    first, second = (kpatch.intervene(model, f"d.kernel[0, {column}] = 0") for column in range(2))
-    first.__enter__()
-    second.__enter__()
-    with pytest.raises(kpatch.UndoError, match=r"a later edit of 'd\.kernel' overlaps this one"):
-        first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
