@@ -44,7 +44,7 @@ def build(config, arrays):
         warnings.simplefilter("ignore")
         try:
             model = saving_lib._model_from_config(config, None, False, True)
-            found = _where(model, {"/".join(array.keys): array for array in arrays}, saving_lib)
+            found = _where(model, {"/".join(keys): array for array in arrays for keys in array.chains}, saving_lib)
         except Exception as error:  # the classes of a configuration can raise anything
             raise FileError(failure(Path(), error, "").message.partition(": ")[2]) from error
     if not isinstance(model, keras.Layer):

@@ -29,6 +29,10 @@ class Array:
         shape, dtype: its shape, and the name of its dtype.
         refusal: the reason why it cannot be edited, or `None`.
         reader: the function that reads it from an open file if `offset` is `None`.
+        label: its name in the file as one text; else its keys are joined by `/`.
+        called: a chain of names that is preferred to `keys`, or `None`.
+        others: further chains of names.
+        hidden: only a full chain of names means it, such as a slot of an optimizer.
     """
 
     keys: tuple
@@ -38,6 +42,10 @@ class Array:
     dtype: str
     refusal: str | None = None
     reader: Any = field(default=None, repr=False)
+    label: str | None = None
+    called: tuple | None = None
+    others: tuple = ()
+    hidden: bool = False
 
     @property
     def sources(self):
@@ -49,7 +57,12 @@ class Array:
 
     @property
     def path(self):
-        return "/".join(self.keys)
+        return self.label or "/".join(self.keys)
+
+    @property
+    def chains(self):
+        """All chains of names, the preferred one first."""
+        return (*([self.called] if self.called else []), self.keys, *self.others)
 
     @property
     def numpy(self):
@@ -94,6 +107,28 @@ class Array:
                     raise FileError(f"'{self.file}' is shorter than its header says")
                 yield start, np.frombuffer(data, self.numpy)
             self.file.check()
+
+
+@dataclass(eq=False)
+class Opaque(Array):
+    """An array of a dtype that kpatch does not know, as its bytes. `dtype` is the format's own name.
+
+    Attributes:
+        length: the number of its bytes, which `size` counts: an entry may be less than a byte.
+    """
+
+    length: int = 0
+
+    @property
+    def numpy(self):
+        return np.dtype("uint8")
+
+    @property
+    def size(self):
+        return self.length
+
+    def view(self, file=None):
+        return Array(self.keys, self.file, self.offset, (self.length,), "uint8").view(file)
 
 
 def in_blocks(values):

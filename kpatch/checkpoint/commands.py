@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kpatch.checkpoint import archive, comparing, safetensors, saving
-from kpatch.checkpoint.opened import Checkpoint, kind
+from kpatch.checkpoint import archive, comparing, formats, safetensors, saving
+from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError, ResolutionError
 from kpatch.names.index import keys_of
 from kpatch.names.tree import spelled
@@ -18,7 +18,7 @@ def opened(path):
     """The `Checkpoint`, or `None` if the weights of an archive are compressed, so that the model must be loaded."""
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "numpy"  # no training backend is needed here
-    if kind(path) == ".keras" and not archive.is_plain(path):
+    if formats.kind(path) == formats.ARCHIVE and not archive.is_plain(path):
         return None
     return Checkpoint(path)
 

@@ -35,10 +35,12 @@ class Editor:
 
     Attributes:
         log: the `journal.Journal` of the replacements, or `None`.
+        numbers: the number of each file in the journal.
     """
 
     def __init__(self, files, entry):
         self.paths = files
+        self.numbers = {file: number for number, file in enumerate(files)}
         self.log = None
         self._entry = entry
         self._sum = self._old_sum = None
@@ -144,8 +146,7 @@ class Editor:
 
     def _write(self, made):
         if self.log is not None and made:
-            numbers = {file: number for number, file in enumerate(self.paths)}
-            self.log.add([(numbers[file], *rest) for file, *rest in made])
+            self.log.add([(self.numbers[file], *rest) for file, *rest in made])
         for file, offset, _, new in made:
             write_all(self._descriptors[file], new, offset)
 
@@ -177,20 +178,34 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
     with written([*kept, *results], inputs, unchanged) as files:
         copies = dict(zip(outputs, files[len(kept) :], strict=False))
         for source, copy in copies.items():
-            _copy(source, copy)
-        with Editor(copies, entry) as editor, contextlib.ExitStack() as stack:
-            if keep:
-                names = [os.path.basename(os.path.realpath(output.path)) for output in outputs.values()]
-                described = list(zip(names, map(os.stat, copies.values()), strict=True))
-                editor.log = stack.enter_context(
-                    contextlib.closing(journal.Journal(files[0], described, durable=False))
-                )
+            copy_of(source, copy)
+        names = (os.path.basename(os.path.realpath(output.path)) for output in outputs.values())
+        named = {source: (name, copy) for name, (source, copy) in zip(names, copies.items(), strict=True)}
+        with of_copies(copies, entry, named, files[0] if keep else None) as editor:
             yield editor
-            editor.finish()
-            if keep:
-                editor.log.keep()
         for (_, text), file in zip(texts, files[len(kept) + len(copies) :], strict=True):
             file.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def of_copies(copies, entry, results, log):
+    """An `Editor` of copies of files, which writes all that is pending at the end.
+
+    Args:
+        copies: the `Source` of each file that changes → the path of its copy.
+        entry: the `archive.Member`, or `None`.
+        results: the `Source` of each file of the result → the name that it will have, and its path now.
+        log: the path of a journal to keep, or `None`.
+    """
+    with Editor(copies, entry) as editor, contextlib.ExitStack() as stack:
+        if log is not None:
+            described = [(name, os.stat(path)) for name, path in results.values()]
+            editor.log = stack.enter_context(contextlib.closing(journal.Journal(log, described, durable=False)))
+            editor.numbers = {source: number for number, source in enumerate(results)}
+        yield editor
+        editor.finish()
+        if log is not None:
+            editor.log.keep()
 
 
 @contextlib.contextmanager
@@ -243,7 +258,7 @@ def _take_back(path, sources, editor, cause):
         ) from cause
 
 
-def _copy(source, target):
+def copy_of(source, target):
     """Copies a file, in the kernel if the system supports it."""
     with source.open() as read, open(target, "wb") as write:
         left, copy = os.fstat(read.fileno()).st_size, _copier(read.fileno(), write.fileno())

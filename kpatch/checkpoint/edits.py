@@ -1,15 +1,14 @@
 """A patch applied to a file, and taken back."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kpatch.checkpoint import editor, journal, outputs, recovery
+from kpatch.checkpoint import destinations, editor, formats, journal, recovery
 from kpatch.checkpoint.disk import Source, failing
 from kpatch.checkpoint.names import FileNames, Given
-from kpatch.checkpoint.opened import Checkpoint, kind
+from kpatch.checkpoint.opened import Checkpoint
 from kpatch.checkpoint.store import Stored
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
 from kpatch.names import keywords
@@ -75,7 +74,7 @@ def plan(
     """What a patch would do to a file: checked, and nothing written.
 
     Args:
-        path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file, or a `Checkpoint`.
+        path: a file or a folder of a format that kpatch reads, or a `Checkpoint`.
         patch: as for `kpatch.apply`.
         expect: how many variables the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
@@ -116,9 +115,10 @@ def apply(
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
 
     Args:
-        path: a `.keras`, `.weights.h5`, `.weights.json` or `.safetensors` file.
+        path: a file or a folder of a format that kpatch reads, or a `Checkpoint`.
         patch: as for `kpatch.apply`.
         out: where the result goes: a copy is edited, which then takes that place. Never a file that the patch reads.
+            Of a folder, and of a `.safetensors.index.json` with its shards, the result is a new folder.
         in_place: edit the file itself; the old bytes are on the disk before they are replaced, and are put back by
             whoever opens the file next where the edit was cut off.
         journal: keep the old bytes beside the result, so that `undo` can put them back.
@@ -149,10 +149,9 @@ def apply(
         raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
     opened = _opened(path)
     if out is not None:
-        check_output(out, opened.path, {}, overwrite)  # before the work is done
+        destinations.check_output(out, opened.path, {}, overwrite)  # before the work is done
     checked = _check(opened, *bound(patch, bindings, named), expect)
-    donors = checked.names.bindings.sources
-    with _editor(opened, out, journal, overwrite, donors) as made:
+    with destinations.editor_of(opened, out, _changed(checked), journal, overwrite, _donors(checked)) as made:
         store = Stored(checked.names, made)
         try:
             execute.run(checked, store)
@@ -188,7 +187,7 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         [0.0, 0.0]
     """
     if discard:
-        recovery.discard(Source(path).real)
+        recovery.discard(Source(formats.main(path)).real)
         return
     opened = Checkpoint(path)
     kept = journal.done(opened.real)
@@ -199,6 +198,15 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
             made.restore(source, offset, old)
     with failing(f"'{path}' is restored; cannot remove '{kept}'"):
         kept.unlink()
+
+
+def _changed(checked: Checked) -> set[Source]:
+    """The files that the patch writes to."""
+    return {array.file for step in checked.edits for array in step.place.parts}
+
+
+def _donors(checked: Checked) -> list[Source]:
+    return checked.names.bindings.sources
 
 
 def _opened(path: "str | os.PathLike[str] | Checkpoint") -> Checkpoint:
@@ -216,68 +224,3 @@ def _check(opened: Checkpoint, patch: Patch, bindings: dict[str, Any], expect: i
             message = f"'{step.place.path}' cannot be edited in the file: {refusal}"
             raise UnsupportedError(message).locate(step.statement.target.span, patch.source)
     return checked
-
-
-def _editor(
-    opened: Checkpoint, out: "str | os.PathLike[str] | None", keep: bool, overwrite: bool, donors: list[Source]
-) -> Any:
-    if out is None:
-        for donor in donors:
-            if any(donor.is_same(source) for source in opened.files):
-                raise UnsupportedError(
-                    f"'{donor}' is edited in place, and handed in as well",
-                    notes=["with an output of its own the file stays as it was"],
-                )
-        return editor.in_place(opened.real, opened.files, opened.entry, keep, donors)
-    out = Path(out)
-    inputs = {**dict.fromkeys(opened.sources, outputs.MODEL), **dict.fromkeys(donors, outputs.READ)}
-    check_output(out, opened.path, inputs, overwrite)
-    unchanged = [*opened.sources, *donors]
-    if opened.kind != ".weights.json":
-        if os.path.exists(out):
-            recovery.recover(Source(out).real)  # a journal of an edit that was cut off would be of the file replaced
-        results = {opened.files[0]: outputs.Output(out, overwrite=overwrite)}
-        return editor.aside(results, opened.entry, keep, [], inputs, unchanged)
-    base = out.name.removesuffix(".weights.json")
-    results = {
-        file: outputs.Output(out.with_name(f"{base}_{number:05}.weights.h5"))
-        for number, file in enumerate(opened.files)
-    }
-    for result in results.values():
-        _check_new(result.path)
-    texts = [(outputs.Output(out), _renamed(opened, results))]
-    return editor.aside(results, None, keep, texts, inputs, unchanged)
-
-
-def _check_new(path: "str | os.PathLike[str]") -> None:
-    """Several files cannot take the places of others at one moment."""
-    if os.path.lexists(path):
-        raise FileError(f"'{path}' exists; the shards of a result need new names")
-
-
-def _renamed(opened: Checkpoint, results: dict[Source, outputs.Output]) -> str:
-    """The map of shards, with the names of the new ones."""
-    new = {source.path.name: result.path.name for source, result in results.items()}
-    with opened.sources[0].open() as file:
-        content = json.loads(file.read().decode("utf-8"))
-    content["weight_map"] = {
-        path: new[names] if isinstance(names, str) else [new[name] for name in names]
-        for path, names in content["weight_map"].items()
-    }
-    return json.dumps(content, indent=4)
-
-
-def check_output(out: "str | os.PathLike[str]", model: Path, inputs: dict[Any, str], overwrite: bool) -> None:
-    """Raises a `FileError` if the result of editing a model may not go to `out`.
-
-    Args:
-        out: the file.
-        model: the path of the model.
-        inputs: what else is read, as `outputs.check` takes it.
-        overwrite: whether `out` may be replaced.
-    """
-    if not os.path.basename(out).endswith(kind(model)):
-        raise FileError(f"'{out}' does not end in {kind(model)}")
-    if kind(model) == ".weights.json":
-        _check_new(out)
-    outputs.check([outputs.Output(Path(out), overwrite=overwrite)], {**inputs, model: outputs.MODEL})

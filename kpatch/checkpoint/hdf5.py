@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from kpatch.checkpoint import legacy
 from kpatch.checkpoint.arrays import BY_NAME, Array
 from kpatch.errors import FileError
 
@@ -57,7 +58,9 @@ def arrays(source, file, start=0, length=None):
     length = file.seek(0, io.SEEK_END) - start if length is None else length
     try:
         with Window(file, start, length) as window, h5py.File(window, "r") as opened:
-            return sorted(_walk(opened, source, start, length), key=_order)
+            found = sorted(_walk(opened, source, start, length), key=_order)
+            legacy.name(opened, found)
+            return found
     except FileError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's forms of libhdf5's errors
@@ -75,6 +78,7 @@ def _walk(file, path, start, length):
 
     stack: list[tuple] = [((), file)]
     seen = set()
+    found: dict = {}  # by address: a dataset may have several names
     while stack:
         keys, group = stack.pop()
         for name in group:
@@ -84,6 +88,9 @@ def _walk(file, path, start, length):
                 raise FileError(f"'{path}' is refused: '{shown}' is a link to another place")
             item = group[name]
             address = h5py.h5o.get_info(item.id).addr
+            if address in found:
+                _add_name(found[address], (*keys, name))
+                continue
             if address in seen:
                 raise FileError(f"'{path}' is refused: '{shown}' is in the file twice, or holds itself")
             seen.add(address)
@@ -92,7 +99,14 @@ def _walk(file, path, start, length):
             if isinstance(item, h5py.Group):
                 stack.append(((*keys, name), item))
             elif isinstance(item, h5py.Dataset) and (dtype := _dtype(item)) is not None:
-                yield _array((*keys, name), item, dtype, path, start, length)
+                found[address] = _array((*keys, name), item, dtype, path, start, length)
+    return found.values()
+
+
+def _add_name(array, keys):
+    """Gives an array a further name, of which the first in the order of names is its own."""
+    array.keys, *others = sorted([keys, *array.chains])
+    array.others = tuple(others)
 
 
 def _dtype(dataset):

@@ -3,13 +3,14 @@ as `layers.dense.vars."0"`."""
 
 from typing import Any
 
-from kpatch.checkpoint.arrays import Array
+from kpatch.checkpoint.arrays import Array, Opaque
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.bindings import NONE, Bindings
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import ModelNames, Place
-from kpatch.names.tree import LAYER, Entry, LayerNode
+from kpatch.names.tree import LAYER, Entry, LayerNode, is_speakable, spelled
 from kpatch.syntax import Implied
+from kpatch.syntax.ast import Name
 
 
 class Folder:
@@ -21,11 +22,25 @@ class Folder:
         self.name = name
 
 
+class FileEntry(Entry):
+    """An array in the index of a file. If no chain of names means it alone, its path is its whole name in the file."""
+
+    __slots__ = ()
+
+    @property
+    def path(self):
+        if self._path is None:
+            chains = ([*node.keys(), name] for _, node, name in self.routes if node.variables[name] == [self])
+            keys = next((keys for keys in chains if all(map(is_speakable, keys))), [self.variable.path])
+            self._path = spelled(keys)
+        return self._path
+
+
 class FileIndex(ModelIndex):
     """The index of the names in a file: a tree of the arrays' chains of names.
 
     Example:
-        >>> from kpatch.checkpoint.arrays import Array
+        >>> from kpatch.checkpoint.arrays import Array, Opaque
         >>> from kpatch.syntax import parse
         >>> index = FileIndex([Array(("layers", "dense", "vars", "0"), None, 0, (4, 3), "float32")])
         >>> index.find(parse('"layers/dense/vars/0" = 1').statements[0].target.selector)
@@ -36,16 +51,31 @@ class FileIndex(ModelIndex):
         root = LayerNode(Folder(""), LAYER, None)
         nodes, entries = [root], []
         for array in arrays:
-            node = root
-            for key in array.keys[:-1]:
-                node = self._child(node, key, nodes)
-            entry = Entry(array, node, len(entries))
-            entry.hidden = False
-            entry.routes.append((0, node, array.keys[-1]))
-            node.own.append(entry)
-            node.variables.setdefault(array.keys[-1], []).append(entry)
+            owner = self._folder(root, array.chains[0], nodes)
+            entry = FileEntry(array, owner, len(entries))
+            entry.hidden = array.hidden
+            owner.own.append(entry)
+            for rank, keys in enumerate(array.chains):
+                node = self._folder(root, keys, nodes)
+                entry.routes.append((rank, node, keys[-1]))
+                node.variables.setdefault(keys[-1], []).append(entry)
             entries.append(entry)
+        self._whole = {entry.variable.path: entry for entry in entries}
         self._enter(root, nodes, entries)
+
+    def _match(self, selector, keys):
+        """A quoted name that is all of an array's name in the file means that array."""
+        part = selector.parts[0]
+        whole = self._whole.get(part.value) if len(selector.parts) == 1 and type(part) is Name else None
+        return super()._match(selector, keys) if whole is None else [whole]
+
+    def _refuse_activation(self, selector, keys):
+        """A file has no activations: `x.output` is an array."""
+
+    def _folder(self, node, keys, nodes):
+        for key in keys[:-1]:
+            node = self._child(node, key, nodes)
+        return node
 
     @staticmethod
     def _child(node, key, nodes):
@@ -60,6 +90,9 @@ class FileIndex(ModelIndex):
 def place_of_array(checkpoint, entry, path):
     """The `Place` of an entry of a `Checkpoint`: of the weight that a layer computes with, if the file stores codes."""
     array, weight = checkpoint.array(entry), checkpoint.weight(entry)
+    if isinstance(array, Opaque):
+        message = f"'{path}' is of {array.dtype}, which is not part of the language"
+        raise UnsupportedError(message, notes=["such an array is listed, copied and compared, and nothing else"])
     if weight is None:
         return Place(path, array.shape, array.dtype, array, entry)
     return Place(path, weight.shape, weight.dtype, array, entry, weight)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.checkpoint import archive, hdf5, names, recovery, safetensors, shards
+from kpatch.checkpoint import formats, names, recovery
 from kpatch.checkpoint.arrays import Array, in_blocks
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
@@ -18,16 +18,6 @@ from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import Place
 from kpatch.names.tree import Entry, LayerNode
 from kpatch.syntax import ast, parse
-
-KINDS = (".keras", ".weights.h5", ".weights.json", ".safetensors")
-
-
-def kind(path: "str | os.PathLike[str]") -> str:
-    """The format of a file, from its name."""
-    for suffix in KINDS:
-        if Path(path).name.endswith(suffix):
-            return suffix
-    raise FileError(f"'{path}' does not end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
 
 
 class Decoded:
@@ -59,8 +49,8 @@ class Checkpoint(names.FileDonor):
     """The arrays of a file, by name, read on demand. `kpatch.checkpoint.open` makes it.
 
     Attributes:
-        path, real: the given path, and the path of the file itself if that is a link.
-        kind: its format: `.keras`, `.weights.h5`, `.weights.json` or `.safetensors`.
+        path, real: the given path, and that of its main file, where links lead.
+        kind: its format, of those in `checkpoint/formats.py`.
         arrays: its `Array`s.
         files: the `Source`s that contain the arrays.
         sources: all files parsed: the given one, and `files`.
@@ -79,30 +69,20 @@ class Checkpoint(names.FileDonor):
 
     def __init__(self, path: "str | os.PathLike[str]") -> None:
         self.path = Path(path)
-        self.kind = kind(path)
-        self.entry: Any = None
+        self.kind = formats.kind(path)
         self.note: str | None = None
-        self._config: Any = None
-        source = Source(path)
+        source = Source(formats.main(path))
         self.real = source.real
         try:
             recovery.recover(self.real)
             with source.parsed() as file:
-                self.files, self.arrays = self._read(source, file)
+                found = formats.read(source, file, self.kind, self.path if self.kind == formats.FOLDER else None)
         except FileError:
             raise
         except OSError as error:
             raise FileError(f"cannot read '{path}': {reason(error)}") from error
-        self.sources = [source, *(each for each in self.files if each is not source)]
-
-    def _read(self, source: Source, file: Any) -> tuple[list[Source], list[Array]]:
-        if self.kind == ".keras":
-            self._config, self.entry = archive.read(source, file)
-            return [source], hdf5.arrays(source, file, self.entry.start, self.entry.length)
-        if self.kind == ".weights.json":
-            files = shards.read(source.real, file)
-            return files, shards.arrays(files)
-        return [source], (hdf5 if self.kind == ".weights.h5" else safetensors).arrays(source, file)
+        self.files, self.arrays, self.entry, self._config = found.files, found.arrays, found.entry, found.config
+        self.sources = list(dict.fromkeys([source, *self.files, *found.others]))
 
     @cached_property
     def own(self) -> names.FileIndex:

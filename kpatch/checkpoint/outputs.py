@@ -83,6 +83,41 @@ def _target(output: Output, inputs: Inputs) -> Path:
     raise FileError(f"'{path}' exists and was not written by kpatch; name another output, or remove the file")
 
 
+def check_folder(path: Path) -> None:
+    """Raises a `FileError` if a result cannot be a new folder of that name."""
+    with failing(f"cannot write '{path}'"):
+        if os.path.lexists(path):
+            raise FileError(f"'{path}' exists; the result is a folder, which needs a new name")
+        if not path.parent.is_dir():
+            raise FileError(f"'{path.parent}' is not a directory")
+
+
+@contextlib.contextmanager
+def folder(path: Path, unchanged: Iterable[Source]) -> Iterator[Path]:
+    """A temporary folder to fill, which gets the name at the end; on an exception nothing is left.
+
+    Raises:
+        FileError: the name is taken, a source has changed, or the folder cannot be written.
+    """
+    check_folder(path)
+    with failing(f"cannot write '{path}'"):
+        around = Path(tempfile.mkdtemp(prefix=".kpatch-", dir=path.parent))
+        try:
+            made = around / path.name
+            made.mkdir()
+            yield made
+            for each in sorted(made.rglob("*"), reverse=True):
+                sync(each)
+            sync(made)
+            for source in unchanged:
+                source.check()
+            check_folder(path)
+            os.rename(made, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
+
+
 def begins(mark: bytes) -> Callable[[Path], bool]:
     """A function that tests whether a file begins with a mark."""
 

@@ -48,7 +48,7 @@ def roll_back(path):
 
 def _check_names(journal, path, files):
     names = [each.name for each in files]
-    if names != [path.name] and not path.name.endswith(".weights.json"):
+    if names != [path.name] and not path.name.endswith((".weights.json", ".index.json")):
         raise FileError(f"'{journal}' is the journal of '{names[0]}', not of '{path.name}'", notes=[way_out(path)])
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import struct
 
-from kpatch.checkpoint.arrays import BY_NAME, Array
+from kpatch.checkpoint.arrays import BY_NAME, Array, Opaque
 from kpatch.errors import FileError
 
 LARGEST_HEADER = 100_000_000  # bytes; the library's limit
@@ -23,12 +23,13 @@ DTYPES = {
     },
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
+UNKNOWN = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64}  # bits
 METADATA = "__metadata__"  # the header's key of the metadata
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def arrays(source, file):
-    """The `Array`s of a file.
+    """The `Array`s of a file. The header is checked as strictly as the library `safetensors` checks it.
 
     Args:
         source: the `Source` of the file.
@@ -42,11 +43,51 @@ def arrays(source, file):
     size = struct.unpack("<Q", start)[0] if len(start) == 8 else None
     if size is None or size > min(LARGEST_HEADER, length - 8):
         raise FileError(f"'{source}' is not a .safetensors file, or is truncated")
+    text = file.read(size)
     try:
-        header = json.loads(file.read(size))
-        return [_array(source, name, item, 8 + size, length) for name, item in header.items() if name != METADATA]
+        if not text.startswith(b"{"):
+            raise ValueError("it does not begin with a brace")
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
+        if METADATA in header and header[METADATA] is not None:
+            _check_metadata(header[METADATA])
+        found = [_array(source, name, item, 8 + size) for name, item in header.items() if name != METADATA]
+        _check_places(found, 8 + size, length)
+    except FileError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"'{source}' is damaged: its header is invalid") from error
+    return found
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("two entries of one name")
+    return found
+
+
+def _no_number(text):
+    raise ValueError(f"{text} is not JSON")
+
+
+def _check_metadata(found):
+    if type(found) is not dict or not all(type(value) is str for value in found.values()):
+        raise ValueError("metadata are texts")
+
+
+def _check_places(found, start, length):
+    """Raises a `FileError` if the arrays do not fill the file one after the other."""
+    at, before = start, None
+    for array in sorted(found, key=lambda array: (array.offset, array.nbytes)):
+        if array.offset < at:
+            raise FileError(f"'{array.file}' is damaged: '{before}' and '{array.label}' overlap")
+        if array.offset > at:
+            raise FileError(f"'{array.file}' is damaged: there is a gap before '{array.label}'")
+        at, before = at + array.nbytes, array.label
+        if at > length:
+            raise FileError(f"'{array.file}' is damaged: '{before}' {array.shape} {array.dtype} does not fit its place")
+    if at != length:
+        raise ValueError("bytes that belong to no array")
 
 
 def metadata(path):
@@ -60,17 +101,28 @@ def metadata(path):
     return found if isinstance(found, dict) else {}
 
 
-def _array(path, name, item, data, length):
-    dtype, shape = DTYPES.get(item["dtype"]), tuple(item["shape"])
+def _array(source, name, item, data):
+    dtype, shape = item["dtype"], tuple(item["shape"])
     start, end = item["data_offsets"]
-    keys = tuple(name.split("/") if "/" in name else name.split("."))
-    if dtype is None:
-        raise FileError(f"'{path}' holds '{name}' of {item['dtype']}, which is not part of the language")
-    if any(type(n) is not int or n < 0 for n in (start, end, *shape)):
+    if type(dtype) is not str or type(item["shape"]) is not list or any(_is_no_size(n) for n in (start, end, *shape)):
         raise ValueError(name)
-    if end - start != math.prod(shape) * BY_NAME[dtype].itemsize or data + end > length:
-        raise FileError(f"'{path}' is damaged: '{name}' {shape} {dtype} does not fit its place")
-    return Array(keys, path, data + start, shape, dtype)
+    keys, known = _keys(name), DTYPES.get(dtype)
+    bits = 8 * BY_NAME[known].itemsize if known else UNKNOWN.get(dtype)
+    if start > end or (bits is not None and 8 * (end - start) != math.prod(shape) * bits):
+        raise FileError(f"'{source}' is damaged: '{name}' {shape} {known or dtype} does not fit its place")
+    if known is None:
+        return Opaque(keys, source, data + start, shape, dtype, label=name, length=end - start)
+    return Array(keys, source, data + start, shape, known, label=name)
+
+
+def _is_no_size(number):
+    return type(number) is not int or not 0 <= number < 2**64
+
+
+def _keys(name):
+    """The chain of names: the parts between the slashes, or the dots; the whole name if one of them is empty."""
+    parts = tuple(name.split("/" if "/" in name else "."))
+    return parts if all(parts) else (name,)
 
 
 def write(path, named, mark):

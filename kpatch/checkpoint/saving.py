@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 
 from kpatch.checkpoint import outputs, safetensors
-from kpatch.checkpoint.opened import KINDS
+from kpatch.checkpoint.formats import SUFFIXES
 from kpatch.errors import FileError
 
 MARK = "# written by kpatch diff: text "  # the beginning of a saved patch
@@ -65,7 +65,7 @@ def _patch(path):
     path = Path(path)
     if not path.name:
         raise FileError(f"'{path}' is a directory")
-    if path.name.endswith(KINDS):
+    if path.name.endswith(SUFFIXES):
         raise FileError(f"'{path}' has the name of a model; a patch ends in .kpatch")
     beside = path.with_suffix(".safetensors")
     return [outputs.Output(beside, own=_is_sidecar), outputs.Output(path, own=_is_text)]

@@ -75,8 +75,9 @@ def apply(
 ) -> None:
     """Edits the weights in MODEL by a patch.
 
-    MODEL is a .keras, .weights.h5, .weights.json or .safetensors file. It is edited without loading the model; bytes
-    that the patch does not change are the same in the result.
+    MODEL is a .keras, .weights.h5, .weights.json, .safetensors or Keras 2's .h5 file, a .safetensors.index.json, or a
+    folder with one of these inside. It is edited without loading the model; bytes that the patch does not change are
+    the same in the result. The result of a folder, or of an index, is a new folder.
 
     The patch consists of the statements in the file PATCH (- is standard input) and then those of each -e.
     The result is written to a temporary file, which then replaces OUT.keras; on an error nothing is written.
@@ -114,10 +115,10 @@ def apply(
 
 def _check_output(output: Path, model: Path, patch: str | None, binds: tuple[str, ...], overwrite: bool) -> None:
     """Raises, before any work is done, if the output is a file that the command reads."""
-    from kpatch.checkpoint import edits
+    from kpatch.checkpoint import destinations
 
     read = [*([] if patch in (None, "-") else [patch]), *binding.paths(binds)]
-    edits.check_output(output, model, dict.fromkeys(read, outputs.READ), overwrite)
+    destinations.check_output(output, model, dict.fromkeys(read, outputs.READ), overwrite)
 
 
 def _apply_to_file(

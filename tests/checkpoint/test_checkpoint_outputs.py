@@ -465,6 +465,7 @@ def test_a_journal_is_no_wider_than_its_file(here, bits, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root gives files away")
 def test_owners_are_kept(here):
+    os.unlink("hard.safetensors")
     for name in ("base.safetensors", "tuned.safetensors"):
         os.chown(name, 1234, 2345)
         os.chmod(name, 0o640)
