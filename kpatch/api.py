@@ -109,9 +109,8 @@ def apply(
         >>> model.get_weights()[1].tolist()
         [14.0, 2.0, 2.0]
     """
-    backend = backends.current()
-    backend.refuse_traces("kpatch.apply")
-    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo, backend)
+    backends.current().refuse_traces("kpatch.apply")
+    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo)
 
 
 @keywords.checked("kpatch.edit")

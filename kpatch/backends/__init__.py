@@ -2,9 +2,14 @@
 
 from kpatch.backends.base import Backend
 
+_current: Backend | None = None  # kept here, as the statement `import` takes half a microsecond each time
+
 
 def current() -> Backend:
     """The object of Keras's current backend. The first call imports its module, and no other backend's."""
-    from kpatch.backends.present import backend  # Python caches the module, and dynamo can trace an import
+    global _current
+    if _current is None:
+        from kpatch.backends.present import backend
 
-    return backend
+        _current = backend
+    return _current

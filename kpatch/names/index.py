@@ -19,6 +19,7 @@ class ModelIndex:
     Attributes:
         root: the `LayerNode` of the model.
         entries: each variable once, in the order of `model.weights`, the hidden ones between.
+        plans: what `run` makes of patches and these names, and keeps with them.
     """
 
     def __init__(self, root):
@@ -41,6 +42,7 @@ class ModelIndex:
         self._successor = None
         self._walked = True
         self._suggestions = MAX_SUGGESTED
+        self.plans = {}
 
     def begin(self):
         """Whether the model is still as it was; a new use of the index begins."""
@@ -222,11 +224,8 @@ def index(root):
         >>> index(model).find(parse("kernel = 0").statements[0].target.selector)
         head.kernel (4, 3) float32
     """
-    try:
-        known = root.__dict__[KEPT]
-    except (AttributeError, KeyError):
-        known = None
-    if known is not None and known.root.item is root and known.begin():
+    known = kept(root)
+    if known is not None:
         return known
     import keras
 
@@ -235,6 +234,15 @@ def index(root):
     known = ModelIndex(root)
     root.__dict__[KEPT] = known
     return known
+
+
+def kept(root):
+    """The index that was made of a model, if it is still right; else `None`, as for anything else."""
+    try:
+        known = root.__dict__[KEPT]
+    except (AttributeError, KeyError):
+        return None
+    return known if known is not None and known.root.item is root and known.begin() else None
 
 
 def _without_last(selector):

@@ -7,7 +7,7 @@ from numbers import Integral
 
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.bindings import Bindings
-from kpatch.names.index import index
+from kpatch.names.index import index, kept
 from kpatch.names.meanings import ModelNames, Place, TensorNames, place_of
 from kpatch.names.several import EachNames, ModelsIndex, each, list_of
 from kpatch.run import planner
@@ -19,27 +19,31 @@ CACHED_PLANS = 64  # for each model; the oldest is dropped
 
 def check(model, patch, bindings, expect=None):
     """What runs a patch on a model; without bindings kept while neither names nor variables of the model change."""
-    names = index(model)
+    return _check(index(model), patch, bindings, expect)
+
+
+def _check(names, patch, bindings, expect):
     if bindings:
         checked = _made(patch, ModelNames(names, Bindings(bindings)))
     else:
-        cache = vars(names).setdefault("plans", {})  # they go with the index that they were made from
-        checked = cache.get(patch)
+        checked = names.plans.get(patch)
         if checked is None:
             checked = _made(patch, ModelNames(names, Bindings({})))
-            if len(cache) >= CACHED_PLANS:
-                cache.pop(next(iter(cache)))
-            cache[patch] = checked
-    check_expected(checked, expect)
+            if len(names.plans) >= CACHED_PLANS:
+                names.plans.pop(next(iter(names.plans)))
+            names.plans[patch] = checked
+    if expect is not None:
+        check_expected(checked, expect)
     return checked
 
 
 def check_all(target, patch, bindings, expect=None):
     """The same for whatever `kpatch.apply` edits: a model, a variable, or a list or dict of models."""
+    names = kept(target)
+    if names is not None:
+        return _check(names, patch, bindings, expect)
     import keras
 
-    if isinstance(target, keras.Layer):
-        return check(target, patch, bindings, expect)
     if isinstance(target, keras.Variable):
         checked = _made(patch, TensorNames(_place_of(target), Bindings(bindings), "a variable"))
     elif isinstance(target, Mapping):

@@ -20,17 +20,17 @@ from kpatch.values.dtypes import Value, tensor
 
 def run(checked, store):
     """Runs the steps in order; `store` holds the values of the places."""
-    scope = ev.Scope(
-        store.look_up,
-        store.read,
-        traced=checked.traced,
-        unproved=checked.unproved,
-        source=checked.patch.source,
-    )
+    scope = None
+    if not checked.plain or store.stream is not None:
+        source, unproved = checked.patch.source, checked.unproved
+        scope = ev.Scope(store.look_up, store.read, traced=checked.traced, unproved=unproved, source=source)
     try:
         for number, step in enumerate(checked.steps):
             if store.lets_go:
                 store.begin(number)
+            if scope is None:
+                _write(step, store, None)
+                continue
             scope.begin(step.place, step.stream)
             scope.implied = store.implied if step.place is None else None
             if type(step) is LetStep:

@@ -8,12 +8,11 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
-from kpatch.run import encoding, execute
-from kpatch.run.derived import derive
+from kpatch.run import derived, encoding, execute
 from kpatch.run.execute import Named, picked
 from kpatch.run.plan import Plan
 from kpatch.run.records import Record, enter, latest_link, with_inherited
-from kpatch.run.undo import AppliedPatch, prepare_models
+from kpatch.run.undo import AppliedPatch
 from kpatch.values import tensors
 from kpatch.values.dtypes import NUMPY, tensor
 from kpatch.values.numerics import from_numpy, is_traced
@@ -38,6 +37,7 @@ class Live(Named):
     stream = None
 
     def __init__(self, checked, writer, donate=True, keep=True):
+        self._checked = checked
         self.names = checked.names
         self.writer = writer
         self.donate = donate
@@ -50,6 +50,16 @@ class Live(Named):
         self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
         self._decoded = {}  # weights that are stored as something else, by place, until the next write
+
+    def sync(self):
+        """Brings the variables' values where they can be edited (on jax, inside `fit`, they live in the trainer)."""
+        for model in self._checked.models:
+            self.writer.sync(model)
+
+    def derive(self):
+        """Has layers derive tensors anew from the variables that were written."""
+        if self._checked.derives:
+            derived.derive(self.records)
 
     # Reading
 
@@ -272,14 +282,14 @@ class Live(Named):
             elif record in stays and record.selection is not None:
                 enter(record)
 
-    def undo(self, patch):
+    def undo(self):
         """Restores every old value; gives an interrupt that came meanwhile, or `None`."""
         self.writer.refuse_traces("undo()")
-        prepare_models(self.writer, self.names)
+        self.sync()
         stays, failures = self.put_back()
         if stays:
-            raise _failed_undo(stays, failures, patch)
-        derive(self.records)
+            raise _failed_undo(stays, failures, self._checked.patch)
+        self.derive()
         return _interrupt(failures)
 
 
@@ -291,24 +301,22 @@ def _has_entries(record):
     return record.selection is None or record.selection.size > 0
 
 
-def apply(checked, donate=True, keep=True, writer=None):
+def apply(checked, donate=True, keep=True):
     """Executes steps on variables: all of them, or on any failure none.
 
     Args:
         keep: the old values, for `undo`.
-        writer: the object of the backend, if the caller has it: to ask for it takes a microsecond.
 
     Raises:
         PatchError: everything is as it was, or the error says what is not. So it is with an interrupt.
     """
-    writer = writer or backends.current()
-    prepare_models(writer, checked.names)
-    live = Live(checked, writer, donate, keep)
+    live = Live(checked, backends.current(), donate, keep)
+    live.sync()
     try:
         try:
             execute.run(checked, live)
             live.settle()
-            derive(live.records)
+            live.derive()
             return AppliedPatch(checked, live)
         except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
             raise _ended(live, error, checked.patch)  # noqa: B904 (it has its cause)
@@ -320,10 +328,10 @@ def apply(checked, donate=True, keep=True, writer=None):
 
 def count(checked):
     """The `Plan`: what the steps would write at present."""
-    writer = backends.current()
+    live = Live(checked, backends.current(), donate=False)
     if checked.dynamic:
-        prepare_models(writer, checked.names)
-    return Plan.of(checked, execute.counts(checked, Live(checked, writer, donate=False)))
+        live.sync()
+    return Plan.of(checked, execute.counts(checked, live))
 
 
 # What a failure leaves ------------------------------------------------------------------------------------------------
@@ -333,7 +341,7 @@ def _ended(live, error, patch):
     """Restores what can be restored; gives the exception that says how an edit ended."""
     stays, failures = live.put_back()
     try:
-        derive(live.records)
+        live.derive()
     except Exception as failure:  # noqa: BLE001 (perhaps the very error that ended the edit)
         failures.append(failure)
     live.link(stays)

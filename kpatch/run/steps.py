@@ -87,6 +87,24 @@ class Checked:
     traced: bool = False
 
     @cached_property
+    def models(self):
+        """The models whose variables are named, and those handed in."""
+        return (*self.names.models, *self.names.bindings.models)
+
+    @cached_property
+    def derives(self):
+        """Whether a layer derives tensors from a variable that is written: it has a `finalize_state`."""
+        entries = [step.place.entry for step in self.edits]
+        return any(entry is not None and hasattr(type(entry.owner.item), "finalize_state") for entry in entries)
+
+    @cached_property
+    def plain(self):
+        """Whether each step writes a constant to known entries, so that nothing is evaluated when it runs."""
+        return len(self.edits) == len(self.steps) and all(
+            step.constant is not None and step.selection is not None and not step.open_ended for step in self.edits
+        )
+
+    @cached_property
     def edits(self):
         """The steps that write."""
         return writing(self.steps)

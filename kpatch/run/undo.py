@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from kpatch.backends.base import Backend
 from kpatch.errors import UndoError
 from kpatch.names.index import ModelIndex
 from kpatch.names.tree import LAYER
@@ -114,7 +113,7 @@ class AppliedPatch:
             raise _replaced(record)
 
     def _restore(self) -> None:
-        interrupt = self._live.undo(self._checked.patch)
+        interrupt = self._live.undo()
         for _, each in with_inherited(self._records):
             if each.link is not None:
                 each.link.undone = True
@@ -194,9 +193,3 @@ def _replaced(record: Record) -> UndoError:
     why = "was built anew" if mode is None else f"was quantised to {mode}"
     message = f"the edit of '{place.path}' cannot be undone: since then '{layer.name}' {why}, and has other variables"
     return UndoError(message, notes=[f"this edit: {record.step.statement}"])
-
-
-def prepare_models(writer: Backend, names: Any) -> None:
-    """Brings the variables' values where they can be edited (on jax, inside `fit`, they live in the trainer)."""
-    for model in (*names.models, *names.bindings.models):
-        writer.sync(model)

@@ -51,7 +51,7 @@ TEXTS = [
 @pytest.fixture(autouse=True)
 def generic(monkeypatch):
     generic = Generic(BACKEND)
-    monkeypatch.setattr("kpatch.backends.present.backend", generic)
+    monkeypatch.setattr("kpatch.backends._current", generic)
     assert backends.current() is generic
     return generic
 

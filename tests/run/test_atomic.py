@@ -47,7 +47,7 @@ def _built():
 def network(model=None):
     """Three layers without a zero, so that each statement changes what it writes; one model, with its values anew."""
     model = model or _built()
-    vars(index(model)).pop("plans", None)  # which hold prepared constants
+    index(model).plans.clear()  # which hold prepared constants
     for number, variable in enumerate(model.variables):
         variable.assign(np.arange(1, 1 + np.prod(variable.shape)).reshape(variable.shape) / 4 + number)
     return model

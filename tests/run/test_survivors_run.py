@@ -157,7 +157,7 @@ def test_the_plans_of_a_model_are_bounded_and_the_oldest_goes():
     patches = [f"dense_1.bias[0] = {number}" for number in range(checking.CACHED_PLANS + 3)]
     for text in patches:
         kpatch.apply(model, text)
-    kept = vars(index(model))["plans"]
+    kept = index(model).plans
     assert [patch.source for patch in kept] == patches[3:]
     assert len(kept) == 64
 
