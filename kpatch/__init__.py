@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kpatch import checkpoint
 from kpatch.api import apply, edit, plan
 from kpatch.checkpoint import diff
+from kpatch.checkpoint.listing import Listing, show
 from kpatch.errors import (
     BindingError,
     DTypeError,
@@ -51,6 +52,7 @@ __all__ = [
     "Hold",
     "Intervention",
     "LimitError",
+    "Listing",
     "Patch",
     "PatchAssertionError",
     "PatchError",
@@ -71,6 +73,7 @@ __all__ = [
     "parse",
     "plan",
     "rewrite",
+    "show",
 ]
 
 

@@ -28,7 +28,9 @@ from kpatch.errors import FileError
 from kpatch.names.bindings import OPTIONS
 from kpatch.syntax import Patch, parse
 from kpatch.values.dtypes import DTYPES
-from kpatch.view import tables
+from kpatch.view.overview import Column, Overview, shape
+from kpatch.view.pictures import Map, figure
+from kpatch.view.shown import Shown
 
 FEW = 64  # the most entries of an array that are written out
 KEPT = 2**20  # the most offsets of differing entries that are kept, to find a slice
@@ -47,6 +49,7 @@ class Difference:
         bins: the number of entries that differ in each of `BINS` equal parts of the flat array.
         statements: the lines that change it.
         sidecar: its name in the sidecar, or `None`.
+        map: where it differs, and by how much, as a picture.
     """
 
     name: str
@@ -57,6 +60,13 @@ class Difference:
     bins: np.ndarray = field(default_factory=lambda: np.zeros(BINS, "int64"))
     statements: list = field(default_factory=list)
     sidecar: str | None = None
+    map: Map = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.map = Map(self.new.shape)
+
+    def picture(self) -> Map:
+        return self.map
 
     def parts(self) -> np.ndarray:
         """The share of entries that differ in each of `BINS` equal parts of the flat array."""
@@ -64,7 +74,7 @@ class Difference:
         return np.minimum(1.0, self.bins / np.maximum(sizes, 1))
 
 
-class Diff:
+class Diff(Shown):
     """The patch from one checkpoint to another, made by `kpatch.diff`.
 
     Attributes:
@@ -109,11 +119,20 @@ class Diff:
     def __str__(self) -> str:
         return self.text
 
-    def __rich__(self) -> Any:
+    def overview(self) -> Overview:
+        columns = (
+            Column("variable"),
+            Column("shape", drop=2),
+            Column("dtype", drop=3),
+            Column("entries", right=True),
+            Column("part"),
+            Column("largest"),
+            Column("where", drop=1),
+        )
         rows = [
             (
                 each.name,
-                tables.shape(each.new.shape),
+                shape(each.new.shape),
                 each.new.dtype,
                 f"{each.count:,}",
                 f"{each.count / each.new.size:.2%}",
@@ -122,7 +141,15 @@ class Diff:
             )
             for each in self.differences
         ]
-        return tables.filled(tables.table_of("variable", "shape", "dtype", "entries", "part", "largest", "where"), rows)
+        return Overview(columns, rows, pictures=[each.picture for each in self.differences])
+
+    def plot(self) -> Any:
+        """A figure of matplotlib with a picture for each array that differs, as `AppliedPatch.plot` has it.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        return figure([each.name for each in self.differences], [each.map for each in self.differences])
 
 
 def heat(difference: Difference) -> str:
@@ -212,23 +239,24 @@ def _compare(each: Difference, tolerance: float, progress: Callable[[int], objec
         differ = as_bits(old) != as_bits(new)
         if not differ.any():
             continue
+        change = _change(old, new, differ)
         if each.new.dtype != "bool":
-            apart = _distance(old, new, differ)
             if tolerance:
-                differ &= ~(apart <= tolerance)
-            each.largest = float(np.maximum(each.largest, np.max(apart[differ], initial=0.0)))
+                differ &= ~(np.abs(change) <= tolerance)
+            each.largest = float(np.maximum(each.largest, np.max(np.abs(change[differ]), initial=0.0)))
         flat = np.flatnonzero(differ) + start
+        each.map.add(flat, change[differ])
         each.count += len(flat)
         each.bins += np.bincount(np.minimum(flat * BINS // size, BINS - 1), minlength=BINS)
         offsets = None if offsets is None or each.count > KEPT else [*offsets, flat]
     return None if offsets is None else np.concatenate([*offsets, []]).astype("int64")
 
 
-def _distance(old: np.ndarray, new: np.ndarray, differ: np.ndarray) -> np.ndarray:
-    apart = np.zeros(old.shape, "float64")
+def _change(old: np.ndarray, new: np.ndarray, differ: np.ndarray) -> np.ndarray:
+    change = np.zeros(old.shape, "float64")
     with np.errstate(all="ignore"):
-        apart[differ] = np.abs(new[differ].astype("float64") - old[differ].astype("float64"))
-    return apart
+        change[differ] = new[differ].astype("float64") - old[differ].astype("float64")
+    return change
 
 
 def _statements(each: Difference, flat: np.ndarray) -> list[str]:

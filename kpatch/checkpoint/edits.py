@@ -18,10 +18,11 @@ from kpatch.run.checking import check_expected
 from kpatch.run.plan import Plan
 from kpatch.run.steps import Checked
 from kpatch.syntax import Patch
-from kpatch.view import tables
+from kpatch.view.overview import Column, Overview, shape
+from kpatch.view.shown import Shown
 
 
-class Applied:
+class Applied(Shown):
     """A patch that was applied to a file. Printed, it is a table of what was written.
 
     Attributes:
@@ -39,23 +40,28 @@ class Applied:
         self.changes = changes
         self.note = note
 
-    def __rich__(self) -> Any:
+    def overview(self) -> Overview:
         source = self.plan.patch.source
+        columns = (
+            Column("statement"),
+            Column("variable"),
+            Column("shape", drop=2),
+            Column("entries", right=True, drop=1),
+            Column("before"),
+            Column("after"),
+        )
         rows = [
             (
                 source[slice(*c.statement.span)],
                 c.step.place.path,
-                tables.shape(c.step.place.shape),
+                shape(c.step.place.shape),
                 f"{c.entries:,}",
                 str(c.before),
                 str(c.after),
             )
             for c in self.changes
         ]
-        return tables.filled(tables.table_of("statement", "variable", "shape", "entries", "before", "after"), rows)
-
-    def __str__(self) -> str:
-        return tables.as_text(self.__rich__())
+        return Overview(columns, rows)
 
     def __repr__(self) -> str:
         return f"<Applied {len(self.changes)} writes to {self.path}>"

@@ -47,6 +47,8 @@ class ModelArrays:
     def array(self, entry):
         return Held(entry)
 
+    meant = array
+
     def named(self):
         return [(entry.path, Held(entry)) for entry in self.index.entries]
 

@@ -1,14 +1,15 @@
 """Saves a `Diff`: the patch, its arrays beside it, and an HTML page of the differences."""
 
 import hashlib
-import html
 from pathlib import Path
 
 from kpatch.checkpoint import outputs, safetensors
 from kpatch.checkpoint.formats import SUFFIXES
 from kpatch.errors import FileError
+from kpatch.view import html
 
 MARK = "# written by kpatch diff: text "  # the beginning of a saved patch
+GENERATOR = "kpatch diff"  # of a page
 LONGEST_LINE = 2**10  # bytes
 COMPARED = "is one of the files compared; name another output"
 
@@ -32,7 +33,7 @@ def write(found, patch, page=None, title=""):
     parts = parts if found.bindings else parts[1:]
     with outputs.written([*pages, *parts], inputs, found.sources) as files:
         for file in files[: len(pages)]:
-            file.write_text(page_of(found, title), encoding="utf-8")
+            file.write_text(html.page(found.overview(), title, GENERATOR), encoding="utf-8")
         if parts:
             _write_patch(found, *files[len(pages) :])
     return [output.path for output in reversed(parts)]
@@ -54,8 +55,7 @@ def _write_patch(found, *files):
 
 
 def _page(path):
-    mark = PAGE[: PAGE.index("<title>")].encode()
-    return [] if path is None else [outputs.Output(Path(path), own=outputs.begins(mark))]
+    return [] if path is None else [outputs.Output(Path(path), own=outputs.begins(html.head(GENERATOR).encode()))]
 
 
 def _patch(path):
@@ -93,23 +93,3 @@ def digest_of_arrays(text):
     """The digest of the arrays saved with a patch, or `None` if the text has none."""
     line = text.partition("\n")[0]
     return line.rpartition(", arrays ")[2].strip() if line.startswith(MARK) and ", arrays " in line else None
-
-
-def page_of(found, title):
-    """An HTML page with a row for each array that differs: the number of entries, and a map of the parts."""
-    rows = []
-    for each in found.differences:
-        cells = "".join(f'<td class="part" style="background:rgb(200 30 30/{part:.3f})">' for part in each.parts())
-        rows.append(f"<tr><td>{html.escape(each.name)}<td>{each.count:,} of {each.new.size:,}{cells}")
-    return PAGE.format(title=html.escape(title), rows="\n".join(rows))
-
-
-PAGE = """<!doctype html><meta charset="utf-8"><meta name="generator" content="kpatch diff"><title>{title}</title>
-<style>body {{ font: 14px sans-serif }} td {{ padding: 2px 8px }}
-.part {{ width: 16px; border: 1px solid #eee }}</style>
-<h1>{title}</h1>
-<p>Each row is an array, its first entries at the left: the redder, the more of a part's entries differ.</p>
-<table>
-{rows}
-</table>
-"""

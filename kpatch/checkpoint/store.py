@@ -19,7 +19,7 @@ from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors
 from kpatch.values.dtypes import check_available, tensor
-from kpatch.view import tables
+from kpatch.view.overview import sample
 
 LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)
 MAX_KEPT = 2**12  # changed entries whose old and new values are kept
@@ -74,7 +74,7 @@ class Sample:
 
     def __str__(self):
         if self._kept or not self._size:
-            return tables.sample(np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else [])
+            return sample(np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else [])
         return f"{self._low:.4g} … {self._high:.4g}, mean {self._sum / self._size:.4g}"
 
 

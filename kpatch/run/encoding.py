@@ -22,7 +22,8 @@ class StoredStep:
     Attributes:
         step: that step.
         place: the stored variable.
-        shown: of the first of them, the weight's values before and after, and those asked for; else `None`.
+        shown: of the first of them, the weight's values before and after, those asked for, and the flat offsets of
+            these entries (`None` for all); else `None`.
         bits: of bytes that hold two codes, the bits of those that it writes; `None` if it writes whole entries.
     """
 
@@ -97,7 +98,7 @@ def writes(step, target, values, read, shown=True):
     told = None
     if shown:
         after = weight.values(Changed(read, changes), flat).reshape(-1)
-        told = (np.array(weight.values(read, flat)).reshape(-1), after, asked)
+        told = (np.array(weight.values(read, flat)).reshape(-1), after, asked, flat)
     found = []
     for change in changes:
         shape = tuple(change.variable.shape)

@@ -8,7 +8,8 @@ from typing import Any
 
 from kpatch.run.steps import Checked, writing
 from kpatch.syntax import Patch, ast
-from kpatch.view import tables
+from kpatch.view.overview import Column, Overview, shape
+from kpatch.view.shown import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,11 @@ def text_in(statement: ast.Edit, patch: Patch) -> str:
     return patch.source[slice(*statement.span)]
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Shown):
     """A snapshot of a patch's effect on a model; later changes of the model do not change it.
 
-    `print(plan)` shows it as a table.
+    `print(plan)` shows it as a table, and so does a notebook.
 
     Attributes:
         patch: the `Patch`.
@@ -115,8 +116,19 @@ class Plan:
         """The statements and their rows."""
         return plan_rows(self)
 
-    def __str__(self) -> str:
-        return tables.as_text(self.__rich__())
+    def overview(self) -> Overview:
+        columns = (
+            Column("statement"),
+            Column("variable"),
+            Column("shape", drop=1),
+            Column("dtype", drop=2),
+            Column("entries", right=True),
+        )
+        rows = [
+            (r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}")
+            for r in self.rows
+        ]
+        return Overview(columns, rows, self.warnings)
 
-    def __rich__(self) -> Any:
-        return tables.plan_table(self)
+    def __repr__(self) -> str:
+        return f"<Plan {len(self.edits)} writes>"

@@ -12,8 +12,10 @@ from kpatch.run.inheriting import hand_on
 from kpatch.run.plan import Plan
 from kpatch.run.records import Record, enter, latest_link, overlapping, with_inherited
 from kpatch.run.steps import Checked
-from kpatch.run.writes import Write, writes
-from kpatch.view import tables
+from kpatch.run.writes import DRAWN, Write, overview, writes
+from kpatch.view.overview import Overview
+from kpatch.view.pictures import figure
+from kpatch.view.shown import Shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,7 +26,7 @@ def _is_later(record: Any) -> bool:
     return record.selection is not None and latest_link(record.step.place.variable) is not None
 
 
-class AppliedPatch:
+class AppliedPatch(Shown):
     """Edits that were made, and can be undone.
 
     As a context manager it undoes them on leaving, also by an exception.
@@ -160,11 +162,20 @@ class AppliedPatch:
         state = "undone" if self._undone else "applied"
         return f"<AppliedPatch {len(self._checked.edits)} writes, {state}>"
 
-    def __rich__(self) -> Any:
-        return tables.writes_table(self.writes)
+    def overview(self) -> Overview:
+        return overview(self.writes)
 
-    def __str__(self) -> str:
-        return tables.as_text(self.__rich__())
+    def plot(self) -> Any:
+        """A figure of matplotlib with a picture for each write: where its entries lie, and by how much they changed.
+
+        Orange is more, blue is less, the stronger the more. The last axis runs to the right and the others run down;
+        each filter of a convolution is a tile.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        found = [write for write in self.writes if write.entries <= DRAWN]
+        return figure([f"{write.path}\n{write.statement}" for write in found], [write.map() for write in found])
 
 
 def _both(later: Any, record: Record) -> list[str]:

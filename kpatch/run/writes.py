@@ -1,7 +1,8 @@
 """`Write`: the effect of a statement on a variable, with the values before and after."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from kpatch.run.plan import text_in
 from kpatch.syntax import Patch
 from kpatch.values import tensors
 from kpatch.values.dtypes import tensor
+from kpatch.view.overview import Column, Overview, sample, shape
+from kpatch.view.pictures import Map
+
+DRAWN = 2**25  # a picture of more entries is not drawn: their offsets alone take 256 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,19 @@ class Write:
     before: np.ndarray
     after: np.ndarray
     asked: np.ndarray
+    _flat: Callable[[], np.ndarray] = field(repr=False)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The offsets of the entries in the flattened variable, in C order, one for each of `before`."""
+        return self._flat()
+
+    def map(self) -> Map:
+        """Where the entries lie in the variable, and by how much each changed, as a picture."""
+        drawn = Map(self.shape)
+        with np.errstate(all="ignore"):
+            drawn.add(self.flat, self.after.astype("float64") - self.before.astype("float64"))
+        return drawn
 
 
 def writes(records: Iterable[Any], patch: Patch) -> tuple[Write, ...]:
@@ -59,17 +77,26 @@ def _write(record: Any, patch: Patch) -> Write:
         mask = tensors.to_numpy(record.selection.mask)
         before, after = before[mask], after[mask]
     place = record.step.place
-    text = text_in(record.step.statement, patch)
-    return Write(text, place.path, place.shape, place.dtype, before.size, before.ravel(), after.ravel(), after.ravel())
+    text, flat = text_in(record.step.statement, patch), partial(_offsets, record.selection, place.shape)
+    before, after = before.ravel(), after.ravel()
+    return Write(text, place.path, place.shape, place.dtype, before.size, before, after, after, flat)
+
+
+def _offsets(selection: Any, shape: tuple) -> np.ndarray:
+    if isinstance(selection, indexing.Mask):
+        return np.flatnonzero(tensors.to_numpy(selection.mask))
+    return tensors.positions(selection, shape).flat
 
 
 def _weight_write(stored: StoredStep, patch: Patch) -> Iterator[tuple[Any, Write]]:
     """The write of a weight, at the first of the variables that it was stored in."""
     if stored.shown is None:
         return
-    place, (before, after, asked) = stored.step.place, stored.shown
+    place, (before, after, asked, offsets) = stored.step.place, stored.shown
     text = text_in(stored.statement, patch)
-    yield stored.statement.span, Write(text, place.path, place.shape, place.dtype, after.size, before, after, asked)
+    flat = partial(np.arange, after.size) if offsets is None else partial(np.asarray, offsets)
+    write = Write(text, place.path, place.shape, place.dtype, after.size, before, after, asked, flat)
+    yield stored.statement.span, write
 
 
 def _after(record: Any, before: np.ndarray) -> np.ndarray:
@@ -87,5 +114,29 @@ def _batch_writes(record: Any, patch: Patch) -> Iterator[tuple[tuple[int, int], 
     for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
         before, present[offset] = present[offset], number
         place, text = step.place, text_in(statement, patch)
-        pair = np.array([before, number], step.numbers.dtype)
-        yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:], pair[1:])
+        pair, flat = np.array([before, number], step.numbers.dtype), partial(np.array, [offset])
+        yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:], pair[1:], flat)
+
+
+def overview(found: Iterable[Write], title: str = "") -> Overview:
+    """The writes as rows: values before and after, and those asked for if others were stored."""
+    found = tuple(found)
+    rounds = any(w.asked.tobytes() != w.after.tobytes() for w in found)
+    columns = (
+        Column("statement"),
+        Column("variable"),
+        Column("shape", drop=3),
+        Column("entries", right=True, drop=1),
+        Column("before"),
+        *[Column("asked", drop=2)] * rounds,
+        Column("after"),
+    )
+    rows = [
+        (
+            *(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before)),
+            *[sample(w.asked)] * rounds,
+            sample(w.after),
+        )
+        for w in found
+    ]
+    return Overview(columns, rows, pictures=[w.map if w.entries <= DRAWN else None for w in found], title=title)

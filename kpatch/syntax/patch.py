@@ -56,6 +56,14 @@ class Patch(Node):
     def __str__(self) -> str:
         return "\n".join(map(str, self.statements))
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        from kpatch.view import html
+
+        return html.code(str(self))
+
     def __hash__(self) -> int:
         if not self._hash:
             object.__setattr__(self, "_hash", hash(self.statements) or 1)

@@ -13,13 +13,12 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kpatch.checkpoint import disk, keras_files, outputs
 from kpatch.errors import FileError, PatchError
 from kpatch.names import patches
-from kpatch.syntax import Patch, ast, parse
+from kpatch.syntax import Patch, parse
 from kpatch.tools import binding
 from kpatch.tools.check import check_files, show_report
 
@@ -262,21 +261,18 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
       kpatch show digits.keras 'conv*.**' --stats
       kpatch show digits.keras '**.kernel'
     """
-    wanted = None if selector is None else _parse_selector(selector)
-    from rich.progress import track
+    from kpatch.checkpoint import commands, listing
 
-    from kpatch.checkpoint import commands
-
+    if selector is not None:
+        try:
+            listing.selector_of(selector)
+        except PatchError as error:
+            raise click.UsageError(error.message) from None
     opened = commands.opened(model)
-    rows = _of_model(model, wanted) if opened is None else commands.selected(opened, wanted)
-    table = Table("name", "shape", "dtype", box=None, pad_edge=False)
-    for heading in commands.Statistics.HEADINGS + commands.Statistics.MORE * stats:
-        table.add_column(heading, justify="right")
-    console = Console(stderr=True)
-    for name, array in track(rows, "reading", console=console, transient=True, disable=not console.is_terminal):
-        row = (name, str(array.shape), commands.dtype_shown(opened, array), *commands.Statistics(array).row(stats))
-        table.add_row(*(Text(cell) for cell in row))
-    _print(table)
+    with _status(f"reading {model}"):
+        found = listing.show(_load(model).model if opened is None else opened, selector, stats=stats)
+        found.overview()  # reads the values
+    _print(found)
     if opened is not None:
         _note(opened)
 
@@ -337,26 +333,6 @@ def undo(model: Path, discard: bool) -> None:
 
     checkpoint.undo(model, discard=discard)
     click.echo(f"removed the journal of {model}; the file is unchanged" if discard else f"restored {model}")
-
-
-def _parse_selector(text: str) -> ast.Selector:
-    """The selector in a text: the left side of a statement, without an index."""
-    try:
-        statements = parse(f"{text} = 0").statements
-    except PatchError:
-        statements = ()
-    target = statements[0].target if len(statements) == 1 and isinstance(statements[0], ast.Edit) else None
-    if target is None or target.index is not None or not isinstance(target.selector, ast.Selector):
-        raise click.UsageError(f"Not a selector: {text!r}. Examples: conv1, conv1.kernel, layers[0].bias")
-    return target.selector
-
-
-def _of_model(path: Path, selector: ast.Selector | None) -> list[Any]:
-    """The rows of a file whose model must be loaded."""
-    from kpatch.checkpoint import commands
-    from kpatch.checkpoint.loaded import ModelArrays
-
-    return commands.selected(ModelArrays(_load(path).model), selector)
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -439,6 +415,5 @@ def _print(renderable: Any) -> None:
     """Prints a table: as wide as the terminal or, without a terminal, as wide as needed."""
     console = Console()
     if not console.is_terminal:
-        renderable = renderable.__rich__() if hasattr(renderable, "__rich__") else renderable
-        console.width = max(1, console.measure(renderable, options=console.options.update(max_width=10_000)).maximum)
-    console.print(renderable)
+        console.width = max(1, console.measure(renderable, options=console.options.update(max_width=10**6)).maximum)
+    console.print(renderable, crop=False)

@@ -1,0 +1,175 @@
+"""`show`: the names of a model or a file that a patch can address, with shapes, dtypes and values."""
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kpatch.checkpoint.loaded import ModelArrays
+from kpatch.checkpoint.opened import Checkpoint
+from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError
+from kpatch.names.index import keys_of
+from kpatch.names.tree import spelled
+from kpatch.syntax import ast, parse
+from kpatch.view.overview import Column, Overview, shape
+from kpatch.view.shown import Shown
+
+
+def show(source: Any, selector: str | None = None, /, *, stats: bool = False) -> "Listing":
+    """The names in a model or a file that a patch can address, with shape, dtype and the range of values.
+
+    Args:
+        source: a Keras model or layer, a path of a file, or a `kpatch.checkpoint.Checkpoint`.
+        selector: lists only the matching variables, or those of the layer that it names: `"conv1"`, `"**.kernel"`.
+        stats: also the standard deviation, and the numbers of zeros, NaN and infinities.
+
+    Returns:
+        A `Listing`. Printed, or as the last line of a notebook's cell, it is a table.
+
+    Raises:
+        PatchSyntaxError: `selector` is not a selector.
+        ResolutionError: no variable matches it.
+        FileError: the file cannot be read.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu", name="head")])
+        >>> kpatch.show(model).paths
+        ('head.kernel', 'head.bias')
+        >>> kpatch.show(model, "head.b*").rows[0].shape
+        (3,)
+    """
+    wanted = None if selector is None else selector_of(selector)
+    if isinstance(source, (str, os.PathLike)):
+        source = Checkpoint(Path(source))
+    if not isinstance(source, Checkpoint):
+        source = ModelArrays(source)
+    return Listing.of(source, selected(source, wanted), stats)
+
+
+def selector_of(text: str) -> ast.Selector:
+    """The selector in a text: the left side of a statement, without an index.
+
+    Raises:
+        PatchSyntaxError: the text is something else.
+    """
+    try:
+        statements = parse(f"{text} = 0").statements
+    except PatchError:
+        statements = ()
+    target = statements[0].target if len(statements) == 1 and isinstance(statements[0], ast.Edit) else None
+    if target is None or target.index is not None or not isinstance(target.selector, ast.Selector):
+        raise PatchSyntaxError(f"not a selector: {text!r}; examples are conv1, conv1.kernel, layers[0].bias")
+    return target.selector
+
+
+class Listed:
+    """A name, and its values, which are read when they are first asked for.
+
+    Attributes:
+        path: the name.
+        shape: the lengths.
+        dtype: the dtype, and what is stored if that is something else: `float32 of int8 codes`.
+    """
+
+    def __init__(self, path: str, array: Any, dtype: str) -> None:
+        self.path = path
+        self.shape = tuple(array.shape)
+        self.dtype = dtype
+        self._array = array
+
+    @cached_property
+    def statistics(self) -> "Statistics":
+        return Statistics(self._array)
+
+
+class Listing(Shown):
+    """The names in a model or a file, made by `kpatch.show`.
+
+    Attributes:
+        rows: a `Listed` for each name.
+    """
+
+    def __init__(self, rows: Iterable[Listed], more: bool) -> None:
+        self.rows = tuple(rows)
+        self._more = more
+
+    @classmethod
+    def of(cls, source: Any, found: Iterable[tuple[str, Any]], more: bool) -> "Listing":
+        return cls((Listed(name, array, _dtype(source, array)) for name, array in found), more)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(row.path for row in self.rows)
+
+    def overview(self) -> Overview:
+        numbers = Statistics.HEADINGS + Statistics.MORE * self._more
+        columns = (Column("name"), Column("shape"), Column("dtype", drop=1), *(Column(each, True) for each in numbers))
+        rows = [(row.path, shape(row.shape), row.dtype, *row.statistics.row(self._more)) for row in self.rows]
+        return Overview(columns, rows, every=True)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def selected(source: Any, selector: ast.Selector | None) -> list[tuple[str, Any]]:
+    """Pairs of a name and an `Array`: all, or those that match a selector, or those of the layer that it names."""
+    if selector is None:
+        return source.named()
+    try:
+        return [(entry.path, source.meant(entry)) for entry in source.find_all(selector)]
+    except ResolutionError:
+        nodes = source.index.nodes_ending(keys_of(selector), counted=True)
+        layers = [f".{selector}.", *[f".{spelled(node.keys())}." for node in nodes]]
+        found = [pair for pair in source.named() if any(layer in f".{pair[0]}" for layer in layers)]
+        if not found:
+            raise
+        return found
+
+
+def _dtype(source: Any, array: Any) -> str:
+    """The dtype of an array as `kpatch show` tells it: `float32 of int8 codes`; `int8 codes` in a file without more."""
+    if told := getattr(array, "told", None):
+        return f"{array.dtype} of {told}"
+    bare = isinstance(source, Checkpoint) and source.index is source.own
+    return f"{array.dtype} codes" if bare and array.dtype == "int8" else array.dtype
+
+
+class Statistics:
+    """The range, mean and standard deviation of an array, and its numbers of 0, NaN and infinities; read in blocks."""
+
+    HEADINGS = ("min", "mean", "max")
+    MORE = ("std", "zeros", "nan", "inf")
+
+    def __init__(self, array: Any) -> None:
+        self.size = array.size
+        self.low: Any = np.inf
+        self.high: Any = -np.inf
+        self.sum = self.squares = 0.0
+        self.zeros = self.nans = self.infinite = 0
+        with np.errstate(all="ignore"):
+            for _, block in array.blocks():
+                self._add(block)
+
+    def _add(self, block: np.ndarray) -> None:
+        self.zeros += block.size - np.count_nonzero(block)
+        wide = block if block.dtype.kind in "iub" else block.astype("float64")
+        self.low, self.high = np.minimum(self.low, wide.min()), np.maximum(self.high, wide.max())
+        self.sum += float(wide.sum(dtype="float64"))
+        self.squares += float(np.square(wide, dtype="float64").sum())
+        if wide.dtype.kind == "f":
+            self.nans += int(np.isnan(wide).sum())
+            self.infinite += int(np.isinf(wide).sum())
+
+    def row(self, more: bool) -> tuple[str, ...]:
+        if not self.size:
+            return ("-",) * (3 + 4 * more)
+        mean = self.sum / self.size
+        row = (f"{self.low:.6g}", f"{mean:.6g}", f"{self.high:.6g}")
+        if not more:
+            return row
+        deviation = np.sqrt(max(0.0, self.squares / self.size - mean**2)) if np.isfinite(mean) else np.nan
+        return (*row, f"{deviation:.6g}", f"{self.zeros:,}", f"{self.nans:,}", f"{self.infinite:,}")

@@ -1,0 +1,77 @@
+"""Reports as HTML: a fragment for a notebook, and a page."""
+
+import html
+
+from kpatch.view.overview import Overview
+
+# Colours are the reader's own, so that light and dark themes both work.
+STYLE = """
+.kpatch table { border-collapse: collapse; font-size: 13px }
+.kpatch th, .kpatch td { padding: 3px 10px; text-align: left; vertical-align: top; white-space: nowrap }
+.kpatch th { border-bottom: 1px solid rgba(128,128,128,.6) }
+.kpatch td { border-bottom: 1px solid rgba(128,128,128,.2) }
+.kpatch .right { text-align: right; font-variant-numeric: tabular-nums }
+.kpatch code { background: none; color: inherit; white-space: pre-wrap }
+.kpatch-map { image-rendering: pixelated; border: 1px solid rgba(128,128,128,.6) }
+.kpatch .warning { margin: 4px 10px }
+"""
+
+
+def fragment(overview: Overview) -> str:
+    """The overview as a table. A row with a picture shows where its entries lie, and by how much they changed."""
+    pictured = any(overview.pictures)
+    heads = "".join(_cell("th", column.right, html.escape(column.name)) for column in overview.columns)
+    rows = []
+    for group in overview.groups():
+        name = group.name
+        for cells, picture in group.rows:
+            parts = [_cell("td", overview.columns[0].right, f"<code>{html.escape(name)}</code>")]
+            parts += [
+                _cell("td", column.right, html.escape(cell))
+                for column, cell in zip(overview.columns[1:], cells, strict=True)
+            ]
+            drawn = picture() if picture is not None else None
+            parts += ["<td>" + (drawn.html() if drawn is not None else "") + "</td>"] * pictured
+            rows.append(f"<tr>{''.join(parts)}</tr>")
+            name = ""
+        if group.more:
+            rows.append(f'<tr><td></td><td colspan="{len(overview.columns)}">... and {group.more:,} more</td></tr>')
+    title = f"<p><code>{html.escape(overview.title)}</code></p>" if overview.title else ""
+    warnings = "".join(f'<p class="warning">⚠ {html.escape(text)}</p>' for text in overview.warnings)
+    head = f"<thead><tr>{heads}{'<th>change</th>' * pictured}</tr></thead>"
+    return (
+        f'<div class="kpatch"><style>{STYLE}</style>{title}'
+        f"<table>{head}<tbody>{''.join(rows)}</tbody></table>{warnings}</div>"
+    )
+
+
+def page(overview: Overview, title: str, generator: str) -> str:
+    """The overview as a page of its own."""
+    return (
+        f"{head(generator)}<title>{html.escape(title)}</title>\n"
+        '<meta name="color-scheme" content="light dark"><style>body { font: 14px sans-serif; margin: 2em }</style>\n'
+        f"<h1>{html.escape(title)}</h1>\n<p>In a picture of a change, the last axis runs to the right and the others "
+        "run down; each filter of a convolution is a tile. Orange is more, blue is less, the stronger the more.</p>\n"
+        f"{fragment(overview)}\n"
+    )
+
+
+def code(text: str) -> str:
+    """A patch in colours."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+
+    from kpatch.view.highlighting import PatchLexer, PatchStyle
+
+    return highlight(
+        text, PatchLexer(stripnl=False), HtmlFormatter(noclasses=True, nobackground=True, style=PatchStyle)
+    )
+
+
+def head(generator: str) -> str:
+    """How a page of a generator begins."""
+    return f'<!doctype html><meta charset="utf-8"><meta name="generator" content="{generator}">'
+
+
+def _cell(tag: str, right: bool, content: str) -> str:
+    return f"<{tag}{' class=right' if right else ''}>{content}</{tag}>"

@@ -1,0 +1,154 @@
+"""`Map`: where a tensor was edited and by how much, as a small picture."""
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+CELLS = 96  # the most cells of a picture along an axis
+TILES = 256  # the most filters of a convolution that are drawn one by one
+PIXELS = 128  # the width or height of a picture on a page, whichever is longer
+
+# Of Okabe and Ito's palette, which colour-blind readers can tell apart, on light and on dark ground.
+MORE, LESS, SAME, UNKNOWN = (230, 126, 0), (0, 114, 178), (128, 128, 128), (204, 121, 167)
+
+GROUND = 0.12  # how strong the grey is of entries that were not edited
+
+
+class Map:
+    """The largest change in each cell of a picture of a tensor. A cell stands for one entry, or for several.
+
+    The last axis of the tensor runs to the right, and all others run down. Of a tensor of four or five axes, a kernel
+    of a convolution, each filter is a tile: the largest change along its input channels.
+
+    Attributes:
+        cells: a float64 matrix; NaN if no entry of the cell was edited, 0 if edits kept the values.
+
+    Example:
+        >>> changed = Map((4, 3))
+        >>> changed.add(np.array([0, 4]), np.array([1.0, -2.0]))
+        >>> changed.cells[:2].tolist()
+        [[1.0, nan, nan], [nan, -2.0, nan]]
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self._tiled = len(self.shape) in (4, 5) and 0 < self.shape[-1] <= TILES
+        rows, columns = self._extent()
+        self._every = max(1, math.ceil(rows / CELLS)), max(1, math.ceil(columns / CELLS))
+        size = [max(1, math.ceil(n / every)) for n, every in zip((rows, columns), self._every, strict=True)]
+        self._high, self._low = np.full(size, -np.inf), np.full(size, np.inf)
+
+    def add(self, flat: np.ndarray, change: np.ndarray) -> None:
+        """Adds the changes of entries, given by their flat offsets. NaN counts as an infinite change."""
+        down, right = self._place(np.asarray(flat))
+        place = down // self._every[0], right // self._every[1]
+        change = np.asarray(change, "float64")
+        change = np.where(np.isnan(change), np.inf, change)
+        np.maximum.at(self._high, place, change)
+        np.minimum.at(self._low, place, change)
+
+    @property
+    def cells(self) -> np.ndarray:
+        largest = np.where(self._high >= -self._low, self._high, self._low)
+        return np.where(self._high == -np.inf, np.where(self._low == np.inf, np.nan, largest), largest)
+
+    def _extent(self) -> tuple[int, int]:
+        if self._tiled:
+            height, width = self._tile
+            across = self._across
+            return math.ceil(self.shape[-1] / across) * (height + 1) - 1, across * (width + 1) - 1
+        return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
+
+    @property
+    def _tile(self) -> tuple[int, int]:
+        """The height and width of a tile: the axes of space, the first two of three as one."""
+        return math.prod(self.shape[:-3]), self.shape[-3]
+
+    @property
+    def _across(self) -> int:
+        return math.ceil(math.sqrt(self.shape[-1]))
+
+    def _place(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self._tiled:
+            return np.divmod(flat, self.shape[-1] if self.shape else 1)
+        rest, tile = np.divmod(flat, self.shape[-1])
+        down, right = np.divmod(rest // self.shape[-2], self.shape[-3])
+        below, beside = np.divmod(tile, self._across)
+        height, width = self._tile
+        return below * (height + 1) + down, beside * (width + 1) + right
+
+    def image(self) -> np.ndarray:
+        """The picture as RGBA: orange is more, blue is less, the stronger the more; grey was written, unchanged."""
+        cells = self.cells
+        known = np.abs(cells[np.isfinite(cells)])
+        strength = np.abs(cells) / max(known.max(initial=0.0), np.finfo("float64").tiny)
+        picture = np.zeros((*cells.shape, 4), "uint8")
+        for where, colour in ((cells > 0, MORE), (cells < 0, LESS), (cells == 0, SAME), (np.isinf(cells), UNKNOWN)):
+            picture[where, :3] = colour
+        shades = np.where(cells == 0, 0.5, 0.3 + 0.7 * np.minimum(np.nan_to_num(strength, nan=0.0, posinf=1.0), 1.0))
+        picture[..., 3] = np.where(np.isnan(cells), 255 * GROUND * self._inside(), np.round(255 * shades))
+        picture[np.isnan(cells), :3] = SAME
+        return picture
+
+    def _inside(self) -> np.ndarray:
+        """Which cells stand for entries, and not for a gap between two tiles."""
+        if not self._tiled:
+            return np.ones(self._high.shape, bool)
+        (height, width), (down, right) = self._tile, self._every
+        row, column = np.ogrid[: self._high.shape[0], : self._high.shape[1]]
+        below, beside = row * down // (height + 1), column * right // (width + 1)
+        gap = (row * down % (height + 1) == height) | (column * right % (width + 1) == width)
+        return ~gap & (below * self._across + beside < self.shape[-1])
+
+    def html(self) -> str:
+        """The picture as an element of a page."""
+        image = self.image()
+        height, width = image.shape[:2]
+        scale = PIXELS / max(height, width)
+        size = f"width:{max(6, round(width * scale))}px;height:{max(6, round(height * scale))}px"
+        return (
+            f'<img class="kpatch-map" style="{size}" alt="the edited entries" title="{self._told()}" '
+            f'src="data:image/png;base64,{base64.b64encode(png(image)).decode()}">'
+        )
+
+    def _told(self) -> str:
+        cells = self.cells[np.isfinite(self.cells)]
+        return f"changed by {cells.min():.4g} to {cells.max():.4g}" if cells.size else "nothing was edited"
+
+
+def png(image: np.ndarray) -> bytes:
+    """An RGBA picture of 8 bits as a file (https://www.w3.org/TR/png-3/)."""
+    height, width = image.shape[:2]
+    header = struct.pack(">2I5B", width, height, 8, 6, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in parts)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def figure(titles: Sequence[str], maps: Sequence[Map]) -> Any:
+    """The pictures side by side as a figure of matplotlib.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    across = min(4, max(1, len(maps)))
+    down = math.ceil(len(maps) / across) or 1
+    drawn = Figure(figsize=(3.2 * across, 3.2 * down), layout="constrained")
+    for number, (title, each) in enumerate(zip(titles, maps, strict=True)):
+        axes = drawn.add_subplot(down, across, number + 1)
+        axes.imshow(each.image(), interpolation="nearest", aspect="auto" if 1 in each.cells.shape else "equal")
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return drawn
