@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kpatch.checkpoint import edits, keras_files, outputs
+from kpatch.checkpoint import destinations, keras_files, outputs
 from kpatch.errors import FileError
 from kpatch.tools import command_line
 
@@ -564,7 +564,7 @@ def test_outputs_that_cannot_be(tmp_path, monkeypatch):
     }
     for output, message in messages.items():
         with pytest.raises(FileError) as info:
-            edits.check_output(output, "model.keras", {}, overwrite=False)
+            destinations.check_output(output, "model.keras", {}, overwrite=False)
         assert str(info.value) == message.replace("/", os.sep)
 
 
