@@ -17,10 +17,11 @@ class Backend(Protocol):
     Only the first group of methods touches a backend's memory: it reads and writes entries of a variable in place. The
     callers have checked that the selection is in normal form for the variable's shape, that no entry occurs twice, and
     that the values have the variable's dtype and broadcast to the selection. The other groups are facts, and functions
-    whose results or cost differ. If a method returns `None`, the caller does the work by `keras.ops`.
+    whose results or cost differ. If a method returns `None`, the caller does the work by `ops`.
 
     Attributes:
         name: Keras's name of the backend.
+        ops: `keras.ops`, or what does the same.
         arrays_are_tensors: NumPy arrays are the backend's tensors. So an array needs no conversion, and an array
             without memory of its own can replace a variable's value.
         sorts_nan_last: `ops.sort` and `ops.argsort` put NaN last. On other backends NaN can come anywhere, so floats
@@ -35,6 +36,7 @@ class Backend(Protocol):
     """
 
     name: str
+    ops: Any
     arrays_are_tensors: bool = False
     sorts_nan_last: bool = False
     sums_one_by_one: bool = True
@@ -177,9 +179,7 @@ class Backend(Protocol):
 
     def order(self, x) -> Any:
         """The indices of the ascending order, stable, as int32."""
-        from keras import ops
-
-        return ops.cast(ops.argsort(x, axis=1), "int32")
+        return self.ops.cast(self.ops.argsort(x, axis=1), "int32")
 
     def smallest_at(self, x, places) -> Any:
         """The entries at `places` of the sorted last axis, NaN last; or `None`.
@@ -190,21 +190,15 @@ class Backend(Protocol):
 
     def largest_in_segments(self, values, segments, count) -> Any:
         """The largest of the int32 values of each segment; a negative number for an empty segment."""
-        from keras import ops
-
-        return ops.segment_max(values, segments, num_segments=count)
+        return self.ops.segment_max(values, segments, num_segments=count)
 
     def move_axes(self, x, source, destination) -> Any:
         """`ops.moveaxis`, correct on every backend."""
-        from keras import ops
-
-        return ops.moveaxis(x, source, destination)
+        return self.ops.moveaxis(x, source, destination)
 
     def where(self, mask, x, y) -> Any:
         """The entries of `x` where the mask is true, else of `y`; both have one dtype, which is kept."""
-        from keras import ops
-
-        return ops.where(mask, x, y)
+        return self.ops.where(mask, x, y)
 
     # -- slices replaced in a new tensor -------------------------------------------------------------------------------
 
@@ -214,9 +208,7 @@ class Backend(Protocol):
 
     def replace_slices(self, tensor, starts, counts, values) -> Any:
         """A new tensor with `counts` entries from `starts` on replaced on each axis; values broadcast to them."""
-        from keras import ops
-
-        return ops.slice_update(ops.copy(tensor), starts, ops.broadcast_to(values, counts))
+        return self.ops.slice_update(self.ops.copy(tensor), starts, self.ops.broadcast_to(values, counts))
 
     def takes_numbers(self, dtype) -> bool:
         """Whether `replace_slices` takes every number of this NumPy dtype as a Python number.

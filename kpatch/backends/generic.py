@@ -27,6 +27,7 @@ class Generic(Backend):
     saturates small integers.
     """
 
+    ops = ops
     computes_in = frozenset(("bool", "int32", "float16", "float32"))
 
     def __init__(self, name):

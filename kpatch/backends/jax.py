@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax import export, lax
 from jax import numpy as jnp
+from keras import ops
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpatch.backends import jax_donation as donation
@@ -28,6 +29,7 @@ class Jax(Backend):
     """Keras's jax backend, eager and in transformations such as `jax.jit`."""
 
     name = "jax"
+    ops = ops
     sorts_nan_last = True
     sums_one_by_one = False
     lengths_stay_unknown = False
@@ -133,8 +135,6 @@ class Jax(Backend):
         return jax.ensure_compile_time_eval()
 
     def sort(self, x, dtype):
-        from keras import ops
-
         return None if dtype == "bool" else ops.sort(x, axis=1)
 
     def replaces_slices(self):

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from kpatch.backends.base import Backend, intervals
+from kpatch.backends.numpy_ops import ArrayOps
 from kpatch.indexing import Mask, Point, Region
 
 OPERATORS = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.true_divide}
 
 
 class Numpy(Backend):
-    """Keras's numpy backend: its tensors are arrays."""
+    """Keras's numpy backend: its tensors are arrays. It needs Keras for few functions, and loads it for these."""
 
     name = "numpy"
+    ops = ArrayOps()
     arrays_are_tensors = True
     sorts_nan_last = True
     lengths_stay_unknown = False

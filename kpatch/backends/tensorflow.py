@@ -33,6 +33,7 @@ class TensorFlow(Backend):
     """Keras's tensorflow backend, eager and in graphs."""
 
     name = "tensorflow"
+    ops = keras.ops
     takes_tensors_as_bounds = True
 
     def read(self, variable, selection):

@@ -14,6 +14,7 @@ import inspect
 
 import numpy as np
 import torch
+from keras import ops
 
 from kpatch.backends.base import Backend, intervals
 from kpatch.indexing import Mask, Point, Region
@@ -33,6 +34,7 @@ class Torch(Backend):
     """Keras's torch backend, eager and in `torch.compile`, `torch.export` and `torch.func`."""
 
     name = "torch"
+    ops = ops
     sorts_nan_last = True
     sums_one_by_one = False
     lengths_stay_unknown = False
@@ -136,8 +138,6 @@ class Torch(Backend):
         return getattr(torch, name, None)
 
     def first_best(self, how, x):
-        from keras import ops
-
         return getattr(ops, "arg" + how)(x, axis=1)
 
     def largest_in_segments(self, values, segments, count):

@@ -288,7 +288,6 @@ def _as_tensor(array):
     """The array as a tensor of the backend; unchanged on numpy."""
     if backends.current().arrays_are_tensors:
         return array
-    from keras import ops
-
+    ops = backends.current().ops
     check_available(array.dtype.name)
     return ops.convert_to_tensor(np.array(array), dtype=array.dtype.name)

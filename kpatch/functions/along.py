@@ -40,8 +40,7 @@ def sort(x: Tensor, axis: Axis = -1):
 
 def _sorted(x, dtype):
     """Sorts along the middle of three axes."""
-    from keras import ops
-
+    ops = backends.current().ops
     result = backends.current().sort(x, dtype)
     if result is not None:
         return result
@@ -63,8 +62,7 @@ def order(x, axis, dtype):
 
 def _order(x, dtype):
     """The indices that sort along the middle of three axes."""
-    from keras import ops
-
+    ops = backends.current().ops
     if dtype == "bool":
         x = ops.cast(x, "int8")
     elif dtype in ("float16", "bfloat16"):
@@ -77,8 +75,7 @@ def _order(x, dtype):
 
 def sortable(x, dtype):
     """Maps floats to integers of the same order: all NaN equal and last, −0 equal to 0."""
-    from keras import ops
-
+    ops = backends.current().ops
     whole = "int64" if dtype == "float64" else "int32"
     x = where(x == scalar(0, dtype), scalar(0, dtype), x, dtype)
     bits = ops.view(x, whole)
@@ -162,8 +159,7 @@ def _softmax(x, dtype, axis, log):
 
 def in_rows(function, x, axis):
     """Applies a shape-preserving function of the middle of three axes along `axis`."""
-    from keras import ops
-
+    ops = backends.current().ops
     shape = ops.shape(x)
     rows = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
     return ops.reshape(function(ops.reshape(x, rows)), shape)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import DTypeError, FunctionError, ShapeError, SubscriptError
 from kpatch.functions import ranges
 from kpatch.functions.along import order
@@ -119,8 +120,7 @@ def _check_bounds(name, x, indices, axis, traced):
 
 def _normal(indices, x, axis):
     """Checked indices along an axis of `x` as non-negative int32."""
-    from keras import ops
-
+    ops = backends.current().ops
     length = ops.shape(x)[axis]
     if isinstance(indices, np.ndarray) and indices.dtype.kind in "iu":
         indices = indices.astype("int64")
@@ -148,23 +148,20 @@ def _along_shape(shape, indices, axis):
 
 
 def _take(x, indices, axis, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     return numerics.carried(lambda part: ops.take(part, indices, axis=axis), dtype, x)
 
 
 def _take_along(x, indices, axis, dtype):
     """First repeats both to one shape along the other axes, because not all backends broadcast them."""
-    from keras import ops
-
+    ops = backends.current().ops
     spread = _spread(indices, x, axis)
     return numerics.carried(lambda part: ops.take_along_axis(_spread(part, indices, axis), spread, axis=axis), dtype, x)
 
 
 def _spread(x, other, axis):
     """The tensor with axes of length 1, except `axis`, repeated to the lengths of `other`."""
-    from keras import ops
-
+    ops = backends.current().ops
     lengths = enumerate(zip(x.shape, ops.shape(other), strict=True))
     repeats = [theirs if own == 1 and place != axis else 1 for place, (own, theirs) in lengths]
     return x if all(isinstance(count, int) and count == 1 for count in repeats) else ops.tile(x, repeats)

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import FunctionError, LimitError, ShapeError
 from kpatch.functions.axes import differ
 from kpatch.functions.operands import as_floats, float_of, need_lengths
@@ -105,8 +106,7 @@ def _engines(x):
     """The modules with the functions of arrays and of linear algebra."""
     if isinstance(x, np.ndarray):
         return np, np.linalg  # literals are arrays on every backend
-    from keras import ops
-
+    ops = backends.current().ops
     return ops, ops
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import FunctionError, ShapeError, UnsupportedError
 from kpatch.functions.axes import differ, normal_axes, size
 from kpatch.functions.operands import blaming, need_lengths, need_numbers
@@ -120,8 +121,7 @@ def _crossed(a, b, stack=None):
 
 
 def _stacked(dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     return lambda parts: numerics.concatenate([ops.expand_dims(part, -1) for part in parts], -1, dtype)
 
 

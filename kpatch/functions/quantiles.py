@@ -58,8 +58,7 @@ def _quantile(name, x, q, axis, method, keepdims):
 
 def _quantiles(x, shares, axes, method, dtype):
     """The quantiles, with a new first axis for the shares; NaN if an entry is NaN."""
-    from keras import ops
-
+    ops = backends.current().ops
     last = math.prod(x.shape[axis] for axis in axes) - 1
     places = np.array(shares, "float64") * last
     below = np.minimum(np.floor(places), last).astype("int32")
@@ -104,8 +103,7 @@ def _view(x):
 
 def _placed(x, places, dtype):
     """The entries at `places` of the sorted last axis, NaN last; the order of −0 and 0 is unspecified."""
-    from keras import ops
-
+    ops = backends.current().ops
     backend = backends.current()
     found = backend.smallest_at(x, places)
     if found is not None:
@@ -117,8 +115,7 @@ def _placed(x, places, dtype):
 
 def _from_sortable(bits, dtype):
     """The inverse of `sortable`."""
-    from keras import ops
-
+    ops = backends.current().ops
     whole = "int64" if dtype == "float64" else "int32"
     bits = where(bits < scalar(0, whole), scalar(RANGES[whole][0], whole) - bits, bits, whole)
     return ops.view(bits, dtype)

@@ -121,8 +121,7 @@ def total(x, axes, dtype):
 
 def _sum_in_blocks(x):
     """Sums of at most `BLOCK` terms, except along a contiguous axis, which NumPy and TensorFlow add pairwise."""
-    from keras import ops
-
+    ops = backends.current().ops
     outer, count, inner = x.shape
     if None in (outer, count, inner) or inner == 1 or count <= BLOCK:
         return ops.sum(x, axis=1)
@@ -143,8 +142,7 @@ def _mean(x, axes, dtype):
 
 def _length(x, axes, dtype):
     """The number of entries reduced to one, as a float scalar."""
-    from keras import ops
-
+    ops = backends.current().ops
     shape = ops.shape(x)
     lengths = [shape[axis] for axis in axes]
     if all(isinstance(length, int) for length in lengths):
@@ -255,8 +253,7 @@ def _first_best(how, x, axes, dtype):
 
     The backends differ for NaN, for ties, and (by design of Keras) for −0 and 0.
     """
-    from keras import ops
-
+    ops = backends.current().ops
     if not x.shape:
         x, axes = ops.reshape(x, (1,)), (0,)
 
@@ -281,8 +278,7 @@ def logsumexp(x: Numeric, axis: Integers = None, keepdims: Flag = False):
 
 
 def _logsumexp(x, axes, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     if 0 in x.shape:
         return total(x, axes, dtype) - scalar(np.inf, dtype)
     top = by_name("max", x, axes)
@@ -333,8 +329,7 @@ def runs(axes):
 
 def reduce_along(function, x, axes):
     """Applies a function that reduces the middle of three axes to each run of adjacent axes."""
-    from keras import ops
-
+    ops = backends.current().ops
     shape = ops.shape(x)
     for start, stop in reversed(runs(axes)):
         parts = shape[:start], shape[start:stop], shape[stop:]
@@ -345,13 +340,11 @@ def reduce_along(function, x, axes):
 
 def by_name(name, x, axes, dtype=None):
     """A reduction of `keras.ops` with the same meaning on every backend."""
-    from keras import ops
-
+    ops = backends.current().ops
     return reduce_along(lambda part: getattr(ops, name)(part, axis=1), x, axes)
 
 
 def restore_axes(x, axes):
     """The tensor with the reduced axes put back, with length 1."""
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.expand_dims(x, tuple(axes)) if axes else x

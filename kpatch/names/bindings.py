@@ -1,5 +1,7 @@
 """What is handed in from Python under a name: `$row`, `$vector`, `$donor.dense_1.kernel`."""
 
+import sys
+
 import numpy as np
 
 from kpatch.errors import BindingError, PatchError
@@ -114,13 +116,12 @@ class Donor:
 
 def _read(name, value):
     """The `Value`, `Place` or `Donor` of what was handed in."""
-    import keras
-
+    keras = sys.modules.get("keras")  # if it is not loaded, the value is none of its objects
     if isinstance(value, Value):
         return value
-    if isinstance(value, keras.Layer):
+    if keras and isinstance(value, keras.Layer):
         return Donor(name, value)
-    if isinstance(value, keras.Variable):
+    if keras and isinstance(value, keras.Variable):
         if not NUMPY.keys() & {value.dtype}:
             raise BindingError(f"'${name}' is a variable of {value.dtype}, which is not part of the language")
         return place_of(value, f"${name}")
@@ -138,15 +139,15 @@ def _unreadable(name, value):
 
 def _value(value):
     """Numbers, lists, and arrays of NumPy's default dtypes are literals; everything else has a dtype of its own."""
-    import keras
-
     if isinstance(value, (bool, int, float)):
         return literal(value)
     if isinstance(value, (list, tuple)):
         return literal(_plain(value))
-    if isinstance(value, keras.KerasTensor):
-        raise TypeError("symbolic")
     if not isinstance(value, (np.ndarray, np.generic)):
+        import keras
+
+        if isinstance(value, keras.KerasTensor):
+            raise TypeError("symbolic")
         if keras.ops.is_tensor(value):
             _refuse_without_entries(value)
             return tensor(keras.ops.convert_to_tensor(value))

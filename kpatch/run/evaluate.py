@@ -249,8 +249,7 @@ def _places_along(node, scope):
         return scope.account(functions.call("arange", [literal(length)], traced=scope.traced), [x])
     if scope.proves:
         return ranges.places(x, axis)
-    from keras import ops
-
+    ops = backends.current().ops
     return tensor(ops.arange(ops.shape(x.data)[axis], dtype="int32"))
 
 
@@ -283,8 +282,7 @@ def _existing(result, operands, elementwise=True):
     found = [value.exists for value in (result, *operands) if value.exists is not None]
     if not found:
         return result
-    from keras import ops
-
+    ops = backends.current().ops
     if not elementwise:
         found = [result.exists if exists is result.exists else ops.all(exists) for exists in found]
     return replace(result, exists=functools.reduce(ops.logical_and, found))
@@ -337,8 +335,7 @@ def _index_data(index):
     """The indices; an index computed from an index out of range becomes out of range too."""
     if index.exists is None:
         return index.data
-    from keras import ops
-
+    ops = backends.current().ops
     dtype = index.dtype if index.dtype in ("int64", "uint32", "uint64") else "int32"
     return ops.where(index.exists, ops.cast(index.data, dtype), RANGES[dtype][1])
 

@@ -52,8 +52,7 @@ def _located(error, step, patch):
 
 def _held(value):
     """A copy for a `let`, so that later writes in place do not change it."""
-    from keras import ops
-
+    ops = backends.current().ops
     return value if value.weak else replace(value, data=ops.copy(value.data))
 
 
@@ -98,8 +97,7 @@ def picked(values, shape, last):
         return values
     if isinstance(values, np.ndarray):
         return np.broadcast_to(values, shape).ravel()[last]
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.take(ops.reshape(ops.broadcast_to(values, shape), (-1,)), last, axis=0)
 
 
@@ -115,8 +113,7 @@ def _computed(step, selection, old, store, scope):
 
 def _where_existing(exists, values, implied):
     """The values; an entry keeps its present value if its new one was computed from an index out of range."""
-    from keras import ops
-
+    ops = backends.current().ops
     surplus = max(0, len(exists.shape) - len(implied.shape))  # leading axes of length 1, as the values had
     return backends.current().where(
         ops.squeeze(exists, tuple(range(surplus))) if surplus else exists, values, implied.data
@@ -127,8 +124,7 @@ def _fitting(step, values, old):
     """The values; broadcast to the shape of the entries if only the running graph can check that they fit."""
     if not step.open_ended or None not in old.shape:
         return values
-    from keras import ops
-
+    ops = backends.current().ops
     lengths, own = ops.shape(old), ops.shape(values)
     for back in range(1, len(own) + 1):
         fits = ops.logical_or(ops.equal(own[-back], 1), ops.equal(own[-back], lengths[-back]))
@@ -158,15 +154,13 @@ def dynamic_selection(step, store, scope):
 
 def _existing_mask(mask):
     """The mask, false for entries computed from an index out of range."""
-    from keras import ops
-
+    ops = backends.current().ops
     return mask.data if mask.exists is None else ops.logical_and(mask.data, mask.exists)
 
 
 def _over_rows(mask, axes):
     """The mask with trailing axes of length 1, to broadcast to `axes` axes."""
-    from keras import ops
-
+    ops = backends.current().ops
     missing = axes - len(mask.shape)
     return ops.expand_dims(mask, tuple(range(-missing, 0))) if missing else mask
 

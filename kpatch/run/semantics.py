@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from kpatch import indexing
+from kpatch import backends, indexing
 from kpatch.errors import DTypeError, PatchAssertionError, PatchError, UnsupportedError
 from kpatch.run import evaluate as ev
 from kpatch.syntax import ast
@@ -77,8 +77,7 @@ def _fitted(statement, value, shape):
 
 
 def _reshaped(data, shape):
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.reshape(data, shape)
 
 

@@ -250,8 +250,7 @@ def prepared(value, dtype, place=None, check_only=False):
         return Value(dtype, value.shape, None if check_only else numerics.as_tensor(array, dtype))
     if value.dtype == dtype or value.data is None or check_only:
         return value
-    from keras import ops
-
+    ops = backends.current().ops
     return Value(dtype, value.shape, ops.cast(value.data, dtype))
 
 
@@ -348,8 +347,7 @@ def convert(value, dtype, traced=False):
 
 def _check_loss(value, result):
     """Raises for the first entry that the conversion changed by more than rounding."""
-    from keras import ops
-
+    ops = backends.current().ops
     x, dtype = value.data, result.dtype
     if dtype in RANGES:
         low, high = RANGES[dtype]

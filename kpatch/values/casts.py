@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.values import numerics
 from kpatch.values.dtypes import INTEGERS, NUMPY, RANGES, is_floating
 
@@ -13,8 +14,7 @@ def cast(x, source, dtype):
 
     The backends' own casts saturate, wrap, or are undefined beyond the range of the target.
     """
-    from keras import ops
-
+    ops = backends.current().ops
     if source == dtype:
         return x
     if dtype == "bool":
@@ -28,8 +28,7 @@ def cast(x, source, dtype):
 
 def _wrap(x, source, dtype):
     """Float to integer, modulo a power of two: every step is exact."""
-    from keras import ops
-
+    ops = backends.current().ops
     if source in ("float16", "bfloat16"):
         x, source = ops.cast(x, "float32"), "float32"
     wide = "int64" if dtype in ("int64", "uint64") else "int32"
@@ -48,8 +47,7 @@ def _wrap(x, source, dtype):
 
 def _round_to_half(x):
     """float64 to float16 by way of float32, rounded to odd there, so that it rounds once in all."""
-    from keras import ops
-
+    ops = backends.current().ops
     narrow = ops.cast(x, "float32")
     bits, one, two = ops.view(narrow, "int32"), numerics.scalar(1, "int32"), numerics.scalar(2, "int32")
     back = ops.cast(narrow, "float64")

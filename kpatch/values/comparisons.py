@@ -5,6 +5,7 @@ import operator
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.values import dtypes
 from kpatch.values.dtypes import DIGITS, INTEGERS, NUMPY, RANGES, is_floating, is_integer, is_signed
 from kpatch.values.numerics import as_tensor, engine, scalar, where
@@ -26,8 +27,7 @@ def compare_literal(op, x, dtype, value):
     A float literal beside floats first takes their dtype (`_ == 0.1` holds where 0.1 was written), unless it is
     beyond its range; otherwise the literal stays what it is.
     """
-    from keras import ops
-
+    ops = backends.current().ops
     below, above, exact, decided, answer = _bounds(op, value, dtype)
     if op in ("==", "!="):
         result = COMPARISONS[op](x, as_tensor(below, dtype))
@@ -82,8 +82,7 @@ def _integer_bounds(op, array, dtype):
 
 def compare_tensors(op, x, y, a, b):
     """Two tensors of dtypes `a` and `b`, as if they held real numbers."""
-    from keras import ops
-
+    ops = backends.current().ops
     if a == b:
         return COMPARISONS[op](x, y)
     if is_floating(a) and is_floating(b):
@@ -98,8 +97,7 @@ def compare_tensors(op, x, y, a, b):
 
 def _compare_integers(op, x, y, a, b):
     """In the wider of two types of one sign, in the signed one where it is wider; else negatives are set apart."""
-    from keras import ops
-
+    ops = backends.current().ops
     if is_signed(a) == is_signed(b):
         wide = max(a, b, key=lambda name: INTEGERS[name])
         return COMPARISONS[op](ops.cast(x, wide), ops.cast(y, wide))
@@ -112,8 +110,7 @@ def _compare_integers(op, x, y, a, b):
 
 def _compare_mixed(op, x, y, integer, floating):
     """An integer tensor against a float one: in the float's dtype if that holds every integer, else as integers."""
-    from keras import ops
-
+    ops = backends.current().ops
     low, high = RANGES[integer]
     if high < 2 ** DIGITS[floating]:
         return COMPARISONS[op](ops.cast(x, floating), y)

@@ -22,6 +22,7 @@ from kpatch import backends, indexing
 from kpatch.errors import SubscriptError
 from kpatch.indexing import GraphEntry, Unknown, last_wins
 from kpatch.values import slices, symbols, widths
+from kpatch.values.dtypes import dtype_name
 
 
 class Span:
@@ -57,8 +58,7 @@ class Span:
 
     def _measure(self, item):
         """The slice's start and count in the graph, by the rules of `slice.indices`."""
-        from keras import ops
-
+        ops = backends.current().ops
         forward = self.step > 0
         length = ops.zeros((), "int32") + self.length  # in torch, Keras would convert a symbol to a constant
         low, high = (0, length) if forward else (-1, length - 1)
@@ -79,8 +79,7 @@ class Span:
             offset = np.arange(self.length) - self.start
             place, on = offset // self.step, offset % self.step == 0
             return np.clip(place, 0, max(self.count - 1, 0)), on & (place >= 0) & (place < self.count)
-        from keras import ops
-
+        ops = backends.current().ops
         offset = ops.arange(self.length, dtype="int32") - self.start
         place, on = offset // self.step, offset % self.step == 0
         count = ops.cast(self.count, "int32")
@@ -138,14 +137,12 @@ def _lengths(tensor):
     """The lengths of a tensor's axes; an unknown length is a tensor of the graph."""
     if None not in tensor.shape:
         return tensor.shape
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.shape(tensor)
 
 
 def _in_graph(length):
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.zeros((), "int32") + length  # in torch, Keras would convert a symbol to a constant
 
 
@@ -162,16 +159,14 @@ def _integer(index, length, axis, position):
 
 def _array(index, length, proved):
     """Indices as non-negative int32, and which were in range (`None` if proved); the others are replaced by 0."""
-    import keras
-    from keras import ops
-
+    ops = backends.current().ops
     given = ops.convert_to_tensor(index)
     index, length = ops.cast(given, "int32"), _in_graph(length)
     placed = ops.where(index < 0, index + length, index)
     if proved:
         return placed, None
     exists = ops.logical_and(placed >= 0, placed < length)
-    dtype = keras.backend.standardize_dtype(given.dtype)
+    dtype = dtype_name(given.dtype)
     if dtype in ("int64", "uint32", "uint64"):
         kept = ops.cast(index, dtype) == given
         exists = ops.logical_and(exists, kept if dtype == "int64" else ops.logical_and(kept, index >= 0))
@@ -180,8 +175,7 @@ def _array(index, length, proved):
 
 def _offsets(index, length):
     """The index as a non-negative tensor."""
-    from keras import ops
-
+    ops = backends.current().ops
     if isinstance(index, int):
         return _in_graph(index if index >= 0 else index + length)
     return ops.convert_to_tensor(index, "int32") if isinstance(index, np.ndarray) else index
@@ -189,16 +183,14 @@ def _offsets(index, length):
 
 def _same(shape, lengths):
     """Whether the axes have the lengths of a mask: a boolean tensor, or `None` if they certainly have."""
-    from keras import ops
-
+    ops = backends.current().ops
     unknown = [_in_graph(b) == a for a, b in zip(shape, lengths, strict=True) if not isinstance(b, int)]
     return ops.all(ops.stack(unknown)) if unknown else None
 
 
 def _with_offsets(grid, placed, lengths):
     """The grid with the offsets of its block, and which of them are in range."""
-    from keras import ops
-
+    ops = backends.current().ops
     flat = sum(_offsets(value, lengths[axis]) * grid.stride(axis, lengths) for axis, (value, _) in placed.items())
     block = ops.shape(flat) if None in grid.block else grid.block
     every = [exists for _, exists in placed.values() if exists is not None]
@@ -208,16 +200,14 @@ def _with_offsets(grid, placed, lengths):
 
 def take(tensor, grid):
     """The entries of the grid as a tensor of shape `grid.shape`; 0 for an index out of range."""
-    from keras import ops
-
+    ops = backends.current().ops
     taken, exists = _taken(tensor, grid), existing(grid)
     return taken if exists is None else backends.current().where(exists, taken, ops.zeros((), taken.dtype))
 
 
 def _taken(tensor, grid):
     """`take`, with an arbitrary entry for an index out of range."""
-    from keras import ops
-
+    ops = backends.current().ops
     spans = _spans(tensor, grid)
     index: list[Any] = []
     backward = []
@@ -242,8 +232,7 @@ def _taken(tensor, grid):
 def existing(grid):
     """Which of the grid's indices are in range, a tensor that broadcasts to its shape; `None` if all are."""
     if grid.exists is not None:
-        from keras import ops
-
+        ops = backends.current().ops
         after = len(grid.shape) - grid.place - len(grid.block)
         return ops.reshape(grid.exists, (*grid.block, *[1] * after))
     found = [item.exists for item in grid.items if type(item) is GraphEntry]
@@ -251,8 +240,7 @@ def existing(grid):
 
 
 def _take_block(tensor, grid):
-    from keras import ops
-
+    ops = backends.current().ops
     axes, others = _block_axes(grid)
     flat = ops.reshape(grid.flat, grid.block)
     if axes == [grid.place]:
@@ -272,8 +260,7 @@ def replace(tensor, grid, values):
     spans = _spans(tensor, grid)
     if slices.fills(spans.values(), values):
         return slices.fill(tensor, spans.values(), values)
-    from keras import ops
-
+    ops = backends.current().ops
     if 0 in grid.shape:
         return ops.copy(tensor)
     values = widths.as_tensor(values)
@@ -310,8 +297,7 @@ def _where_existing(values, grid, tensor):
 
 def _on_axes(values, grid, tensor, held):
     """The values with one dimension for each axis of the tensor. Appends the block's mask to `held`."""
-    from keras import ops
-
+    ops = backends.current().ops
     if grid.flat is None:
         dropped = tuple(axis for axis, item in enumerate(grid.items) if type(item) is not slice)
         return ops.expand_dims(values, dropped) if dropped else values
@@ -332,8 +318,7 @@ def _last_of_each(grid, size):
         places, last = np.full(size, -1, "int32"), last_wins(flat)
         places[flat[last]] = last
         return places
-    from keras import ops
-
+    ops = backends.current().ops
     if grid.exists is not None:
         flat = ops.where(grid.exists, flat, _in_graph(size))  # an extra segment for indices out of range
     if flat.shape[0] == 1:
@@ -349,8 +334,7 @@ def _over_block(values, grid, sizes, last):
     Args:
         last: for each entry, the position of its value in the flattened block, or −1.
     """
-    from keras import ops
-
+    ops = backends.current().ops
     after = grid.place + len(grid.block)
     own, lengths = values.shape[grid.place : after], ops.shape(values)
     rest = (*lengths[: grid.place], *lengths[after:])
@@ -367,8 +351,7 @@ def _over_block(values, grid, sizes, last):
 
 def _spread(values, axis, span, places):
     """The values of a span expanded to the whole axis; the other entries are arbitrary, and masked later."""
-    from keras import ops
-
+    ops = backends.current().ops
     if not span.static:
         return ops.take(ops.pad(values, _padding(values, axis, 0, 1)), places, axis=axis)
     if not span.count:
@@ -394,8 +377,7 @@ def _along(mask, axis, count):
 def _shaped(mask, shape):
     if isinstance(mask, np.ndarray):
         return mask.reshape(shape)
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.reshape(mask, shape)
 
 
@@ -406,8 +388,7 @@ def _block_axes(grid):
 
 def _all(held):
     """The conjunction of masks, the constant ones last."""
-    from keras import ops
-
+    ops = backends.current().ops
     constant = [mask for mask in held if isinstance(mask, np.ndarray)]
     masks = [mask for mask in held if not isinstance(mask, np.ndarray)] + constant
     result = masks[0]

@@ -35,8 +35,7 @@ def guarded(compute, *data):
 
 def any_true(flags):
     """Whether any of a tensor's booleans is true, as a Python boolean."""
-    from keras import ops
-
+    ops = backends.current().ops
     return bool(flags.any()) if isinstance(flags, np.ndarray | np.generic) else bool(ops.any(flags))
 
 
@@ -51,10 +50,9 @@ def is_traced(data):
 
 def engine(name, dtype):
     """The function of that name in `keras.ops`, or for 64-bit dtypes the backend's own: Keras narrows those to 32."""
-    import keras
-
-    own = backends.current().wide(name, dtype) if NUMPY[dtype].itemsize == 8 else None
-    return own or getattr(keras.ops, name)
+    backend = backends.current()
+    own = backend.wide(name, dtype) if NUMPY[dtype].itemsize == 8 else None
+    return own or getattr(backend.ops, name)
 
 
 def scalar(number, dtype):
@@ -64,8 +62,7 @@ def scalar(number, dtype):
 
 def as_tensor(array, dtype):
     """A NumPy array of that dtype as the backend's tensor."""
-    from keras import ops
-
+    ops = backends.current().ops
     if array.ndim == 0 and backends.current().keeps_scalars():
         return _kept_scalar(array.tobytes(), dtype)
     return ops.convert_to_tensor(array, dtype=dtype)
@@ -89,8 +86,7 @@ def from_numpy(array):
         raise UnsupportedError(f"the {backend.name} backend has no {name}")
     if backend.narrows(name):
         array = _narrowed(array, name)
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.convert_to_tensor(array, dtype=array.dtype.name)
 
 
@@ -104,8 +100,7 @@ def _narrowed(array, name):
 
 @functools.lru_cache(maxsize=4096)
 def _kept_scalar(data, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     with backends.current().untraced():  # it is kept, also if it is first asked for inside jit
         return ops.convert_to_tensor(np.frombuffer(data, NUMPY[dtype]).reshape(()), dtype=dtype)
 
@@ -116,8 +111,7 @@ def where(condition, x, y, dtype):
 
 def carried(function, dtype, *tensors):
     """A function that moves entries, and has no kernel for every unsigned dtype, on the signed one of that width."""
-    from keras import ops
-
+    ops = backends.current().ops
     if dtype not in ("uint16", "uint32", "uint64"):
         return function(*tensors)
     return ops.cast(function(*(ops.cast(x, dtype[1:]) for x in tensors)), dtype)
@@ -125,8 +119,7 @@ def carried(function, dtype, *tensors):
 
 def in_float32(function, dtype, *tensors):
     """`function(*tensors, dtype)`; of 16-bit floats computed in float32, and rounded once."""
-    from keras import ops
-
+    ops = backends.current().ops
     if dtype not in ("float16", "bfloat16"):
         return function(*tensors, dtype)
     return ops.cast(function(*(ops.cast(x, "float32") for x in tensors), "float32"), dtype)
@@ -215,8 +208,7 @@ OPERATORS = {
 
 def matmul(x, y, dtype):
     """Integers wrap, 16-bit floats accumulate in float32."""
-    from keras import ops
-
+    ops = backends.current().ops
     if is_floating(dtype):
         return in_float32(_multiply_matrices, dtype, x, y)
     wide = "int64" if dtype in ("int64", "uint64") else "int32"  # the same bits, and every backend multiplies these
@@ -225,8 +217,7 @@ def matmul(x, y, dtype):
 
 def _multiply_matrices(x, y, dtype):
     """TensorFlow's `@` takes no vectors."""
-    from keras import ops
-
+    ops = backends.current().ops
     row, column = len(x.shape) == 1, len(y.shape) == 1
     product = (ops.expand_dims(x, 0) if row else x) @ (ops.expand_dims(y, 1) if column else y)
     axes = [-2] * row + [-1] * column
@@ -235,8 +226,7 @@ def _multiply_matrices(x, y, dtype):
 
 def spread(x, shape):
     """The tensor repeated to a shape of many axes, where the backend's own broadcasting would give up."""
-    from keras import ops
-
+    ops = backends.current().ops
     if len(shape) <= BROADCAST_AXES or None in shape or tuple(x.shape) == shape:
         return x
     x = ops.reshape(x, (1,) * (len(shape) - len(x.shape)) + tuple(x.shape))
@@ -336,8 +326,7 @@ def nan_to_num(x, dtype, nan=0.0, posinf=None, neginf=None):
 
 
 def close(x, y, rtol, atol, equal_nan, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     near = abs(x - y) <= scalar(atol, dtype) + scalar(rtol, dtype) * abs(y)
     result = ops.where(ops.isfinite(y), near, x == y)
     return ops.logical_or(result, ops.logical_and(x != x, y != y)) if equal_nan else result
@@ -348,8 +337,7 @@ def close(x, y, rtol, atol, equal_nan, dtype):
 
 def move(name, x, options, dtype):
     """A function of `keras.ops` that moves entries and keeps their bits."""
-    from keras import ops
-
+    ops = backends.current().ops
     if name in ("squeeze", "expand_dims", "flip") and not options[0]:
         return x  # TensorFlow takes no axes for all axes
     if name == "moveaxis":
@@ -361,56 +349,48 @@ def move(name, x, options, dtype):
 
 def _repeat_each(x, counts, axis):
     """torch takes no list of counts."""
-    from keras import ops
-
+    ops = backends.current().ops
     places = np.repeat(np.arange(len(counts), dtype="int32"), counts)
     return ops.take(ops.reshape(x, (-1,)) if axis is None else x, places, axis=axis or 0)
 
 
 def recast(x, dtype):
     """Between dtypes where nothing is lost, or integers wrap."""
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.cast(x, dtype)
 
 
 def reshape(x, shape):
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.reshape(x, shape)
 
 
 def concatenate(tensors, axis, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     return carried(lambda *parts: ops.concatenate(parts, axis=axis), dtype, *tensors)
 
 
 def shape_or_size(name, a):
     """What `shape` or `size` is, where lengths are tensors of tensorflow's graph."""
-    from keras import ops
-
+    ops = backends.current().ops
     zero = ops.zeros((), "int32")  # of a symbol alone Keras makes a constant in torch
     found = ops.stack([zero + length for length in ops.shape(a)])
     return found if name == "shape" else ops.prod(found)
 
 
 def full(shape, value, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     return carried(lambda part: ops.broadcast_to(part, shape), dtype, value)
 
 
 def filled_like(x, number, dtype):
     """For shapes that are known only inside the graph."""
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.cast(ops.full_like(ops.cast(x, "float32"), number), dtype)
 
 
 def eye(rows, columns, k, dtype):
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.cast(ops.eye(rows, columns, k=k, dtype="int32"), dtype)
 
 

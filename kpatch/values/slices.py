@@ -16,8 +16,7 @@ def replace(tensor, spans, values):
         spans: a `grids.Span` for each axis, with step 1 or -1.
         values: a tensor with as many axes that broadcasts to the entries.
     """
-    from keras import ops
-
+    ops = backends.current().ops
     turned = tuple(axis for axis, span in enumerate(spans) if span.step < 0 and values.shape[axis] != 1)
     values = ops.flip(values, axis=turned) if turned else values
     starts, counts = _bounds(spans)

@@ -14,8 +14,7 @@ from kpatch.values import grids, widths
 
 def take(tensor, selection):
     """The selected entries: a tensor of shape `selection.shape` and of the same dtype. A `Mask` is not accepted."""
-    from keras import ops
-
+    ops = backends.current().ops
     if isinstance(selection, Point):
         return tensor[selection.index]
     if isinstance(selection, Region):
@@ -37,8 +36,7 @@ def replace(tensor, selection, values):
     _check_moved(tensor)
     if isinstance(selection, Grid):
         return grids.replace(tensor, selection, values)
-    from keras import ops
-
+    ops = backends.current().ops
     if isinstance(selection, Point | Region) and selection.size and not getattr(selection, "full", False):
         # one pass over the tensor: a scatter of rows costs several on jax
         items = selection.index if isinstance(selection, Point) else selection.slices
@@ -95,8 +93,7 @@ def mask_of(selection, shape):
 
 def _take_region(tensor, region):
     """Takes slices with positive steps, then flips, which every backend supports."""
-    from keras import ops
-
+    ops = backends.current().ops
     slices, backward, kept = [], [], 0
     axes = zip(region.starts, region.counts, region.steps, strict=True)
     for axis, (start, count, step) in enumerate(axes):
@@ -122,8 +119,7 @@ def detached(variable):
     value = of_variable(variable)
     if isinstance(value, np.ndarray):  # Keras would narrow 64 bits to 32
         return value
-    from keras import ops
-
+    ops = backends.current().ops
     return ops.stop_gradient(value)
 
 
@@ -131,8 +127,7 @@ def to_numpy(tensor):
     """The tensor as a NumPy array; for 0-d bfloat16, TensorFlow needs an axis."""
     if isinstance(tensor, np.ndarray | np.generic):
         return np.asarray(tensor)
-    from keras import ops
-
+    ops = backends.current().ops
     if tuple(tensor.shape):
         return np.asarray(ops.convert_to_numpy(tensor))
     return np.asarray(ops.convert_to_numpy(ops.reshape(tensor, (1,)))).reshape(())

@@ -7,8 +7,7 @@ from kpatch import backends
 
 def as_tensor(values):
     """The values as a tensor: a NumPy array in its own dtype, a tensor unchanged."""
-    from keras import ops
-
+    ops = backends.current().ops
     if not isinstance(values, (np.ndarray, np.generic)):
         return values if ops.is_tensor(values) else ops.convert_to_tensor(values)
     return values if backends.current().arrays_are_tensors else ops.convert_to_tensor(values, dtype=values.dtype.name)
