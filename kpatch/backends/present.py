@@ -14,6 +14,11 @@ from kpatch.backends.base import Backend
 CLASSES = {"numpy": "Numpy", "jax": "Jax", "torch": "Torch", "tensorflow": "TensorFlow"}
 
 
+def without_keras() -> bool:
+    """Whether the backend is numpy, and Keras is not loaded."""
+    return "keras" not in sys.modules and os.environ.get("KERAS_BACKEND") == "numpy"
+
+
 @functools.cache
 def load(name: str) -> Backend:
     """The object of a backend by its name; a `Generic` if it has no class of its own."""
@@ -34,7 +39,7 @@ def __getattr__(name: str) -> Any:
     """`backend`: kept once Keras is loaded, since its backend is settled then."""
     if name != "backend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if "keras" not in sys.modules and os.environ.get("KERAS_BACKEND") == "numpy":
+    if without_keras():
         return load("numpy")
     globals()["backend"] = found = _of_keras()
     return found

@@ -90,14 +90,17 @@ class Checkpoint(names.FileDonor):
         return names.FileIndex(self.arrays)
 
     @cached_property
-    def _model(self) -> tuple[Any, dict[int, Array]] | None:
-        """The model without values, and its arrays; `None` if the file has no configuration or it cannot be built."""
+    def _model(self) -> tuple[ModelIndex, dict[int, Array]] | None:
+        """The index of the model's names, and the array of each variable by its id.
+
+        `None` if the file has no configuration, or if the model cannot be built.
+        """
         if self._config is None:
             return None
-        from kpatch.checkpoint import architecture
+        from kpatch.checkpoint import remembered
 
         try:
-            return architecture.build(self._config, self.arrays)
+            return remembered.names(self._config, self.arrays)
         except FileError as error:
             self.note = f"{error.message}; the names are those in the file, as in '{self.own.entries[0].path}'"
             return None
@@ -105,11 +108,7 @@ class Checkpoint(names.FileDonor):
     @cached_property
     def index(self) -> ModelIndex:
         """The index of names: the model's, else the file's own."""
-        if self._model is None:
-            return self.own
-        from kpatch.names.index import index
-
-        return index(self._model[0])
+        return self.own if self._model is None else self._model[0]
 
     def find(self, selector: ast.Selector) -> Entry:
         """The entry that matches a selector without globs."""

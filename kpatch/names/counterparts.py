@@ -99,11 +99,11 @@ class Counterparts:
             holder = node.parent.scope
             if node not in holder.layers:
                 return []
-            place.append((holder.layers.index(node), len(holder.layers), type(node.item)))
+            place.append((holder.layers.index(node), len(holder.layers), _class(node.item)))
             node = holder
         other = self.index.root
         for position, count, kind in reversed(place):
-            if len(other.layers) != count or type(other.layers[position].item) is not kind:
+            if len(other.layers) != count or _class(other.layers[position].item) != kind:
                 return []
             other = other.layers[position]
         at = entry.owner.own.index(entry)
@@ -156,6 +156,11 @@ def _entries_of(root):
             entries += node.own
             stack += [child for children in node.children.values() for child in children]
     return sorted(distinct(entries), key=lambda entry: entry.order)
+
+
+def _class(item):
+    """The name of the item's class: in a file, what stands for a layer has a class of that name."""
+    return type(item).__module__, type(item).__qualname__
 
 
 def _name(entry):

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from kpatch.checkpoint import disk, keras_files, outputs
+from kpatch.checkpoint import disk, keras_files, outputs, remembered
 from kpatch.errors import FileError, PatchError
 from kpatch.names import patches
 from kpatch.syntax import Patch, parse
@@ -42,8 +42,12 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="kpatch")
-def main() -> None:
+@click.option("--no-cache", is_flag=True, help="Neither read nor keep names of .keras files in the user's cache.")
+@click.pass_context
+def main(ctx: click.Context, no_cache: bool) -> None:
     """Edits the weights of Keras models by patches, such as 'dense_1.kernel[0, 0] = 1.0'."""
+    if no_cache:
+        ctx.with_resource(remembered.switched_off())
 
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))
