@@ -21,12 +21,13 @@ class Origin(str):
     __slots__ = ()
 
 
-def build(config, arrays):
+def build(config, arrays, custom_objects=None):
     """The model, and the array of each of its variables.
 
     Args:
         config: the text of config.json.
         arrays: the `Array`s of the weights file.
+        custom_objects: classes and functions by name that the configuration needs beside Keras's, or `None`.
 
     Returns:
         The model, and a dict of arrays by the id of the variable.
@@ -40,7 +41,8 @@ def build(config, arrays):
     except ModuleNotFoundError as error:
         raise of_backend(error) from None
 
-    with warnings.catch_warnings(), _shapes_alone():
+    scope = keras.saving.custom_object_scope(dict(custom_objects or {}))
+    with scope, warnings.catch_warnings(), _shapes_alone():
         warnings.simplefilter("ignore")
         try:
             model = saving_lib._model_from_config(config, None, False, True)

@@ -75,6 +75,7 @@ def plan(
     *,
     expect: int | None = None,
     bindings: Mapping[str, Any] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
     **named: Any,
 ) -> Plan:
     """What a patch would do to a file: checked, and nothing written.
@@ -84,6 +85,7 @@ def plan(
         patch: as for `kpatch.apply`.
         expect: how many variables the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
+        custom_objects: as for `apply`.
         **named: the same as keywords, `row=0`.
 
     Returns:
@@ -100,7 +102,7 @@ def plan(
         >>> kpatch.checkpoint.plan(path, "head.kernel[$undo] = 0", bindings={"undo": 1}, expect=1).rows[0].entries
         3
     """
-    checked = _check(_opened(path), *bound(patch, bindings, named), expect)
+    checked = _check(_opened(path, custom_objects), *bound(patch, bindings, named), expect)
     return Plan.of(checked, execute.counts(checked, Stored(checked.names)))
 
 
@@ -116,6 +118,7 @@ def apply(
     overwrite: bool = False,
     expect: int | None = None,
     bindings: Mapping[str, Any] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
     **named: Any,
 ) -> Applied:
     """Edits a file of weights without loading the model: all statements of the patch, or on any failure none.
@@ -130,8 +133,9 @@ def apply(
         journal: keep the old bytes beside the result, so that `undo` can put them back.
         overwrite: a file that `out` names already is replaced; else it is an error.
         expect: how many variables the patch must match; another number is an error, with nothing written.
-        bindings: the values of the patch's `$names`, as for `kpatch.apply`; also a `Checkpoint`, whose arrays are
-            reached as a model's are.
+        bindings: the values of the patch's `$names`, as for `kpatch.apply`. The arrays of a file, or of its path, are
+            reached as the variables of a model.
+        custom_objects: classes and functions of one's own that the model needs, by name.
         **named: the same as keywords, `row=0`; a name that is an option here, as `out`, is bound by `bindings` alone.
 
     Returns:
@@ -153,7 +157,7 @@ def apply(
         raise FileError("say where the result goes: either out or in_place=True")
     if overwrite and in_place:
         raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
-    opened = _opened(path)
+    opened = _opened(path, custom_objects)
     if out is not None:
         destinations.check_output(out, opened.path, {}, overwrite)  # before the work is done
     checked = _check(opened, *bound(patch, bindings, named), expect)
@@ -215,8 +219,8 @@ def _donors(checked: Checked) -> list[Source]:
     return checked.names.bindings.sources
 
 
-def _opened(path: "str | os.PathLike[str] | Checkpoint") -> Checkpoint:
-    return path if isinstance(path, Checkpoint) else Checkpoint(path)
+def _opened(path: "str | os.PathLike[str] | Checkpoint", custom_objects: Mapping[str, Any] | None) -> Checkpoint:
+    return path if isinstance(path, Checkpoint) else Checkpoint(path, custom_objects=custom_objects)
 
 
 def _check(opened: Checkpoint, patch: Patch, bindings: dict[str, Any], expect: int | None) -> Checked:

@@ -104,7 +104,7 @@ def failure(path: Path, error: Exception, saved_by: str) -> FileError:
         name = missing[2].rpartition(">")[2]  # without the package that it is registered under
         return FileError(
             f"cannot load '{path}': it needs the custom {missing[1]} '{name}', which is not known here",
-            notes=["load it in Python, where the code is imported, and use kpatch.apply there"],
+            notes=["--import MODULE imports the code that has it; in Python, custom_objects={...} hands it in"],
         )
     if "safe_mode" in text and "lambda" in text:
         return FileError(

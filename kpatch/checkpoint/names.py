@@ -5,7 +5,7 @@ from typing import Any
 
 from kpatch.checkpoint.arrays import Array, Opaque
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
-from kpatch.names.bindings import NONE, Bindings
+from kpatch.names.bindings import NONE, Bindings, file_of
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import ModelNames, Place
 from kpatch.names.tree import LAYER, Entry, LayerNode, is_speakable, spelled
@@ -112,6 +112,12 @@ class FileDonor:
         entry = self._entry(node, target)
         return place_of_array(self, entry, f"${node.name}.{entry.path}")
 
+    def donor(self, node, target):
+        """The entry of a `Binding` node whose values can be read."""
+        entry = self._entry(node, target)
+        place_of_array(self, entry, f"${node.name}.{entry.path}")
+        return entry
+
     def _entry(self, node, target):
         if node.path is None:
             raise BindingError(f"'${node.name}' is a checkpoint; name an array of it, or write '${node.name}._'")
@@ -142,7 +148,8 @@ class Given:
     """
 
     def __init__(self, given):
-        self._files = {name: value for name, value in given.items() if isinstance(value, (Array, FileDonor))}
+        found = {name: value if isinstance(value, Array) else file_of(value) for name, value in given.items()}
+        self._files = {name: value for name, value in found.items() if value is not None}
         self._used = set()
         self._places = {}
         others = {name: value for name, value in given.items() if name not in self._files}

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,13 @@ def stored_in_file(array: Array, flat: np.ndarray | None = None) -> np.ndarray:
 class Checkpoint(names.FileDonor):
     """The arrays of a file, by name, read on demand. `kpatch.checkpoint.open` makes it.
 
+    Args:
+        path: a file or a folder of a format that kpatch reads.
+        custom_objects: the classes of one's own that a model needs, by name, as for `keras.saving.load_model`.
+
+    Raises:
+        FileError: the file cannot be read, is damaged, or is of another format.
+
     Attributes:
         path, real: the given path, and that of its main file, where links lead.
         kind: its format, of those in `checkpoint/formats.py`.
@@ -67,7 +74,8 @@ class Checkpoint(names.FileDonor):
         (['head.kernel', 'head.bias'], array([0., 0., 0.], dtype=float32))
     """
 
-    def __init__(self, path: "str | os.PathLike[str]") -> None:
+    def __init__(self, path: "str | os.PathLike[str]", *, custom_objects: Mapping[str, Any] | None = None) -> None:
+        self._custom_objects = custom_objects
         self.path = Path(path)
         self.kind = formats.kind(path)
         self.note: str | None = None
@@ -100,7 +108,7 @@ class Checkpoint(names.FileDonor):
         from kpatch.checkpoint import remembered
 
         try:
-            return remembered.names(self._config, self.arrays)
+            return remembered.names(self._config, self.arrays, self._custom_objects)
         except FileError as error:
             self.note = f"{error.message}; the names are those in the file, as in '{self.own.entries[0].path}'"
             return None

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +67,25 @@ def directory() -> Path | None:
         return None
 
 
-def names(config: str, arrays: list[Array]) -> tuple[ModelIndex, dict[int, Array]]:
+def names(
+    config: str, arrays: list[Array], custom_objects: Mapping[str, Any] | None = None
+) -> tuple[ModelIndex, dict[int, Array]]:
     """The index of a model's names, and the array of each variable by its id: as they were kept, else by Keras.
 
     Args:
         config: the text of config.json.
         arrays: the `Array`s of the weights file.
+        custom_objects: as for `architecture.build`; with them nothing is kept.
 
     Raises:
         FileError: as for `architecture.build`.
     """
-    file = place(config, arrays) if without_keras() else None
+    file = place(config, arrays) if without_keras() and not custom_objects else None
     if file is not None and (kept := read(file, arrays)) is not None:
         return kept
     from kpatch.checkpoint import architecture
 
-    model, found = architecture.build(config, arrays)
+    model, found = architecture.build(config, arrays, custom_objects)
     made = index(model)
     if file is not None:
         keep(file, made, found)

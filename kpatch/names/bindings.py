@@ -1,5 +1,6 @@
 """What is handed in from Python under a name: `$row`, `$vector`, `$donor.dense_1.kernel`."""
 
+import os
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ from kpatch.values.numerics import from_numpy
 
 LITERALS = ("bool", "int64", "uint64", "float64")  # NumPy's own defaults: such arrays say nothing about precision
 OPTIONS: set[str] = set()  # the keywords of the functions themselves, entered by `keywords.checked`
-KINDS = "a number, a list, an array, a tensor, a variable or a model"
+KINDS = "a number, a list, an array, a tensor, a variable, a model, or a file of weights"
 
 
 class Bindings:
@@ -26,7 +27,7 @@ class Bindings:
     def __init__(self, given):
         self._given = {name: _read(name, value) for name, value in given.items()}
         self._used = set()
-        self.models = [held.model for held in self._given.values() if isinstance(held, Donor)]
+        self.models = [held.model for held in self._given.values() if type(held) is Donor]
 
     def __bool__(self):
         return bool(self._given)
@@ -49,7 +50,7 @@ class Bindings:
         if held is None:
             raise self._missing(node.name)
         self._used.add(node.name)
-        if isinstance(held, Donor):
+        if isinstance(held, (Donor, FileOfValues)):
             return held.place(node, target)
         if node.path is not None:
             raise BindingError(f"'${node.name}' is no model, so it has no '.{node.path}'")
@@ -114,8 +115,42 @@ class Donor:
         return self._counterparts.of(target.entry)
 
 
+class FileOfValues:
+    """A file handed in for a tensor or a model in memory. An array is read when the patch asks for it, once."""
+
+    def __init__(self, file):
+        self._file = file
+        self._values = {}
+
+    def place(self, node, target):
+        """The `Value` of the array that a `Binding` node means."""
+        entry = self._file.donor(node, target)
+        if entry not in self._values:
+            self._values[entry] = tensor(from_numpy(np.asarray(self._file.meant(entry).view())))
+        return self._values[entry]
+
+
+def file_of(value):
+    """The opened file of weights that is handed in, itself or by its path; `None` if the value is no file."""
+    if hasattr(value, "donated"):
+        return value
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_path(value)):
+        from kpatch.checkpoint.opened import Checkpoint
+
+        return Checkpoint(value)
+    return None
+
+
+def _is_path(text):
+    from kpatch.checkpoint.formats import SUFFIXES
+
+    return text.endswith(SUFFIXES) or os.path.exists(text)
+
+
 def _read(name, value):
-    """The `Value`, `Place` or `Donor` of what was handed in."""
+    """What was handed in: a `Value`, a `Place`, a `Donor`, or a file of values."""
+    if (file := file_of(value)) is not None:
+        return FileOfValues(file)
     keras = sys.modules.get("keras")  # if it is not loaded, the value is none of its objects
     if isinstance(value, Value):
         return value

@@ -1,6 +1,8 @@
 """`--bind name=value` on the command line: numbers and lists, arrays and tensors from files, models.
 
 row=3   scale=0.5   rows=[1, 2, 3]   v=@vector.npy   v=@arrays.npz:name   k=@weights.safetensors:name   m=@donor.keras
+
+A file of weights without a key is a donor; a `.safetensors` of one tensor is that tensor.
 """
 
 import os
@@ -12,7 +14,9 @@ from typing import Any
 from kpatch.errors import BindingError, FileError, PatchError, reason
 from kpatch.syntax import is_name, nearest, parse
 
-_FILE = re.compile(r"(.*?\.(keras|npy|npz|safetensors))(?::(.*))?", re.DOTALL)  # path, kind, optional key
+_FILE = re.compile(  # path, kind, optional key
+    r"(.*?\.(keras|npy|npz|safetensors(?:\.index\.json)?|h5|hdf5|weights\.json))(?::(.*))?", re.DOTALL
+)
 FORMS = "name=3, name=[1, 2], name=@file.npy, name=@file.safetensors:key or name=@model.keras"
 
 
@@ -46,8 +50,8 @@ def read(texts: Iterable[str], load_model: Callable[[str], Any]) -> dict[str, An
 
 def paths(texts: Iterable[str]) -> list[str]:
     """The files from which bindings are read."""
-    values = [text.partition("=")[2].strip() for text in texts]
-    return [match[1] for value in values if value.startswith("@") and (match := _FILE.fullmatch(value[1:]))]
+    values = [text.partition("=")[2].strip()[1:] for text in texts if text.partition("=")[2].strip().startswith("@")]
+    return [match[1] if (match := _FILE.fullmatch(value)) else value for value in values]
 
 
 def _literal(name: str, text: str) -> Any:
@@ -74,15 +78,17 @@ def _no_variables(node: Any, target: Any) -> Any:
 def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
     """The array or model in `path` or `path:key`."""
     match = _FILE.fullmatch(text)
-    if match is None:
+    if match is None or os.path.isdir(text):
+        if os.path.exists(text):
+            return load_model(text)
         raise BindingError(f"cannot read '@{text}' for '{name}'; a file ends in .npy, .npz, .safetensors or .keras")
     path, kind, key = match[1], match[2], match[3]
-    if kind == "keras":
-        return load_model(path)
+    if kind not in _READERS:
+        return load_model(path) if key is None else load_model(path)[key]
     try:
         if not os.path.isfile(path):
             raise FileNotFoundError(2, "no such file or directory")
-        return _READERS[kind](path, key)
+        return _READERS[kind](path, key, load_model)
     except FileError:
         raise
     except OSError as error:
@@ -91,7 +97,7 @@ def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
         raise FileError(f"'{path}' is damaged, or not a .{kind} file") from error
 
 
-def _npy(path: str, key: str | None) -> Any:
+def _npy(path: str, key: str | None, load_model: Callable[[str], Any]) -> Any:
     import numpy as np
 
     if key is not None:
@@ -99,18 +105,20 @@ def _npy(path: str, key: str | None) -> Any:
     return np.load(path, allow_pickle=False)
 
 
-def _npz(path: str, key: str | None) -> Any:
+def _npz(path: str, key: str | None, load_model: Callable[[str], Any]) -> Any:
     import numpy as np
 
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[_key(path, key, arrays.files)]
 
 
-def _safetensors(path: str, key: str | None) -> Any:
+def _safetensors(path: str, key: str | None, load_model: Callable[[str], Any]) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as tensors:
+            if key is None and len(tensors.keys()) != 1:
+                return load_model(path)
             return tensors.get_tensor(_key(path, key, tensors.keys()))
     except SafetensorError as error:
         raise ValueError(str(error)) from error
@@ -131,4 +139,8 @@ def _key(path: str, key: str | None, keys: Iterable[str]) -> str:
     raise FileError(f"'{path}' has no '{key}'" + (f"; did you mean '{near}'?" if near else ""), notes=[has])
 
 
-_READERS: dict[str, Callable[[str, str | None], Any]] = {"npy": _npy, "npz": _npz, "safetensors": _safetensors}
+_READERS: dict[str, Callable[[str, str | None, Callable[[str], Any]], Any]] = {
+    "npy": _npy,
+    "npz": _npz,
+    "safetensors": _safetensors,
+}

@@ -4,6 +4,7 @@ Keras is imported in the commands that load a model, after the backend is chosen
 imports it.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -53,6 +54,39 @@ def main(ctx: click.Context, no_cache: bool) -> None:
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 
 
+def _import(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> None:
+    """Imports modules for the classes that they register, on the backend of the commands on files."""
+    if not names:
+        return
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = EMBEDDED
+    sys.path.insert(0, here := os.getcwd())
+    try:
+        for name in names:
+            click.echo(f"note: running the code of the module {name}", err=True)
+            _import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def _import_module(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise FileError(f"cannot import '{name}': {type(error).__name__}: {error}") from error
+
+
+IMPORT = click.option(
+    "--import",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    callback=_import,
+    expose_value=False,
+    help="Run the code of a Python module first, for the custom classes that it registers; repeatable.",
+)
+
+
 @main.command()
 @MODEL
 @click.argument("patch", required=False)
@@ -64,6 +98,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 @click.option("--journal", is_flag=True, help="Keep the old bytes beside the result, for 'kpatch undo'.")
 @click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="The value of $NAME; repeatable.")
 @click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Fail unless the patch matches N variables.")
+@IMPORT
 def apply(
     model: Path,
     patch: str | None,
@@ -86,8 +121,8 @@ def apply(
     The result is written to a temporary file, which then replaces OUT.keras; on an error nothing is written.
     OUT.keras must not be a file that the command reads; if it exists, --overwrite is needed.
 
-    VALUE is a number, a list, or @ and a file: @v.npy, @w.safetensors:KEY, @arrays.npz:KEY, or @donor.keras for a
-    model, whose variables are $NAME.dense_1.kernel, or $NAME._ for the counterpart of the target.
+    VALUE is a number, a list, or @ and a file: @v.npy, @w.safetensors:KEY, @arrays.npz:KEY, or @donor.keras, a file of
+    weights, whose variables are $NAME.dense_1.kernel, or $NAME._ for the counterpart of the target.
 
     \b
     Examples:
@@ -251,6 +286,7 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 @MODEL
 @click.argument("selector", required=False)
 @click.option("--stats", is_flag=True, help="Also show the standard deviation, and count zeros, NaN and infinities.")
+@IMPORT
 def show(model: Path, selector: str | None, stats: bool) -> None:
     """Lists every name in MODEL that a patch can address.
 
@@ -290,6 +326,7 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
 )
 @click.option("--summary", is_flag=True, help="Show a table of the differences.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of the differences.")
+@IMPORT
 def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: bool, html: Path | None) -> None:
     """Makes the patch from OLD to NEW.
 

@@ -454,7 +454,7 @@ def test_an_unknown_class_is_named(tmp_path):
     rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("Custom", "Missing")))
     assert error_of(path) == (
         f"cannot load '{path}': it needs the custom class 'Missing', which is not known here\n"
-        "  load it in Python, where the code is imported, and use kpatch.apply there"
+        "  --import MODULE imports the code that has it; in Python, custom_objects={...} hands it in"
     )
 
 
