@@ -20,6 +20,11 @@ from kpatch.names.tree import Entry, LayerNode
 from kpatch.syntax import ast, parse
 
 
+def is_path(value: Any) -> bool:
+    """Whether something that is handed in is the path of a file, and not a text by mistake."""
+    return isinstance(value, os.PathLike) or value.endswith(formats.SUFFIXES) or os.path.exists(value)
+
+
 class Decoded:
     """A weight that a file stores as something else, with what is asked of an `Array` that is only read."""
 

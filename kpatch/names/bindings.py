@@ -134,17 +134,11 @@ def file_of(value):
     """The opened file of weights that is handed in, itself or by its path; `None` if the value is no file."""
     if hasattr(value, "donated"):
         return value
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_path(value)):
-        from kpatch.checkpoint.opened import Checkpoint
+    if not isinstance(value, (str, os.PathLike)):
+        return None
+    from kpatch.checkpoint.opened import Checkpoint, is_path
 
-        return Checkpoint(value)
-    return None
-
-
-def _is_path(text):
-    from kpatch.checkpoint.formats import SUFFIXES
-
-    return text.endswith(SUFFIXES) or os.path.exists(text)
+    return Checkpoint(value) if is_path(value) else None
 
 
 def _read(name, value):
