@@ -7,7 +7,8 @@ from typing import Any
 
 from kpatch.checkpoint import destinations, editor, formats, journal, recovery
 from kpatch.checkpoint.disk import Source, failing
-from kpatch.checkpoint.names import FileNames, Given
+from kpatch.checkpoint.given import Given
+from kpatch.checkpoint.names import FileNames
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.checkpoint.store import Stored
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
