@@ -12,6 +12,7 @@ from kpatch.syntax import (
     Binding,
     Boolean,
     Call,
+    Choice,
     Compare,
     Constant,
     Edit,
@@ -44,20 +45,49 @@ identifiers = st.sampled_from(
     ["kernel", "bias", "dense_1", "a", "mean", "e", "pi", "x", "newaxis_", "_a", "layers", "m"]
 )
 strange_names = st.sampled_from(
-    ["conv-1", "café", "_", "let", "not", "a/b/c", "a.b", "*", "1x1", "層", 'q"\\', "\n\t", "'"]
+    [
+        "conv-1",
+        "café",
+        "0",
+        "12",
+        "007",
+        "1_0",
+        "٣",
+        "_",
+        "let",
+        "not",
+        "a/b/c",
+        "a.b",
+        "*",
+        "1x1",
+        "層",
+        'q"\\',
+        "\n\t",
+        "'",
+    ]
 )
 names = st.builds(
     Name, identifiers | strange_names | st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
 )
 positions = st.builds(Position, st.integers(-(2**63), 2**64 - 1) | st.integers(-3, 3))
 globs = st.builds(Glob, st.sampled_from(["*", "?", "**", "conv*", "*_1", "b?ock", "_*", "let*", "x*y?z"]))
+_texts = st.sampled_from(["a", "0", "2_x", "conv", "let", "_"]).map(Name)
+_options = st.lists(_texts | st.sampled_from(["a*", "?", "*_1"]).map(Glob), min_size=2, max_size=3).map(tuple)
+_letters = _texts.filter(lambda name: name.value != "let")
+choices = st.builds(
+    Choice,
+    st.lists(names | globs, min_size=2, max_size=3).map(lambda options: (tuple(options),))
+    | st.tuples(_letters.map(lambda name: (name,)), _options)
+    | st.tuples(_options, _letters.map(lambda name: (name,)), _options)
+    | st.tuples(_options, st.lists(_letters, min_size=2, max_size=2).map(tuple)),
+)
 strings = st.text(st.characters(exclude_categories=["Cc", "Cs"])) | st.sampled_from(["int8", "\a\b\f\n\r\t\v\"'\\", ""])
 
 
 @st.composite
 def selectors(draw, with_globs=False):
-    middle = st.one_of(names, positions, globs) if with_globs else names | positions
-    last = names | globs if with_globs else names
+    middle = st.one_of(names, positions, globs, choices) if with_globs else names | positions
+    last = st.one_of(names, globs, choices) if with_globs else names
     return Selector((*draw(st.lists(middle, max_size=3)), draw(last)))
 
 

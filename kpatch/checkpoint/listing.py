@@ -119,6 +119,10 @@ def selected(source: Any, selector: ast.Selector | None) -> list[tuple[str, Any]
     """Pairs of a name and an `Array`: all, or those that match a selector, or those of the layer that it names."""
     if selector is None:
         return source.named()
+    return list(dict([pair for each in selector.alternatives for pair in _selected(source, each)]).items())
+
+
+def _selected(source: Any, selector: ast.Selector) -> list[tuple[str, Any]]:
     try:
         return [(entry.path, source.meant(entry)) for entry in source.find_all(selector)]
     except ResolutionError:

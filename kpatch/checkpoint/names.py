@@ -1,5 +1,5 @@
 """The meaning of names in a file: the model's selectors if its architecture is known, then the file's own names, such
-as `layers.dense.vars."0"`."""
+as `layers.dense.vars.0`."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ class FileIndex(ModelIndex):
         >>> from kpatch.syntax import parse
         >>> index = FileIndex([Array(("layers", "dense", "vars", "0"), None, 0, (4, 3), "float32")])
         >>> index.find(parse('"layers/dense/vars/0" = 1').statements[0].target.selector)
-        layers.dense.vars."0" (4, 3) float32
+        layers.dense.vars.0 (4, 3) float32
     """
 
     def __init__(self, arrays):

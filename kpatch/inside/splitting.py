@@ -13,6 +13,7 @@ from kpatch import functions
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.functions.quoted import with_names
 from kpatch.names.bindings import Bindings
+from kpatch.names.index import find_every
 from kpatch.names.meanings import ModelNames
 from kpatch.run import checking, live
 from kpatch.run.encoding import stored_otherwise, tensor_of
@@ -172,15 +173,23 @@ class Split:
     def _add(self, statement):
         """Adds a writing statement to its parts or to `weights`."""
         selector = statement.target.selector
-        nodes, kind = self.activations(selector)
-        if not nodes:
+        found, weights = {}, []
+        for each in [selector] if isinstance(selector, ast.Implied) else selector.alternatives:
+            nodes, kind = self.activations(each)
+            found.update({(id(node.item), kind): Part(node, kind, each.span) for node in nodes})
+            weights += [] if nodes else [each]
+        if not found:
             self._add_weights(statement)
-        for node in nodes:
-            key = id(node.item), kind
-            self._parts.setdefault(key, Part(node, kind, selector.span)).edits.append(statement)
+            return
+        for each in weights:
+            self.index.find_all(each)  # raises if it means nothing
+            message = f"'{selector}' means activations and weights; write a statement for each"
+            raise UnsupportedError(message).locate(each.span)
+        for key, part in found.items():
+            self._parts.setdefault(key, part).edits.append(statement)
 
     def _add_weights(self, statement):
-        entries = self.index.find_all(statement.target.selector)
+        entries = find_every(self.index, statement.target.selector)
         if len(entries) > 1 and any(
             type(n) is ast.Call and functions.is_random(n.function) for n in ast.walk(statement.value)
         ):

@@ -245,6 +245,11 @@ def kept(root):
     return known if known is not None and known.root.item is root and known.begin() else None
 
 
+def find_every(index, selector):
+    """The entries that a target's selector means: those of each alternative, which is resolved as it would be alone."""
+    return distinct([entry for each in selector.alternatives for entry in index.find_all(each)])
+
+
 def _without_last(selector):
     """The selector without its last part; of a Keras path without the last of its names."""
     last = selector.parts[-1]

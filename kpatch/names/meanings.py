@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kpatch.errors import LimitError, ResolutionError
+from kpatch.names.index import find_every
 from kpatch.syntax import ast
 from kpatch.values.dtypes import Value, dtype_name
 
@@ -142,12 +143,13 @@ class ModelNames(Names):
             return [self.place(selector)]
         places = self._by_glob.get(selector)
         if places is None:
-            self._walk += len(self.index.nodes) * len(selector.parts)
+            walked = sum(each.is_glob for each in selector.alternatives) * len(selector.parts)
+            self._walk += len(self.index.nodes) * walked
             if self._walk > MAX_WALK:
                 raise LimitError(
                     f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts"
                 )
-            entries = self.index.find_all(selector)
+            entries = find_every(self.index, selector)
             places = self._by_glob[selector] = list(dict.fromkeys(map(self.of_entry, entries)))
         self._matches += len(places)
         if self._matches > MAX_MATCHES:

@@ -4,7 +4,7 @@ The graph is read from Keras's own lists (`_layers`, `_trainable_variables`, ...
 depends on where a layer was first built and can repeat. A layer has these names in its parent:
 
 * its `name`, and each attribute that holds it (`encoder`, `_query_dense`);
-* if a list, tuple or dict holds it, the attribute and then its index, key or name: `blocks."0"`, `towers.left`;
+* if a list, tuple or dict holds it, the attribute and then its index, key or name: `blocks.0`, `towers.left`;
 * `layers[i]`, in Keras's order without input layers;
 * the name by which a weights file counts it: its class, and a number from the second on, `dense`, `dense_1`. Keras
   counts in each model, and in each list, tuple or dict. Such a name is the last choice: see `ModelIndex`.

@@ -6,9 +6,10 @@ source: parsing it gives an equal node.
 The parser limits the tree to `MAX_DEPTH` levels, so `hash`, `==`, `repr`, `str` and `pickle` can recurse.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
-from kpatch.syntax.words import ATOM, BINDING_POWER, KEYWORDS, is_name, quote
+from kpatch.syntax.words import ATOM, BINDING_POWER, KEYWORDS, is_digits, is_name, quote
 
 MAX_DEPTH = 100  # levels of nested operators, brackets, lists and calls in an expression
 
@@ -38,14 +39,14 @@ def _span():
 
 @dataclass(frozen=True, slots=True)
 class Name(Node):
-    """One part of a selector, `kernel` or `"conv-1"`. A quoted Keras path holds slashes."""
+    """One part of a selector, `kernel`, `0` or `"conv-1"`. A quoted Keras path holds slashes."""
 
     value: str
     span: tuple = _span()
 
     def __str__(self):
         plain = is_name(self.value) and self.value not in KEYWORDS and self.value != "_"
-        return self.value if plain else quote(self.value)
+        return self.value if plain or is_digits(self.value) else quote(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,43 @@ class Glob(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Choice(Node):
+    """`(conv1|conv2)`, `block(1|2)_conv*`: a part that stands for several.
+
+    Attributes:
+        pieces: tuples of `Name`s and `Glob`s, side by side: the alternatives of a bracket, or one text.
+    """
+
+    pieces: tuple
+    span: tuple = _span()
+
+    def __str__(self):
+        shown = str if len(self.pieces) == 1 else letters
+        texts = ["|".join(map(shown, piece)) for piece in self.pieces]
+        return "".join(f"({t})" if len(p) > 1 else t for p, t in zip(self.pieces, texts, strict=True))
+
+    @property
+    def parts(self):
+        """The `Name`s and `Glob`s that it stands for; the span of each is that of its alternatives."""
+        return [_side_by_side(chosen, self.pieces) for chosen in itertools.product(*self.pieces)]
+
+
+def letters(part):
+    """The text of a `Name` or a `Glob`, without quotes."""
+    return part.pattern if type(part) is Glob else part.value
+
+
+def _side_by_side(chosen, pieces):
+    if len(chosen) == 1:
+        return chosen[0]
+    spans = [part.span for part, piece in zip(chosen, pieces, strict=True) if len(piece) > 1]
+    kind = Glob if any(type(part) is Glob for part in chosen) else Name
+    return kind("".join(map(letters, chosen)), (spans[0][0], spans[-1][1]))
+
+
+@dataclass(frozen=True, slots=True)
 class Selector(Node):
-    """`encoder.layers[0].kernel`: names one tensor, or several by globs."""
+    """`encoder.layers[0].kernel`: names one tensor, or several by globs and alternatives."""
 
     parts: tuple
     span: tuple = _span()
@@ -91,7 +127,17 @@ class Selector(Node):
     @property
     def is_glob(self):
         """Whether the selector can match several tensors."""
-        return any(type(part) is Glob for part in self.parts)
+        return any(type(part) in (Glob, Choice) for part in self.parts)
+
+    @property
+    def alternatives(self):
+        """The selectors that it stands for: itself, or one without a `Choice` for each choice."""
+        choices = [part.parts if type(part) is Choice else [part] for part in self.parts]
+        at = [place for place, part in enumerate(self.parts) if type(part) is Choice]
+        if not at:
+            return [self]
+        every = itertools.product(*choices)
+        return [Selector(parts, (parts[at[0]].span[0], parts[at[-1]].span[1])) for parts in every]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +279,9 @@ class Reference(Node):
     span: tuple = _span()
 
     def __str__(self):
-        parts = self.selector.parts
-        return str(self.selector) if len(parts) > 1 else quote(parts[0].value)
+        first, *rest = self.selector.parts
+        quoted = not rest or (isinstance(first, Name) and is_digits(first.value))  # else a local, or a number
+        return ".".join([quote(first.value) if quoted else str(first), *map(str, rest)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +441,8 @@ def children(node):
             for item in value:
                 if isinstance(item, Node):
                     yield item
+                elif type(item) is tuple:  # of a `Choice`
+                    yield from item
 
 
 def walk(node):

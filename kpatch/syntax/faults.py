@@ -39,7 +39,7 @@ def no_assignment(p):
         return p.fail("the '=' is missing; an edit is 'target = value'")
     if kind == "==":
         return p.fail("'==' compares; write '=' to assign")
-    if kind == "(":
+    if kind in ("(", "choice"):
         return p.fail("a call cannot be assigned to")
     if kind == "glob" or kind.startswith("**"):
         note = "'k *= 2' multiplies, 'k* = 2' sets all variables whose name begins with k"
@@ -63,9 +63,31 @@ def no_part(p):
         return p.fail("'_' is reserved; quote it to use it as a name: \"_\"")
     if kind in ("*", "**"):
         return p.fail("a glob is allowed only in a target; a reference means exactly one variable")
-    if kind == "number":
-        return p.fail(f"a name is missing after '.', found {p.found()}", "the i-th layer is layers[i]")
+    if kind == "number" and p.start == p.end:
+        return misnamed(p.value, (p.start, p.stop))
+    if kind == "(":
+        return p.fail("alternatives are allowed only in a target; a reference means exactly one variable")
+    if kind in ("number", "digits"):
+        return p.fail(f"a name is missing after '.', found {p.found()}", "digits follow the '.' directly: 'blocks.0'")
     return p.fail(f"a name is missing after '.', found {p.found()}")
+
+
+def no_alternative(p, opened):
+    """The alternatives that the bracket opens are followed by the current token."""
+    if p.kind == "":
+        return unclosed(p, opened, "")
+    span = odd_name(p.text, p.start)
+    if span:
+        return misnamed(p.text[slice(*span)], span)
+    if p.kind == ",":
+        return p.fail("alternatives are separated by '|'")
+    if p.kind in ("|", ")"):
+        return p.fail(f"an alternative is missing before '{p.kind}'")
+    return p.fail(f"expected '|' or ')' after an alternative, found {p.found()}", "an alternative is one name or glob")
+
+
+def no_whole_part(span):
+    return PatchSyntaxError("'**' stands for whole parts; inside a name write '*'", span=span)
 
 
 def no_local(p, name):

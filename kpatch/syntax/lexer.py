@@ -3,12 +3,13 @@
 A token is a tuple `(kind, value, start, end)`. The kind is
 
 * the text itself for punctuation, operators, keywords and `_`;
-* "name", "glob", "number", "string" or "binding" for tokens with a value;
+* "name", "glob", "digits", "number", "string" or "binding" for tokens with a value;
+* "choice" for the bracket that opens alternatives, and "text" for the letters in and around it;
 * "end" for the end of a statement, "" for the end of the text.
 
-Each of three modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs.
-`let`, `assert` and assignment operators switch to LINE, an open bracket to BRACKET, in which newlines are space. Every
-repeated group has a bound, so time and memory are linear in the text.
+Each of four modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs.
+`let`, `assert` and assignment operators switch to LINE, an open bracket to BRACKET, in which newlines are space, and
+one that opens alternatives to CHOICE. Every repeated group has a bound, so time and memory are linear in the text.
 """
 
 import re
@@ -27,21 +28,34 @@ _NUMBER = (
     rf"0[xX](?:_?[0-9a-fA-F]){{1,99}}|0[bB](?:_?[01]){{1,99}}|0[oO](?:_?[0-7]){{1,99}}"
     rf"|(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?{_DIGITS})?"
 )
-_TARGET = r"""
-    (?P<lead> (?:let|assert) (?![\w*?]) | (?:\*+|[-+/])= | =(?!=) )
-  | (?P<name> [A-Za-z_][A-Za-z0-9_]* (?! \w | \? | \*+(?![*=]) ) )
-  | (?P<glob> (?=[A-Za-z_*?]) [A-Za-z0-9_*?]* (?: [A-Za-z0-9_?] | \*(?![*=]) ) (?!\w) )
+_STRING = rf""" "[^"\\\r\n{CONTROL}]*" | '[^'\\\r\n{CONTROL}]*' """
+_LETTERS = r"[A-Za-z0-9_*?]* (?: [A-Za-z0-9_?] | \*(?![*=]) ) (?!\w)"  # a star before `=` is an operator
+_CHOICE = rf"\( [ \t\r\n]* (?: [\#|] | (?: [A-Za-z0-9_*?]+ | {_STRING} ) [ \t\r\n]* [|)\#] )"
+_NO_GLOB = rf"(?! \w | \? | \*+(?![*=]) | {_CHOICE} )"
+_TARGET = rf"""
+    (?P<lead> (?:(?<!\.)(?:let|assert)) (?![\w*?]) | (?:\*+|[-+/])= | =(?!=) )
+  | (?P<text> (?<=\)) {_LETTERS} )
+  | (?P<name> [A-Za-z_][A-Za-z0-9_]* {_NO_GLOB} )
+  | (?P<digits> [0-9]+ {_NO_GLOB} )
+  | (?P<beside> [A-Za-z0-9_*?]+ (?={_CHOICE}) )
+  | (?P<choice> (?<![\w*?"'\]]) \( | (?={_CHOICE}) \( )
+  | (?P<glob> (?= \w* [*?]) {_LETTERS} )
   | (?P<symbol> \. | == | //=? | [%@]= | [-+/%@,:] )
 """
 _EXPRESSION = r"""
     (?P<name> [A-Za-z_][A-Za-z0-9_]* (?!\w) )
-  | (?P<symbol> \.\.\. | \*\* | // | [=!<>]= | \.(?![0-9]) | [-+*/%@<>=,:] )
+  | (?P<digits> (?<=\.) [0-9]+ (?!\w) )
+  | (?P<symbol> \.\.\. | \*\* | // | [=!<>]= | \.(?![0-9]) | (?<=[\w"'\])]) \. | [-+*/%@<>=,:] )
+"""
+_ALTERNATIVE = r"""
+    (?P<text> [A-Za-z0-9_*?]+ (?!\w) )
+  | (?P<symbol> [|.,:=/+-] )
 """
 _COMMON = rf"""
   | (?P<number> (?:{_NUMBER}) (?![\w.]) )
   | (?P<open> [\[(] )
   | (?P<close> [\])] )
-  | (?P<string> "[^"\\\r\n{CONTROL}]*" | '[^'\\\r\n{CONTROL}]*' )
+  | (?P<string> {_STRING} )
   | (?P<escaped> "[^"\\\r\n{CONTROL}]*\\ | '[^'\\\r\n{CONTROL}]*\\ )
   | (?P<binding> \$[A-Za-z_][A-Za-z0-9_]* (?!\w) )
   | (?P<comment> \#[^\r\n{CONTROL}]* )
@@ -57,6 +71,7 @@ def _mode(space, alternatives):
 TARGET = _mode(r" \t", _TARGET + _END + _COMMON)
 LINE = _mode(r" \t", _EXPRESSION + _END + _COMMON)
 BRACKET = _mode(r" \t\r\n", _EXPRESSION + _COMMON)
+CHOICE = _mode(r" \t\r\n", _ALTERNATIVE + _COMMON)
 
 _SPECIAL = {word: word for word in (*KEYWORDS, "_")}
 
@@ -74,11 +89,13 @@ def tokens(text, position=0):
             kind = _SPECIAL.get(value, kind)
         elif kind == "symbol":
             kind = value
-        elif kind == "open":
+        elif kind in ("open", "choice"):
             if not depth:
-                match, outer = BRACKET, match
+                match, outer = (BRACKET if kind == "open" else CHOICE), match
             depth += 1
-            kind = value
+            kind = value if kind == "open" else kind
+        elif kind == "beside":
+            kind = "text"
         elif kind == "close":
             depth -= depth > 0
             if not depth:
@@ -99,7 +116,7 @@ def tokens(text, position=0):
         elif kind == "eof":
             kind = ""
         elif kind == "fault":
-            raise _fault(text, start, match is TARGET)
+            raise _fault(text, start, match in (TARGET, CHOICE))
         yield kind, value, start, position
 
 
@@ -135,11 +152,12 @@ _CONTROL_CHARACTER = re.compile(f"[{CONTROL}]")
 _STRING_INSIDE = {mark: re.compile(rf"[^{mark}\r\n{CONTROL}]*") for mark in "\"'"}
 _WORD = re.compile(r"\w*")
 _TARGET_WORD = re.compile(r"\w*(?:[-+/]\w+){0,99}")
+_FIRST_PART = re.compile(r"([0-9]+)\.[A-Za-z_]")
 _NUMBER_LIKE = re.compile(r"[\w.]*")
 _NAME_LIKE = re.compile(r"[\w/+-]*")
 _INSTEAD = {
     "&": "write 'and'",
-    "|": "write 'or'",
+    "|": "write 'or'; alternatives stand in a target only",
     "~": "write 'not'",
     "!": "write 'not'",
     "^": "a power is written '**'",
@@ -161,16 +179,18 @@ def _fault(text, start, in_target):
         return _control_character(text, start)
     if char in "\"'":
         return _broken_string(text, start, _end(_STRING_INSIDE[char], text, start + 1))
-    if in_target or not (char.isdecimal() or char == "."):
+    if in_target or not (char.isdecimal() or char == ".") or text[start - 1 : start] == ".":
         end = _end(_TARGET_WORD if in_target else _WORD, text, start)
         if end > start:
             return misnamed(text[start:end], (start, end))
         return PatchSyntaxError(f"unexpected {describe(char)}{_instead(char)}", span=(start, start + 1))
     end = _end(_NUMBER_LIKE, text, start)
     notes = ["a number cannot be followed by a letter, a digit, '_' or '.'"]
-    name = odd_name(text, start)
+    name, first = odd_name(text, start), _FIRST_PART.match(text, start)
     if name:
         notes = [f"if it is part of a name, quote the name: {quote(text[slice(*name)])}"]
+    elif first:
+        notes = [f"a name of digits that begins an expression is quoted: {quote(first[1])}"]
     return PatchSyntaxError(f"'{shorten(text[start:end])}' is not a number", span=(start, end), notes=notes)
 
 

@@ -7,7 +7,9 @@
     local      = "let" name "=" expression
     target     = ( "_" | selector ) [ "[" index { "," index } [ "," ] "]" ]
     selector   = part { "." part }
-    part       = name | string | "layers" "[" integer "]" | glob
+    part       = name | string | digits | "layers" "[" integer "]" | glob | choice
+    choice     = { letters } bracket { letters | bracket }
+    bracket    = "(" ( letters | string ) { "|" ( letters | string ) } ")"
     index      = expression | [ expression ] ":" [ expression ] [ ":" [ expression ] ] | "..."
 
     expression = operand, and the operators of LEVELS
@@ -17,8 +19,9 @@
     call       = name "(" [ argument { "," argument } [ "," ] ] ")"
     argument   = [ name "=" ] ( expression | string )
 
-`layers[2]` is a part only if a "." follows. Only a target has globs. A name before "(" is a call, before "." the start
-of a selector, else a local, a constant or a selector, in this order. Locals are bound by earlier `let` statements.
+`layers[2]` is a part only if a "." follows. Only a target has globs and choices, whose letters are ASCII letters,
+digits, `_`, `*` and `?`. Digits follow a "." directly, or begin a target. A name before "(" is a call, before "." the
+start of a selector, else a local, a constant or a selector, in this order. Earlier `let` statements bind locals.
 """
 
 import re

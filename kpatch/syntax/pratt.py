@@ -16,7 +16,7 @@ from kpatch.syntax.lexer import shorten, tokens
 from kpatch.syntax.words import BINDING_POWER
 
 NOT = BINDING_POWER["not x"]
-PARTS = frozenset({"name", "string", "glob"})  # the kinds of token that are a part of a selector
+PARTS = frozenset({"name", "string", "digits", "glob", "choice", "text"})  # the tokens that begin a selector
 
 PREFIX: dict[str, Callable[..., Node]] = {}
 INFIX: dict[str, tuple[int, Callable[..., Node]]] = {}

@@ -1,9 +1,12 @@
 """Selectors, and the operands that begin with a name: `encoder.layers[0].kernel`, `x`, `$donor.head.bias`, `_`."""
 
-from kpatch.errors import PatchSyntaxError
+import math
+
+from kpatch.errors import LimitError, PatchSyntaxError
 from kpatch.syntax import faults
 from kpatch.syntax.ast import (
     Binding,
+    Choice,
     Constant,
     Glob,
     Implied,
@@ -17,14 +20,26 @@ from kpatch.syntax.ast import (
     Subscript,
 )
 from kpatch.syntax.calls import read_call
+from kpatch.syntax.choices import read_part
 from kpatch.syntax.pratt import PARTS, Parser, prefix
 from kpatch.syntax.subscripts import read_index
 from kpatch.syntax.words import CONSTANTS
 
+MAX_ALTERNATIVES = 1024  # selectors that one with alternatives stands for
 
-def read_selector(p: Parser, part: Name | Glob, start: int) -> tuple[Selector, tuple | None]:
+
+def read_selector(p: Parser, part: Name | Glob | Choice, start: int) -> tuple[Selector, tuple | None]:
     """The selector that starts with `part`, and the index after it if it was read to recognise `layers[i]`."""
-    parts: list[Name | Glob | Position] = [part]
+    selector, index = read_parts(p, part, start)
+    if selector.is_glob:
+        pieces = [piece for part in selector.parts if type(part) is Choice for piece in part.pieces]
+        if math.prod(map(len, pieces)) > MAX_ALTERNATIVES:
+            raise LimitError(f"a selector has at most {MAX_ALTERNATIVES:,} alternatives", span=selector.span)
+    return selector, index
+
+
+def read_parts(p: Parser, part: Name | Glob | Choice, start: int) -> tuple[Selector, tuple | None]:
+    parts: list[Name | Glob | Choice | Position] = [part]
     while True:
         if p.kind == "[" and type(part) is Name and part.value == "layers" and p.text[part.span[0]] == "l":
             index = read_index(p)
@@ -34,22 +49,10 @@ def read_selector(p: Parser, part: Name | Glob, start: int) -> tuple[Selector, t
         if p.kind != ".":
             return Selector(tuple(parts), (start, p.end)), None
         p.advance()
-        if p.kind not in PARTS:
+        if p.kind not in PARTS or (p.kind == "digits" and p.start > p.end):
             raise faults.no_part(p)
         part = read_part(p)
         parts.append(part)
-
-
-def read_part(p: Parser) -> Name | Glob:
-    kind, value, span = p.kind, p.value, (p.start, p.stop)
-    p.advance()
-    if kind == "glob":
-        if "**" in value and value != "**":
-            raise PatchSyntaxError("'**' stands for whole parts; inside a name write '*'", span=span)
-        return Glob(value, span)
-    if not value:
-        raise PatchSyntaxError("a name cannot be empty", span=span)
-    return Name(value, span)
 
 
 def read_position(p: Parser, start: int, index: tuple) -> Position:
@@ -92,7 +95,7 @@ def read_string(p: Parser) -> Node:
     return read_reference(p, part, start)
 
 
-def read_reference(p: Parser, part: Name | Glob, start: int, local: Local | None = None) -> Node:
+def read_reference(p: Parser, part: Name | Glob | Choice, start: int, local: Local | None = None) -> Node:
     """The reference that starts with `part`, or `local` if no further part follows; with its index if it has one."""
     selector, index = read_selector(p, part, start)
     node = local if local and len(selector.parts) == 1 else Reference(selector, selector.span)

@@ -2,9 +2,10 @@
 
 from kpatch.syntax import faults
 from kpatch.syntax.ast import Assert, Edit, Implied, Let, Selector, Target
+from kpatch.syntax.choices import read_part
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.pratt import PARTS, Parser
-from kpatch.syntax.selectors import read_implied, read_part, read_selector
+from kpatch.syntax.selectors import read_implied, read_selector
 from kpatch.syntax.subscripts import read_index
 from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS
 

@@ -23,12 +23,18 @@ BINDING_POWER = {operator: power for power, level in enumerate(LEVELS, 1) for op
 ATOM = BINDING_POWER["["]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DIGITS = re.compile(r"[0-9]+")
 _ESCAPES = {ord(char): "\\" + letter for char, letter in zip('\\"\a\b\f\n\r\t\v', '\\"abfnrtv', strict=True)}
 
 
 def is_name(text):
     """Whether the text is an identifier of the language: ASCII letters, digits and `_`."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_digits(text):
+    """Whether the text is decimal digits alone, which are a part of a selector without quotes."""
+    return _DIGITS.fullmatch(text) is not None
 
 
 def quote(text):

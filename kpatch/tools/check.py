@@ -140,16 +140,13 @@ def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
 
 def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
     """The errors of names that the model does not have."""
-    from kpatch.names.index import index
+    from kpatch.names.index import find_every, index
 
     names = index(model)
     errors = []
     for selector in _selectors(patch):
         try:
-            if any(isinstance(part, ast.Glob) for part in selector.parts):
-                names.find_all(selector)
-            else:
-                names.find(selector)
+            find_every(names, selector)
         except PatchError as error:
             errors.append(error.locate(selector.span, patch.source))
     return errors

@@ -19,7 +19,7 @@ import numpy as np
 from kpatch import checkpoint
 from kpatch.checkpoint.opened import Checkpoint
 
-PATCH = '**."0"[1:3] = 7; "layers/a/vars/1"[::2] *= 3; "layers/a/vars/0" *= 0.5; **."1"[[5, 9]] += 1'
+PATCH = '**.0[1:3] = 7; "layers/a/vars/1"[::2] *= 3; "layers/a/vars/0" *= 0.5; **.1[[5, 9]] += 1'
 SHAPES = {"layers/a/vars/0": (400, 300), "layers/a/vars/1": (3000,), "layers/b/vars/0": (300, 200), "b/vars/1": (40,)}
 CALLS = ("pwrite", "fsync", "replace", "copy_file_range", "mkdir", "open")
 

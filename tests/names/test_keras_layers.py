@@ -161,8 +161,8 @@ def test_a_backbone_of_keras_hub(dtype):
         model,
         {
             "token_embedding.embeddings": model.token_embedding.embeddings,
-            'transformer_layers."0".feedforward_dense.kernel': first._feedforward_dense.kernel,
-            'transformer_layers."1"._self_attention_layer.query.kernel': attention._query_dense.kernel,
+            "transformer_layers.0.feedforward_dense.kernel": first._feedforward_dense.kernel,
+            "transformer_layers.1._self_attention_layer.query.kernel": attention._query_dense.kernel,
             "transformer_layer_1.self_attention._output_dense.bias": attention._output_dense.bias,
             "transformer_layers.transformer_layer_0.layer_norm.gamma": first._norm.gamma,
             "layers[0].embeddings": model.token_embedding.embeddings,
@@ -191,7 +191,7 @@ def test_a_task_around_a_backbone():
             "token_embedding.embeddings": model.backbone.token_embedding.embeddings,
             "output_dense.kernel": model.output_dense.kernel,
             "logits.bias": model.output_dense.bias,
-            'backbone.transformer_layers."2".layer_norm.gamma': model.backbone.transformer_layers[2]._norm.gamma,
+            "backbone.transformer_layers.2.layer_norm.gamma": model.backbone.transformer_layers[2]._norm.gamma,
         },
     )
     kpatch.apply(model, "backbone.** = $donor._", donor=donor, expect=len(donor.weights))
@@ -243,12 +243,12 @@ def test_names_that_last(dtype):
             "dense1.kernel": model.dense1.kernel,
             "layers[0].kernel": model.dense1.kernel,
             "inner.projection.kernel": model.inner.get_layer("projection").kernel,
-            'blocks."0".kernel': model.blocks[0].kernel,
-            'blocks."1".gamma': model.blocks[1].gamma,
+            "blocks.0.kernel": model.blocks[0].kernel,
+            "blocks.1.gamma": model.blocks[1].gamma,
             "heads.class.bias": model.heads["class"].bias,
             'heads."box".kernel': model.heads["box"].kernel,
-            'rnn.cell.cells."0".recurrent_kernel': cells[0].recurrent_kernel,
-            'rnn.cell.cells."1".bias': cells[1].bias,
+            "rnn.cell.cells.0.recurrent_kernel": cells[0].recurrent_kernel,
+            "rnn.cell.cells.1.bias": cells[1].bias,
             "bi.forward_layer.cell.kernel": model.bi.forward_layer.cell.kernel,
             "bi.backward_layer.cell.bias": model.bi.backward_layer.cell.bias,
             "bi.layers[1].cell.recurrent_kernel": model.bi.backward_layer.cell.recurrent_kernel,
@@ -266,7 +266,7 @@ def test_names_that_last(dtype):
 
 def test_names_survive_another_process():
     """Attributes and positions do: layers that Keras numbers have other numbers in a second model, and it is found."""
-    texts = ["dense1.kernel", 'blocks."0".bias', 'heads."class".kernel', "layers[0].bias", "inner.projection.bias"]
+    texts = ["dense1.kernel", "blocks.0.bias", 'heads."class".kernel', "layers[0].bias", "inner.projection.bias"]
     one, other = Tower(), Tower()
     for model in (one, other):
         model.build((None, 4))

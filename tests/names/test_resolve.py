@@ -163,7 +163,7 @@ def test_the_table_is_long_enough_and_has_variables():
         ("BatchNormalization", ["gamma", "beta", "moving_mean", "moving_variance"]),
         ("SpectralNormalization", ["layer.kernel", "layer.bias", "vector_u"]),
         ("TimeDistributed", ["layer.kernel", "layers[0].kernel"]),
-        ("RNN of cells", ['cell.cells."0".kernel', 'cell.cells."1".bias', "cell.layers[1].bias", "lstm_cell.kernel"]),
+        ("RNN of cells", ["cell.cells.0.kernel", "cell.cells.1.bias", "cell.layers[1].bias", "lstm_cell.kernel"]),
         ("Normalization", ["mean", "adapt_mean", "variance", "count"]),
         ("Embedding", ["embeddings", "_embeddings"]),
     ],
@@ -227,21 +227,21 @@ def test_attributes_lists_and_dicts():
     model = block()
     same = {
         "encoder.kernel": model.encoder.kernel,
-        'blocks."0".kernel': model.blocks[0].kernel,
-        'blocks."1".kernel': model.blocks[1].kernel,
+        "blocks.0.kernel": model.blocks[0].kernel,
+        "blocks.1.kernel": model.blocks[1].kernel,
         "blocks.named.kernel": model.blocks[1].kernel,
         "named.kernel": model.blocks[1].kernel,
         '"blocks/1/kernel"': model.blocks[1].kernel,
         "layers[1].kernel": model.blocks[0].kernel,
         "towers.left.bias": model.towers["left"].bias,
         '"right-most".bias': model.towers["right-most"].bias,
-        'grid."1"."0".bias': model.grid[1][0].bias,
-        '_hidden_layers."0".bias': model._hidden_layers[0].bias,
+        "grid.1.0.bias": model.grid[1][0].bias,
+        "_hidden_layers.0.bias": model._hidden_layers[0].bias,
         "backbone.first.bias": model.backbone.get_layer("first").bias,
         "outer.head.last.bias": model.backbone.get_layer("head").get_layer("last").bias,
         "head.layers[-1].bias": model.backbone.get_layer("head").get_layer("last").bias,
         "scale": model.scale,
-        'shifts."1"': model.shifts[1],
+        "shifts.1": model.shifts[1],
         f'"{model.towers["a/b"].name}/kernel"': model.towers["a/b"].kernel,
     }
     for text, variable in same.items():
@@ -252,12 +252,12 @@ def test_canonical_paths_prefer_what_does_not_change():
     shown = paths(block())
     assert shown[:9] == [
         "scale",
-        'shifts."0"',
-        'shifts."1"',
+        "shifts.0",
+        "shifts.1",
         "encoder.kernel",
         "encoder.bias",
-        'blocks."0".kernel',
-        'blocks."0".bias',
+        "blocks.0.kernel",
+        "blocks.0.bias",
         "named.kernel",
         "named.bias",
     ]
@@ -498,11 +498,11 @@ def test_appended_and_replaced_in_a_list():
     other.build((None, 5))
     before = index(model)
     model.blocks.append(added)
-    changed(model, before, 'blocks."2".kernel', added.kernel)
+    changed(model, before, "blocks.2.kernel", added.kernel)
     before = index(model)
     model.blocks[2] = other  # which Keras overlooks
     assert index(model) is not before
-    assert find(model, 'blocks."2".kernel') is other.kernel
+    assert find(model, "blocks.2.kernel") is other.kernel
     before = index(model)
     model.towers["left"] = added
     assert index(model) is not before
@@ -511,7 +511,7 @@ def test_appended_and_replaced_in_a_list():
     del model.blocks[2]
     assert index(model) is not before
     with pytest.raises(ResolutionError):
-        find(model, 'blocks."2".kernel')
+        find(model, "blocks.2.kernel")
 
 
 def test_swapped_attributes(model):
@@ -607,10 +607,10 @@ def test_quantized(model):
     old = layer._kernel
     layer.quantize("int8")
     assert layer._kernel is not old
-    changed(model, before, 'blocks."0".kernel', layer._kernel)
-    assert index(model).find(selector('blocks."0".kernel')).dtype == "float32"
-    assert index(model).find(selector('blocks."0".kernel.stored')).dtype == "int8"
-    assert find(model, 'blocks."0".kernel_scale') is layer.kernel_scale
+    changed(model, before, "blocks.0.kernel", layer._kernel)
+    assert index(model).find(selector("blocks.0.kernel")).dtype == "float32"
+    assert index(model).find(selector("blocks.0.kernel.stored")).dtype == "int8"
+    assert find(model, "blocks.0.kernel_scale") is layer.kernel_scale
 
 
 def test_counters_and_flags_do_not_spoil_the_index(model):
@@ -780,11 +780,7 @@ def test_errors_deep_in_a_model():
     )
     assert "; did you mean 'backbone.head.last.kernel'?\n" in failure(model, "backbone.haed.lst.kernel")
     assert failure(model, "blocks") == (
-        "'blocks' is a list or dict, not a variable\n"
-        "  line 1, column 1\n"
-        "    blocks = 0\n"
-        "    ^^^^^^\n"
-        '  blocks has: "0", "1"'
+        "'blocks' is a list or dict, not a variable\n  line 1, column 1\n    blocks = 0\n    ^^^^^^\n  blocks has: 0, 1"
     )
 
 

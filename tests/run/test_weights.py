@@ -741,7 +741,7 @@ def test_donors_in_files(tmp_path):
 def test_names_in_a_bare_file_mean_what_is_stored(tmp_path):
     model = built(mode="int8")
     model.save_weights(tmp_path / "a.weights.h5")
-    checkpoint.apply(tmp_path / "a.weights.h5", 'layers.dense.vars."0"[0, 0] = 5', in_place=True)
+    checkpoint.apply(tmp_path / "a.weights.h5", "layers.dense.vars.0[0, 0] = 5", in_place=True)
     model.load_weights(tmp_path / "a.weights.h5")
     assert values(model.get_layer("d")._kernel)[0, 0] == 5
 

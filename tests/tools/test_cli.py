@@ -504,11 +504,11 @@ def test_a_model_of_unknown_classes_is_edited_by_the_names_in_the_file(run, tmp_
     path = tmp_path / "custom.keras"
     keras.Sequential([keras.Input((2,)), Custom(1)]).save(path)
     rewrite_config(path, lambda config: json.loads(json.dumps(config).replace("Custom", "Missing")))
-    result = run("apply", path, "-e", 'layers.custom.vars."1" = 7', "--in-place")
+    result = run("apply", path, "-e", "layers.custom.vars.1 = 7", "--in-place")
     assert result.exit_code == 0, result.output
     assert result.stderr == (
         "note: it needs the custom class 'Missing', which is not known here; "
-        "the names are those in the file, as in 'layers.custom.vars.\"0\"'\n"
+        "the names are those in the file, as in 'layers.custom.vars.0'\n"
     )
 
 
