@@ -33,6 +33,7 @@ from kpatch.errors import (
 )
 from kpatch.inside.holding import Hold, hold
 from kpatch.inside.intervening import Intervention, intervene
+from kpatch.inside.recording import Recording, record
 from kpatch.inside.rewriting import rewrite
 from kpatch.names.patches import load
 from kpatch.run.plan import Plan
@@ -58,6 +59,7 @@ __all__ = [
     "PatchError",
     "PatchSyntaxError",
     "Plan",
+    "Recording",
     "ResolutionError",
     "ShapeError",
     "SubscriptError",
@@ -72,6 +74,7 @@ __all__ = [
     "load",
     "parse",
     "plan",
+    "record",
     "rewrite",
     "show",
 ]

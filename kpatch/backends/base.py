@@ -33,6 +33,7 @@ class Backend(Protocol):
         lacks: dtypes in which the backend has no tensors.
         computes_in: dtypes in which `keras.ops` compute without conversion; `None` means all dtypes.
         takes_tensors_as_bounds: `replace_slices` takes spans whose start and count are tensors of a graph.
+        xla_hands_out: `hand_out` works in graphs that XLA compiles, where the backend has such graphs.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Backend(Protocol):
     lacks: frozenset[str] = frozenset()
     computes_in: frozenset[str] | None = None
     takes_tensors_as_bounds: bool = False
+    xla_hands_out: bool = True
 
     # -- entries of a variable -----------------------------------------------------------------------------------------
 
@@ -141,6 +143,26 @@ class Backend(Protocol):
     def require(self, holds, message: str) -> None:
         """Adds an assertion to the graph that the boolean tensor is all true, if the backend can."""
         return
+
+    def hand_out(self, take, x) -> None:
+        """Calls `take` with a tensor; in a graph with its values, each time that the graph runs, in order."""
+        take(x)
+
+    def outside_graphs(self, function) -> Any:
+        """The function, not traced by dynamo: its calls break the graph, and run between its parts."""
+        return function
+
+    def finish(self) -> None:
+        """Waits until all graphs that run have handed out their values."""
+        return
+
+    def nbytes(self, x) -> int:
+        """How many bytes the values of a tensor take."""
+        return x.nbytes
+
+    def snapshot(self, x) -> Any:
+        """A tensor with the values of `x`, which keeps them when the memory of `x` is written in place."""
+        return x
 
     # -- dtypes --------------------------------------------------------------------------------------------------------
 

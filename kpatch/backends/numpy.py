@@ -31,6 +31,9 @@ class Numpy(Backend):
     def read(self, variable, selection):
         return take(variable._value, selection)
 
+    def snapshot(self, x):
+        return np.array(x)
+
     def write(self, variable, selection, values, donate=True):
         array = _writable(variable, donate)
         put(array, selection, values)

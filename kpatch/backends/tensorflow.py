@@ -11,6 +11,7 @@ If TensorFlow has no kernel (most of float8, more than seven axes), `Generic` do
 """
 
 import functools
+import math
 import sys
 
 import keras
@@ -35,6 +36,7 @@ class TensorFlow(Backend):
     name = "tensorflow"
     ops = keras.ops
     takes_tensors_as_bounds = True
+    xla_hands_out = False
 
     def read(self, variable, selection):
         try:
@@ -86,6 +88,16 @@ class TensorFlow(Backend):
 
     def is_tracing(self):
         return not tf.executing_eagerly()
+
+    def hand_out(self, take, x):
+        """XLA has no such operation; its error names it."""
+        if tf.is_symbolic_tensor(x):
+            tf.py_function(take, [x], [], name="kpatch_record_in_XLA_needs_jit_compile_False")
+        else:
+            take(x)
+
+    def nbytes(self, x):
+        return math.prod(x.shape) * (x.dtype.itemsize if isinstance(x, np.ndarray) else x.dtype.size)
 
     def require(self, holds, message):
         """Works in TensorFlow's graphs; XLA drops assertions."""

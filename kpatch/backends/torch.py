@@ -17,6 +17,7 @@ import torch
 from keras import ops
 
 from kpatch.backends.base import Backend, intervals
+from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Region
 
 MOST_KEPT = 0.5  # the largest share of entries for `Kept`: an offset takes eight bytes, a mask's entry one
@@ -116,6 +117,18 @@ class Torch(Backend):
 
     def in_dynamo(self):
         return torch.compiler.is_dynamo_compiling()
+
+    def outside_graphs(self, function):
+        return torch.compiler.disable(function)
+
+    def hand_out(self, take, x):
+        if self.is_traced(x):
+            raise UnsupportedError("in a transform of torch.func, or an export, activations have no values to record")
+        take(x)
+
+    def snapshot(self, x):
+        """A tensor with gradients stays itself, so that there are gradients with respect to it."""
+        return x if x.requires_grad else x.detach().clone()
 
     def known_length(self, length):
         return None if isinstance(length, torch.SymInt) else length

@@ -39,3 +39,18 @@ def check_one_tensor(layer, kind, x, part, source):
     if not hasattr(x, "shape"):
         message = f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them"
         raise UnsupportedError(message, span=part and part.span, source=source)
+
+
+def loop_around(node, *kinds):
+    """The layer of one of the kinds, by their names in `keras.layers`, whose loop the layer of a node is in; or `None`.
+
+    What a loop computes anew in each step cannot be read outside of it. How often a backend calls the cell of a
+    recurrent layer, if at all, is its own affair.
+    """
+    import keras
+
+    classes = tuple(getattr(keras.layers, kind) for kind in kinds)
+    holder = node.parent
+    while holder is not None and not isinstance(holder.item, classes):
+        holder = holder.parent
+    return holder and holder.item

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
 from kpatch.errors import UnsupportedError
-from kpatch.inside.activations import Activations, check_one_tensor
+from kpatch.inside.activations import Activations, check_one_tensor, loop_around
+from kpatch.inside.calls import end, patch_call
 from kpatch.inside.splitting import Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.names import keywords
@@ -23,7 +24,6 @@ from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.syntax import Patch
 from kpatch.values.numerics import is_traced
 
-CALLED = ("call", "quantized_call")  # the latter if the layer is quantised
 SHOWN = 8  # of the activations and weights that an intervention edits
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Intervention:
             raise UnsupportedError("the block of this intervention is under way; kpatch.intervene makes another one")
         self._dropped.detach()
         stack = self._stack = contextlib.ExitStack()
-        self._dropped = weakref.finalize(self, _end, stack, f"{self._told} was not left by its block; it ends now")
+        self._dropped = weakref.finalize(self, end, stack, f"{self._told} was not left by its block; it ends now")
         self._dropped.atexit = False
         try:
             self._begin(stack)
@@ -151,12 +151,6 @@ class Intervention:
         return f"<Intervention in {', '.join([*paths[:SHOWN], *more])}: {state}>"
 
 
-def _end(stack: contextlib.ExitStack, message: str) -> None:
-    """Ends the block of an `Intervention` that was entered by hand and is gone."""
-    stack.close()
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-
 class _Calls:
     """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
 
@@ -177,14 +171,10 @@ class _Calls:
 
     def _refuse_loops(self, node: LayerNode, kind: str, span: tuple[int, int]) -> None:
         """What a loop computes anew in each step cannot be read outside of it."""
-        import keras
-
-        holder = node.parent
-        while holder is not None:
-            if isinstance(holder.item, (keras.layers.RNN, keras.layers.TimeDistributed)):
-                message = f"'{node.item.name}.{kind}' is computed in the steps of '{holder.item.name}', once for each"
-                raise UnsupportedError(message, span=span, source=self._source)
-            holder = holder.parent
+        loop = loop_around(node, "RNN", "TimeDistributed")
+        if loop is not None:
+            message = f"'{node.item.name}.{kind}' is computed in the steps of '{loop.name}', once for each"
+            raise UnsupportedError(message, span=span, source=self._source)
 
     def patch(self, model: Any, stack: contextlib.ExitStack) -> None:
         """Patches the calls until the stack closes."""
@@ -192,9 +182,9 @@ class _Calls:
         stack.callback(self._forget_traces)
         for key, layer in self._layers.items():
             kinds = [kind for kind in ("input", "output") if (key, kind) in self._parts or (key, kind) in self._read]
-            _patch_call(layer, functools.partial(self._called, layer, kinds), stack)
+            patch_call(layer, functools.partial(self._called, layer, kinds), stack)
         if self._read:
-            _patch_call(model, functools.partial(self._of_model), stack)
+            patch_call(model, functools.partial(self._of_model), stack)
 
     def _forget_traces(self) -> None:
         if self._traced:
@@ -236,57 +226,3 @@ class _Calls:
         if key in self._read:
             kept.keep(layer, kind, x)
         return x
-
-
-_changing = threading.Lock()  # held while functions are added or removed
-
-
-class _PatchedCall:
-    """What stands in for a method of a layer while blocks last: each adds a function, and takes it away, in any order.
-
-    The functions are called as `function(call, ...)`, the latest first; `call` goes on to the one before. Without any
-    it is the layer's own, which is put back then. If somebody has put it away to bring it back later, it does no harm.
-    """
-
-    def __init__(self, layer: Any, name: str) -> None:
-        functools.update_wrapper(self, getattr(layer, name))
-        self._layer = layer
-        self._name = name
-        self._before: Callable | None = vars(layer).get(name)
-        self._functions: tuple[Callable, ...] = ()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
-        for function in self._functions if self._name == _called(self._layer) else ():
-            call = functools.partial(function, call)
-        return call(*args, **kwargs)
-
-    def add(self, function: Callable) -> None:
-        self._functions += (function,)
-
-    def remove(self, function: Callable) -> None:
-        with _changing:
-            self._functions = tuple(each for each in self._functions if each is not function)
-            state = vars(self._layer)
-            if self._functions or state.get(self._name) is not self:
-                return
-            if self._before is None:
-                del state[self._name]
-            else:
-                state[self._name] = self._before
-
-
-def _patch_call(layer: Any, function: Callable, stack: contextlib.ExitStack) -> None:
-    """What Keras calls of the layer becomes `function(call, ...)` until the stack closes."""
-    with _changing:
-        for name in CALLED:
-            call = vars(layer).get(name)
-            if not isinstance(call, _PatchedCall):
-                call = vars(layer)[name] = _PatchedCall(layer, name)
-            stack.callback(call.remove, function)
-            call.add(function)
-
-
-def _called(layer: Any) -> str:
-    """The one of `CALLED` that Keras calls now: the layer may be quantised while a block lasts."""
-    return CALLED[getattr(layer, "quantization_mode", None) is not None]

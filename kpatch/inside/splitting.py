@@ -18,6 +18,7 @@ from kpatch.names.meanings import ModelNames
 from kpatch.run import checking, live
 from kpatch.run.encoding import stored_otherwise, tensor_of
 from kpatch.syntax import Patch, ast, parse
+from kpatch.values.dtypes import Value
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +42,7 @@ class Part:
     patch: Any = None
     constants: Any = None
     reads: dict = field(default_factory=dict)
+    entry = None  # as a target it is no variable
 
     @property
     def path(self):
@@ -214,6 +216,9 @@ class Split:
         targets = {}
         for statement, entry in self.weights:
             targets.setdefault(id(statement), []).append(self._names.of_entry(entry))
+        for part in self.parts:
+            for statement in part.edits:
+                targets.setdefault(id(statement), []).append(part)
         for statement in self.patch.statements:
             for node in ast.walk(statement):
                 if type(node) is ast.Binding:
@@ -254,7 +259,7 @@ class Split:
 
     def _read(self, node, part, own):
         if type(node) is ast.Binding:
-            return self._constant(node, None, part.constants)
+            return self._constant(node, part, part.constants)
         if type(node) is not ast.Reference:
             return node
         nodes, kind = self.activations(node.selector)
@@ -273,8 +278,11 @@ class Split:
         name, value = node.name, self.bindings[node.name]
         if node.path is not None:
             place = self._bound.meaning(node, target)
-            key = (id(place.variable), place.weight is None)
-            name, value = self._name(place.path, key), place.variable if place.weight is None else tensor_of(place)
+            if isinstance(place, Value):  # of a recording
+                name, value = self._name(node.name, id(place)), place.data
+            else:
+                key = (id(place.variable), place.weight is None)
+                name, value = self._name(place.path, key), place.variable if place.weight is None else tensor_of(place)
         constants[name] = value
         return ast.Binding(name, None, node.span)
 

@@ -13,7 +13,7 @@ from kpatch.values.numerics import from_numpy
 
 LITERALS = ("bool", "int64", "uint64", "float64")  # NumPy's own defaults: such arrays say nothing about precision
 OPTIONS: set[str] = set()  # the keywords of the functions themselves, entered by `keywords.checked`
-KINDS = "a number, a list, an array, a tensor, a variable, a model, or a file of weights"
+KINDS = "a number, a list, an array, a tensor, a variable, a model, a recording, or a file of weights"
 
 
 class Bindings:
@@ -50,7 +50,7 @@ class Bindings:
         if held is None:
             raise self._missing(node.name)
         self._used.add(node.name)
-        if isinstance(held, (Donor, FileOfValues)):
+        if isinstance(held, (Donor, Lender)):
             return held.place(node, target)
         if node.path is not None:
             raise BindingError(f"'${node.name}' is no model, so it has no '.{node.path}'")
@@ -115,7 +115,15 @@ class Donor:
         return self._counterparts.of(target.entry)
 
 
-class FileOfValues:
+class Lender:
+    """What is handed in and has values by name, other than a model in memory: a file, a recording."""
+
+    def place(self, node, target):
+        """The `Value` that a `Binding` node means, for a statement with that target, or `None`."""
+        raise NotImplementedError
+
+
+class FileOfValues(Lender):
     """A file handed in for a tensor or a model in memory. An array is read when the patch asks for it, once."""
 
     def __init__(self, file):
@@ -142,7 +150,7 @@ def file_of(value):
 
 
 def _read(name, value):
-    """What was handed in: a `Value`, a `Place`, a `Donor`, or a file of values."""
+    """What was handed in: a `Value`, a `Place`, a `Donor`, or a `Lender`."""
     if (file := file_of(value)) is not None:
         return FileOfValues(file)
     keras = sys.modules.get("keras")  # if it is not loaded, the value is none of its objects
@@ -150,6 +158,8 @@ def _read(name, value):
         return value
     if keras and isinstance(value, keras.Layer):
         return Donor(name, value)
+    if hasattr(value, "__kpatch_lender__"):
+        return value.__kpatch_lender__(name)
     if keras and isinstance(value, keras.Variable):
         if not NUMPY.keys() & {value.dtype}:
             raise BindingError(f"'${name}' is a variable of {value.dtype}, which is not part of the language")

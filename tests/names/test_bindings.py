@@ -21,7 +21,7 @@ needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES += ["float16", "bfloat16", "float32", "float64"]
 LITERALS = ("bool", "int64", "uint64", "float64")
-KINDS = "a binding is a number, a list, an array, a tensor, a variable, a model, or a file of weights"
+KINDS = "a binding is a number, a list, an array, a tensor, a variable, a model, a recording, or a file of weights"
 
 
 def numpy_dtype(name):

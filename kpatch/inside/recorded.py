@@ -1,0 +1,228 @@
+"""Activations by name, as `record` takes them: a mapping, and a value for `$names`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kpatch import backends
+from kpatch.errors import BindingError, PatchError, ResolutionError, ShapeError
+from kpatch.inside.outputs import Path
+from kpatch.names.bindings import Lender
+from kpatch.names.tree import LayerNode
+from kpatch.syntax import ast, parse
+from kpatch.values.dtypes import Value, dtype_name, tensor
+from kpatch.values.numerics import from_numpy
+
+SHOWN = 8  # activations that a text or an error lists
+
+
+class Place(NamedTuple):
+    """A tensor that is recorded: of which layer, of its "input" or "output", and which of several."""
+
+    layer: int  # its id
+    kind: str
+    path: Path
+
+
+class Tape:
+    """What was recorded.
+
+    Attributes:
+        names: the place of each name, in the order of the calls.
+        taken: what each place gave, in the order of the calls.
+        first: the places that the name of the layer's output alone means, though it has others.
+        stack: the calls of a place are given as one tensor.
+    """
+
+    def __init__(self, stack: bool = False) -> None:
+        self.names: dict[str, Place] = {}
+        self.taken: dict[Place, list[Any]] = {}
+        self.first: set[Place] = set()
+        self.stack = stack
+
+    def finish(self) -> None:
+        """Completes what was recorded, before it is looked at."""
+
+    def given(self, place: Place, name: str) -> Any:
+        """What the calls gave: a tensor, or a list of several."""
+        taken = self.taken[place]
+        if self.stack:
+            return _stacked(taken, name)
+        return taken[0] if len(taken) == 1 else list(taken)
+
+    def of_layer(self, layer: Any, kind: str) -> list[Place]:
+        """The places of an activation: the only one, the first one by convention, or all."""
+        found = [place for place in self.taken if place[:2] == (id(layer), kind)]
+        return [place for place in found if place in self.first] or found
+
+    def call(self, number: int) -> "Tape":
+        """One call of each layer that was called so often."""
+        one = Tape()
+        one.first = self.first
+        for name, place in self.names.items():
+            taken = self.taken[place]
+            if -len(taken) <= number < len(taken):
+                one.names[name], one.taken[place] = place, [taken[number]]
+        return one
+
+    def listed(self, places: Iterable[Place]) -> str:
+        held = set(places)
+        return _shortened([name for name, place in self.names.items() if place in held])
+
+    def calls(self, place: Place | None = None) -> str:
+        """How many calls there were, of one place or of the one with the most."""
+        count = max(map(len, self.taken.values()), default=0) if place is None else len(self.taken[place])
+        return f"{count} call{'s' * (count != 1)}"
+
+
+class Recorded(Mapping[str, Any]):
+    """Activations by name: what `Recording.call` returns, and what a `Recording` is.
+
+    A name is a selector, and a layer that gives several tensors has a name for each, `lstm.output."1"`. Another
+    selector that means one of them will do as well.
+    """
+
+    def __init__(self, index: Any, tape: Tape) -> None:
+        self._index = index
+        self._tape = tape
+
+    def __getitem__(self, name: str) -> Any:
+        self._tape.finish()
+        place = self._tape.names.get(name)
+        if place is None:
+            selector = selector_of(name)
+            try:
+                place = self._meant(selector)
+            except PatchError as error:
+                raise error.locate(selector.span, name) from None
+        return self._tape.given(place, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except ResolutionError:
+            return default
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        self._tape.finish()
+        return iter(list(self._tape.names))
+
+    def __len__(self) -> int:
+        self._tape.finish()
+        return len(self._tape.names)
+
+    def __repr__(self) -> str:
+        self._tape.finish()
+        told = [f"{name} {_told(self._tape.taken[place])}" for name, place in self._tape.names.items()]
+        return f"<{type(self).__name__} of {self._tape.calls()}: {_shortened(told)}>"
+
+    def __kpatch_lender__(self, name: str) -> Lender:
+        """What a `$name` is that stands for this recording."""
+        self._tape.finish()
+        return _Lent(name, self)
+
+    def _meant(self, selector: ast.Selector) -> Place:
+        """The one place that a selector means."""
+        if str(selector) in self._tape.names:
+            return self._tape.names[str(selector)]
+        nodes, kind = self._index.activations(selector)
+        found = [place for node in nodes for place in self._tape.of_layer(node.item, kind)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ResolutionError(f"'{selector}' means {len(found)} tensors: {self._tape.listed(found)}")
+        raise ResolutionError(
+            f"'{selector}' was not recorded", notes=[f"recorded: {self._tape.listed(self._tape.taken)}"]
+        )
+
+    def _counterparts(self, node: LayerNode, kind: str) -> list[Place]:
+        """The places of an activation of the model that is patched: of the same layer, or of one of the same path."""
+        if found := self._tape.of_layer(node.item, kind):
+            return found
+        path = node.keys()
+        others = [other for other in self._index.nodes if other.item is not None and other.keys() == path]
+        return [place for other in others for place in self._tape.of_layer(other.item, kind)]
+
+
+class _Lent(Lender):
+    """A recording under a `$name`."""
+
+    def __init__(self, name: str, recorded: Recorded) -> None:
+        self._name = name
+        self._recorded = recorded
+        self._values: dict[Place, Value] = {}
+
+    def place(self, node: Any, target: Any) -> Value:
+        path = node.path
+        if path is None:
+            message = f"'${self._name}' is a recording, not a tensor; name an activation of it, as in '${self._name}."
+            message += f"{next(iter(self._recorded), 'dense_1.output')}'"
+            raise BindingError(message, notes=[f"'${self._name}._' is the activation at the target's own place"])
+        place = self._own(target) if isinstance(path, ast.Implied) else self._recorded._meant(path)
+        if place not in self._values:
+            self._values[place] = self._value(place, f"${self._name}.{path}")
+        return self._values[place]
+
+    def _own(self, target: Any) -> Place:
+        node, kind = getattr(target, "node", None), getattr(target, "kind", None)
+        if node is None or kind is None:
+            message = f"'${self._name}._' is the activation at the target's place, and here no activation is the target"
+            raise BindingError(message)
+        found = self._recorded._counterparts(node, kind)
+        if len(found) != 1:
+            tape = self._recorded._tape
+            count = f"{len(found)} tensors" if found else "no activation"
+            notes = [f"recorded: {tape.listed(found or tape.taken)}"]
+            raise ResolutionError(f"'${self._name}' has {count} at '{target.path}'", notes=notes)
+        return found[0]
+
+    def _value(self, place: Place, name: str) -> Value:
+        import keras
+
+        tape = self._recorded._tape
+        if len(tape.taken[place]) > 1 and not tape.stack:
+            message = f"'{name}' was recorded in {tape.calls(place)}; bind one of them, such as {self._name}.call(0)"
+            raise ResolutionError(message)
+        value = tape.given(place, name)
+        return tensor(value if keras.ops.is_tensor(value) else from_numpy(value))
+
+
+def selector_of(text: str) -> ast.Selector:
+    """The selector that is all of a text.
+
+    Raises:
+        PatchSyntaxError: the text is something else.
+    """
+    if not isinstance(text, str):
+        raise BindingError(f"an activation is named by a text, 'dense_1.output'. Received: {text!r}")
+    statements = parse(f"{text} = 0").statements
+    target = statements[0].target if len(statements) == 1 and type(statements[0]) is ast.Edit else None
+    selector = target and target.index is None and target.selector
+    if not isinstance(selector, ast.Selector):
+        raise BindingError(f"an activation is named by a selector, 'dense_1.output'. Received: {text!r}")
+    return selector
+
+
+def _told(taken: list[Any]) -> str:
+    shapes = list(dict.fromkeys(tuple(x.shape) for x in taken))
+    shown = str(shapes[0]) if len(shapes) == 1 else f"of {len(shapes)} shapes"
+    return f"{shown} {dtype_name(taken[0].dtype)}"
+
+
+def _stacked(taken: list[Any], name: str) -> Any:
+    import keras
+
+    shapes = list(dict.fromkeys(tuple(x.shape) for x in taken))
+    if len(shapes) > 1:
+        message = f"the calls of '{name}' cannot be stacked: their shapes are {', '.join(map(str, shapes[:SHOWN]))}"
+        raise ShapeError(message, notes=["without stack=True they are a list, for keras.ops.concatenate"])
+    host = isinstance(taken[0], np.ndarray) and not backends.current().arrays_are_tensors
+    return np.stack(taken) if host else keras.ops.stack(taken)
+
+
+def _shortened(items: list[str]) -> str:
+    return ", ".join([*items[:SHOWN], *[f"{len(items) - SHOWN} more"] * (len(items) > SHOWN)]) or "nothing"

@@ -1,0 +1,262 @@
+"""`record`: the activations of the calls of a model's layers, while a `with` block lasts."""
+
+import contextlib
+import functools
+import reprlib
+import types
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpatch import backends
+from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedError
+from kpatch.inside.activations import loop_around
+from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
+from kpatch.inside.outputs import first_alone, tensors
+from kpatch.inside.recorded import Place, Recorded, Tape, selector_of
+from kpatch.names.tree import LayerNode, distinct, spelled
+from kpatch.run.forgetting import forget_compiled, layers_of, models_with
+from kpatch.values.tensors import to_numpy
+
+MAX_RECORDED = 2**31  # bytes that a recording holds, if it is not told another limit
+
+Targets = list[tuple[LayerNode, str]]  # layers, and "input" or "output"
+
+if TYPE_CHECKING:
+    import keras
+    from typing_extensions import Self
+
+
+def record(
+    model: "keras.Layer",
+    what: str | Sequence[str],
+    /,
+    *,
+    stack: bool = False,
+    host: bool = False,
+    limit: int = MAX_RECORDED,
+) -> "Recording":
+    """Records activations of the calls that are made while a `with` block lasts: eager, predicted, generated.
+
+    A recording is a mapping from names to tensors, `clean["dense_1.output"]`, and a value for a `$name`:
+    `$clean.dense_1.output` is an activation of it, `$clean._` the one at the place of the target. What is recorded is
+    what flows on: patched, if `intervene` patches it.
+
+    The functions that Keras and keras_hub compile are compiled anew in the block, and after it. A function that you
+    compiled before is not seen: compile it in the block.
+
+    Args:
+        model: a Keras model or layer.
+        what: the activations, by a selector or several: `"dense_1.output"`; of a glob those that are called.
+        stack: the calls of a layer are one tensor, stacked on a new first axis; they must have one shape. Else one
+            call gives a tensor, and several give a list of them.
+        host: NumPy arrays on the host, not tensors on the device.
+        limit: how many bytes are held; with more, all are dropped, and there is an error.
+
+    Returns:
+        A `Recording`, for one `with` block.
+
+    Raises:
+        PatchError: a selector means no activation. When the block is left: a `ResolutionError` for a selector none of
+            whose layers was called, and a `LimitError` if the limit was reached.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> with kpatch.record(model, "dense_1.output") as clean:
+        ...     outputs = model.predict(keras.ops.ones((1, 4)), verbose=0)
+        >>> clean
+        <Recording of 1 call: dense_1.output (1, 3) float32>
+        >>> with kpatch.intervene(model, "dense_1.output[:, 0] = $clean._[:, 0]", clean=clean):
+        ...     patched = model.predict(keras.ops.zeros((1, 4)), verbose=0)
+        >>> bool(patched[0, 0] == outputs[0, 0])
+        True
+    """
+    return Recording(model, what, stack, host, limit)
+
+
+class Recording(Recorded):
+    """Activations by name, recorded while a `with` block lasts. `kpatch.record` makes it.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> with kpatch.record(model, "*.output") as steps:
+        ...     for length in (1, 2):
+        ...         _ = model(keras.ops.ones((length, 4)))
+        >>> list(steps), [x.shape[0] for x in steps["dense_1.output"]]
+        (['dense_1.output'], [1, 2])
+        >>> steps.call(1)
+        <Recorded of 1 call: dense_1.output (2, 3) float32>
+    """
+
+    def __init__(self, model: Any, what: str | Sequence[str], stack: bool, host: bool, limit: int) -> None:
+        from kpatch.names.index import index
+
+        self._recorder = _Recorder(stack, host, limit)
+        super().__init__(index(model), self._recorder)
+        self._targets = {text: self._activations(text) for text in ([what] if isinstance(what, str) else what)}
+        self._told = f"kpatch.record(model, {reprlib.repr(what)})"
+        self._block: contextlib.ExitStack | None = None
+        self._dropped: Any = None
+
+    def _activations(self, text: str) -> Targets:
+        from keras.layers import InputLayer
+
+        selector = selector_of(text)
+        try:
+            nodes, kind = self._index.activations(selector)
+            if not nodes:
+                self._index.find_all(selector)
+                raise UnsupportedError(f"'{selector}' is a weight; kpatch.record records activations")
+        except PatchError as error:
+            raise error.locate(selector.span, text) from None
+        reasons = {}
+        for node in nodes:
+            if isinstance(node.item, InputLayer):
+                reasons[node] = f"'{selector}' is an input of the model, which no layer computes"
+            elif loop := loop_around(node, "RNN"):
+                reasons[node] = f"'{node.item.name}.{kind}' is computed in the steps of '{loop.name}', once for each"
+        if len(reasons) == len(nodes):
+            raise UnsupportedError(next(iter(reasons.values())), span=selector.span, source=text)
+        return [(node, kind) for node in nodes if node not in reasons]
+
+    def call(self, number: int) -> Recorded:
+        """What one call of each layer gave: the first has the number 0, the latest -1.
+
+        Raises:
+            ResolutionError: no layer was called so often.
+        """
+        self._tape.finish()
+        one = self._tape.call(number)
+        if not one.names:
+            raise ResolutionError(f"there is no call {number}: the recording has {self._tape.calls()}")
+        return Recorded(self._index, one)
+
+    def __enter__(self) -> "Self":
+        backends.current().refuse_traces("kpatch.record")
+        if self._block is not None:
+            raise UnsupportedError("a recording has one block; kpatch.record makes another one")
+        stack = self._block = contextlib.ExitStack()
+        self._dropped = weakref.finalize(self, end, stack, f"{self._told} was not left by its block; it ends now")
+        self._dropped.atexit = False
+        try:
+            self._recorder.begin(layers_of(self._index), self._targets.values(), stack)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
+    ) -> None:
+        if self._dropped is None or not self._dropped.detach() or self._block is None:
+            return
+        with self._block:
+            self._tape.finish()
+        if error is None:
+            self._recorder.check_limit()
+            self._check_called()
+
+    def _check_called(self) -> None:
+        taken = {place[:2] for place in self._tape.taken}
+        for text, found in self._targets.items():
+            if not any((id(node.item), kind) in taken for node, kind in found):
+                notes = ["a function that was compiled before the block does not see it; compile it in the block"]
+                raise ResolutionError(f"nothing was recorded of '{text}': it was not called in the block", notes=notes)
+
+
+class _Recorder(Tape):
+    """Takes what layers are given and give, while a stack is open."""
+
+    def __init__(self, stack: bool, host: bool, limit: int) -> None:
+        super().__init__(stack)
+        self._host = host
+        self._limit = limit
+        self._bytes = 0
+        self._open = False
+
+    def begin(self, layers: list[Any], targets: Iterable[Targets], stack: contextlib.ExitStack) -> None:
+        backend = backends.current()
+        places = {(id(node.item), kind): (node, kind) for found in targets for node, kind in found}
+        models = distinct([*layers, *models_with([node.item for node, _ in places.values()])])
+        stack.callback(forget_compiled, models)
+        if not backend.xla_hands_out:
+            _compile_without_xla(models, stack)
+        see = backend.outside_graphs(self._see)
+        for node, kind in places.values():
+            around, rank = (_around_input, INPUTS) if kind == "input" else (_around_output, OUTPUTS)
+            patch_call(node.item, functools.partial(around, functools.partial(see, node)), stack, rank)
+        stack.callback(setattr, self, "_open", False)
+        self._open = True
+        forget_compiled(models)
+
+    def _see(self, node: LayerNode, kind: str, x: Any) -> None:
+        """Takes what a layer is given or gives; in a graph, has the graph hand it out."""
+        from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+        first = first_alone(node.item, x)
+        for path, each in tensors(x):
+            if not is_rehearsed(each):
+                place = Place(id(node.item), kind, path)
+                if first and path == ("0",):
+                    self.first.add(place)
+                name = spelled([*node.keys(), kind, *path])
+                backends.current().hand_out(functools.partial(self._take, name, place), each)
+        if not in_stateless_scope():  # where Keras would lose the values of weights by an error
+            self.check_limit()
+
+    def _take(self, name: str, place: Place, x: Any) -> None:
+        """Keeps a tensor. A graph may call this after the block, if somebody keeps the graph."""
+        if not self._open or self._bytes > self._limit:
+            return
+        self._bytes += backends.current().nbytes(x)
+        if self._bytes > self._limit:
+            self.names.clear()
+            self.taken.clear()
+            return
+        self.names.setdefault(name, place)
+        self.taken.setdefault(place, []).append(to_numpy(x) if self._host else backends.current().snapshot(x))
+
+    def finish(self) -> None:
+        """Waits for graphs, and puts on the device what they handed out on the host."""
+        import keras
+
+        backend = backends.current()
+        backend.finish()
+        if self._host or backend.arrays_are_tensors:
+            return
+        for taken in self.taken.values():
+            for number, x in enumerate(taken):
+                if isinstance(x, np.ndarray):
+                    with backend.untraced():
+                        taken[number] = keras.ops.convert_to_tensor(x)
+
+    def check_limit(self) -> None:
+        if self._bytes > self._limit:
+            hints = ["record fewer activations or calls, or allow more by limit=..."]
+            raise LimitError(f"the recording needs more than {self._limit:,} bytes", notes=hints)
+
+
+def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    if args:
+        see("input", args[0])
+    return call(*args, **kwargs)
+
+
+def _around_output(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    outputs = call(*args, **kwargs)
+    see("output", outputs)
+    return outputs
+
+
+def _compile_without_xla(models: list[Any], stack: contextlib.ExitStack) -> None:
+    """Until the stack closes, models compile their functions without XLA, whose graphs give nothing out."""
+    import keras
+
+    for model in models:
+        if isinstance(model, keras.Model) and model.jit_compile:
+            stack.callback(setattr, model, "jit_compile", model.jit_compile)
+            model.jit_compile = False
