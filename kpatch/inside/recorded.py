@@ -17,7 +17,7 @@ from kpatch.values.numerics import from_numpy
 SHOWN = 8  # activations that a text or an error lists
 
 
-class Place(NamedTuple):
+class Spot(NamedTuple):
     """A tensor that is recorded: of which layer, of its "input" or "output", and which of several."""
 
     layer: int  # its id
@@ -36,22 +36,22 @@ class Tape:
     """
 
     def __init__(self, stack: bool = False) -> None:
-        self.names: dict[str, Place] = {}
-        self.taken: dict[Place, list[Any]] = {}
-        self.first: set[Place] = set()
+        self.names: dict[str, Spot] = {}
+        self.taken: dict[Spot, list[Any]] = {}
+        self.first: set[Spot] = set()
         self.stack = stack
 
     def finish(self) -> None:
         """Completes what was recorded, before it is looked at."""
 
-    def given(self, place: Place, name: str) -> Any:
+    def given(self, place: Spot, name: str) -> Any:
         """What the calls gave: a tensor, or a list of several."""
         taken = self.taken[place]
         if self.stack:
             return _stacked(taken, name)
         return taken[0] if len(taken) == 1 else list(taken)
 
-    def of_layer(self, layer: Any, kind: str) -> list[Place]:
+    def of_layer(self, layer: Any, kind: str) -> list[Spot]:
         """The places of an activation: the only one, the first one by convention, or all."""
         found = [place for place in self.taken if place[:2] == (id(layer), kind)]
         return [place for place in found if place in self.first] or found
@@ -66,11 +66,11 @@ class Tape:
                 one.names[name], one.taken[place] = place, [taken[number]]
         return one
 
-    def listed(self, places: Iterable[Place]) -> str:
+    def listed(self, places: Iterable[Spot]) -> str:
         held = set(places)
         return _shortened([name for name, place in self.names.items() if place in held])
 
-    def calls(self, place: Place | None = None) -> str:
+    def calls(self, place: Spot | None = None) -> str:
         """How many calls there were, of one place or of the one with the most."""
         count = max(map(len, self.taken.values()), default=0) if place is None else len(self.taken[place])
         return f"{count} call{'s' * (count != 1)}"
@@ -125,7 +125,7 @@ class Recorded(Mapping[str, Any]):
         self._tape.finish()
         return _Lent(name, self)
 
-    def _meant(self, selector: ast.Selector) -> Place:
+    def _meant(self, selector: ast.Selector) -> Spot:
         """The one place that a selector means."""
         if str(selector) in self._tape.names:
             return self._tape.names[str(selector)]
@@ -139,7 +139,7 @@ class Recorded(Mapping[str, Any]):
             f"'{selector}' was not recorded", notes=[f"recorded: {self._tape.listed(self._tape.taken)}"]
         )
 
-    def _counterparts(self, node: LayerNode, kind: str) -> list[Place]:
+    def _counterparts(self, node: LayerNode, kind: str) -> list[Spot]:
         """The places of an activation of the model that is patched: of the same layer, or of one of the same path."""
         if found := self._tape.of_layer(node.item, kind):
             return found
@@ -154,7 +154,7 @@ class _Lent(Lender):
     def __init__(self, name: str, recorded: Recorded) -> None:
         self._name = name
         self._recorded = recorded
-        self._values: dict[Place, Value] = {}
+        self._values: dict[Spot, Value] = {}
 
     def place(self, node: Any, target: Any) -> Value:
         path = node.path
@@ -167,7 +167,7 @@ class _Lent(Lender):
             self._values[place] = self._value(place, f"${self._name}.{path}")
         return self._values[place]
 
-    def _own(self, target: Any) -> Place:
+    def _own(self, target: Any) -> Spot:
         node, kind = getattr(target, "node", None), getattr(target, "kind", None)
         if node is None or kind is None:
             message = f"'${self._name}._' is the activation at the target's place, and here no activation is the target"
@@ -180,7 +180,7 @@ class _Lent(Lender):
             raise ResolutionError(f"'${self._name}' has {count} at '{target.path}'", notes=notes)
         return found[0]
 
-    def _value(self, place: Place, name: str) -> Value:
+    def _value(self, place: Spot, name: str) -> Value:
         import keras
 
         tape = self._recorded._tape

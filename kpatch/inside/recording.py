@@ -15,7 +15,7 @@ from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedEr
 from kpatch.inside.activations import loop_around
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
 from kpatch.inside.outputs import first_alone, tensors
-from kpatch.inside.recorded import Place, Recorded, Tape, selector_of
+from kpatch.inside.recorded import Recorded, Spot, Tape, selector_of
 from kpatch.names.tree import LayerNode, distinct, spelled
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.values.tensors import to_numpy
@@ -200,7 +200,7 @@ class _Recorder(Tape):
         first = first_alone(node.item, x)
         for path, each in tensors(x):
             if not is_rehearsed(each):
-                place = Place(id(node.item), kind, path)
+                place = Spot(id(node.item), kind, path)
                 if first and path == ("0",):
                     self.first.add(place)
                 name = spelled([*node.keys(), kind, *path])
@@ -208,7 +208,7 @@ class _Recorder(Tape):
         if not in_stateless_scope():  # where Keras would lose the values of weights by an error
             self.check_limit()
 
-    def _take(self, name: str, place: Place, x: Any) -> None:
+    def _take(self, name: str, place: Spot, x: Any) -> None:
         """Keeps a tensor. A graph may call this after the block, if somebody keeps the graph."""
         if not self._open or self._bytes > self._limit:
             return
