@@ -79,7 +79,7 @@ class Tape:
 class Recorded(Mapping[str, Any]):
     """Activations by name: what `Recording.call` returns, and what a `Recording` is.
 
-    A name is a selector, and a layer that gives several tensors has a name for each, `lstm.output."1"`. Another
+    A name is a selector, and a layer that gives several tensors has a name for each, `lstm.output.1`. Another
     selector that means one of them will do as well.
     """
 

@@ -141,10 +141,10 @@ def test_layers_that_give_several_tensors(route):
     model = model_of(layers.LSTM(3, return_state=True, name="lstm"))
     with kpatch.record(model, "lstm.output") as clean:
         outputs = getattr(model, "__call__" if route == "call" else "predict")(SEQUENCE)
-    assert list(clean) == ['lstm.output."0"', 'lstm.output."1"', 'lstm.output."2"']
+    assert list(clean) == ["lstm.output.0", "lstm.output.1", "lstm.output.2"]
     for number, output in enumerate(outputs):
-        np.testing.assert_allclose(host(clean[f'lstm.output."{number}"']), host(output), rtol=1e-6)
-    assert clean["lstm.output"] is clean['lstm.output."0"']  # what it gives without states
+        np.testing.assert_allclose(host(clean[f"lstm.output.{number}"]), host(output), rtol=1e-6)
+    assert clean["lstm.output"] is clean["lstm.output.0"]  # what it gives without states
 
 
 class Pair(keras.layers.Layer):
@@ -156,13 +156,13 @@ def test_tensors_in_lists_and_dicts():
     model = model_of(Pair(name="pair"), (4,))
     with kpatch.record(model, "pair.output") as clean:
         model(X)
-    assert list(clean) == ["pair.output.low", 'pair.output.high."0"', 'pair.output.high."1"']
-    assert np.array_equal(host(clean['pair.output.high."1"']), X + 2)
+    assert list(clean) == ["pair.output.low", "pair.output.high.0", "pair.output.high.1"]
+    assert np.array_equal(host(clean["pair.output.high.1"]), X + 2)
     with pytest.raises(kpatch.ResolutionError) as caught:
         clean["pair.output"]
     assert str(caught.value) == (
         "'pair.output' means 3 tensors: "
-        'pair.output.low, pair.output.high."0", pair.output.high."1"\n'
+        "pair.output.low, pair.output.high.0, pair.output.high.1\n"
         "  line 1, column 1\n    pair.output\n    ^^^^^^^^^^^"
     )
 
@@ -174,7 +174,7 @@ def test_attention():
     with kpatch.record(model, ["mha.output", "mha.input"]) as clean:
         outputs, scores = model(SEQUENCE)
     assert np.array_equal(host(clean["mha.output"]), host(outputs))
-    assert np.array_equal(host(clean['mha.output."1"']), host(scores))
+    assert np.array_equal(host(clean["mha.output.1"]), host(scores))
     assert np.array_equal(host(clean["mha.input"]), SEQUENCE)
 
 
@@ -365,7 +365,7 @@ def test_errors_of_bindings(dense):
         ("dense_1.output[0]", "an activation is named by a selector, 'dense_1.output'. Received: 'dense_1.output[0]'"),
         ("_", "an activation is named by a selector, 'dense_1.output'. Received: '_'"),
         (3, "an activation is named by a text, 'dense_1.output'. Received: 3"),
-        ("((", "a statement begins with a target, 'let' or 'assert', found '('"),
+        ("((", "expected '|' or ')' after an alternative, found '('"),
     ],
 )
 def test_what_cannot_be_recorded(dense, what, error):
