@@ -101,3 +101,11 @@ def test_holding(run, tmp_path):
     out = run("hold_digits.py", "--epochs", 2, "--plot", plot)
     assert "entries of dense_1.kernel" in out
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.backend_free
+def test_the_picture_of_edits(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("draw_edits.py", tmp_path / "edits.png")
+    drawn, kept = ((at / "edits.png").read_bytes()[16:24] for at in (tmp_path, EXAMPLES.parent / "docs" / "pictures"))
+    assert drawn == kept  # the width and height

@@ -333,7 +333,7 @@ def _literal(value: Any, dtype: str) -> str | None:
     if not (as_bits(back.reshape(1)) == as_bits(np.asarray(value).reshape(1))).all():
         return None
     shorter = _shorter(number, value, dtype)
-    return shorter or text
+    return shorter if shorter and len(shorter) < len(text) else text  # -100.0, not -1e+02
 
 
 def _shorter(number: float, value: Any, dtype: str) -> str | None:

@@ -265,7 +265,7 @@ def test_a_new_tensor_is_taken_over(model, text, undo):
     value, assign = kernel.value, kernel.assign
     applied = kpatch.apply(model, text, undo=undo, **bindings)
     np.testing.assert_allclose(to_numpy(kernel.value), expected, rtol=1e-6)
-    shown = to_numpy(value)  # README, "What others hold"
+    shown = to_numpy(value)  # docs/memory.md
     np.testing.assert_array_equal(shown, old if BACKEND in ("numpy", "jax") else to_numpy(kernel.value))
     assert kernel.assign == assign
     kpatch.apply(model, "dense_1.kernel[0, 0] = 77; dense_1.kernel[1] *= 2; dense_1.kernel[_ == 77] = 78").undo()
@@ -279,7 +279,7 @@ def test_a_new_tensor_is_taken_over(model, text, undo):
 
 @pytest.mark.parametrize("text", FORMS, ids=lambda text: text[:40])
 def test_what_others_hold_keeps_its_values(model, text):
-    """Copies to NumPy, what was given to `assign`, and what another variable shares, as README's table says."""
+    """Copies to NumPy, what was given to `assign`, and what another variable shares, as the table of docs/memory.md says."""
     kernel, given = model.layers[0].kernel, keras.ops.convert_to_tensor(np.arange(12, dtype="float32").reshape(4, 3))
     kernel.assign(given)
     value = {"torch": lambda v: v.detach(), "tensorflow": lambda v: v.read_value()}.get(BACKEND, lambda v: v)
