@@ -279,7 +279,7 @@ def test_a_new_tensor_is_taken_over(model, text, undo):
 
 @pytest.mark.parametrize("text", FORMS, ids=lambda text: text[:40])
 def test_what_others_hold_keeps_its_values(model, text):
-    """Copies to NumPy, what was given to `assign`, and what another variable shares, as the table of docs/memory.md says."""
+    """Copies to NumPy, what was given to `assign`, and what another variable shares, as docs/memory.md says."""
     kernel, given = model.layers[0].kernel, keras.ops.convert_to_tensor(np.arange(12, dtype="float32").reshape(4, 3))
     kernel.assign(given)
     value = {"torch": lambda v: v.detach(), "tensorflow": lambda v: v.read_value()}.get(BACKEND, lambda v: v)
