@@ -1,10 +1,14 @@
 """Builds the model of an archive's configuration without values, to learn its names and the array of each variable.
 
 The model is built as by `load_model`, in safe mode, in a scope in which Keras creates no values. Keras then loads it
-from a store whose values are only the paths of the arrays.
+from a store whose values are only the paths of the arrays. Of what a model is compiled with only the optimizer is made.
 """
 
+import contextlib
+import itertools
+import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import numpy as np
 from kpatch import backends
 from kpatch.checkpoint.keras_files import failure
 from kpatch.errors import FileError, of_backend
+from kpatch.names.optimizers import optimizers_in
 
 
 class Origin(str):
@@ -41,12 +46,13 @@ def build(config, arrays, custom_objects=None):
     except ModuleNotFoundError as error:
         raise of_backend(error) from None
 
+    by_path = {"/".join(keys): array for array in arrays for keys in array.chains}
     scope = keras.saving.custom_object_scope(dict(custom_objects or {}))
     with scope, warnings.catch_warnings(), _shapes_alone():
         warnings.simplefilter("ignore")
         try:
             model = saving_lib._model_from_config(config, None, False, True)
-            found = _where(model, {"/".join(keys): array for array in arrays for keys in array.chains}, saving_lib)
+            found = _where(model, model.variables, by_path, saving_lib, "")
         except Exception as error:  # the classes of a configuration can raise anything
             raise FileError(failure(Path(), error, "").message.partition(": ")[2]) from error
     if not isinstance(model, keras.Layer):
@@ -55,14 +61,72 @@ def build(config, arrays, custom_objects=None):
         array = found.get(id(variable))
         if array is not None and array.shape != tuple(variable.shape):
             raise FileError(f"its weights do not fit its architecture: '{variable.path}' is {tuple(variable.shape)}")
+    if isinstance(model, keras.Model):
+        with scope:
+            found |= _add_optimizer(model, json.loads(config).get("compile_config"), by_path, saving_lib)
     return model, found
+
+
+def _add_optimizer(model, compiled, arrays, saving_lib):
+    """Gives the model the optimizer of its configuration, if that has such variables as the file.
+
+    Of one that is not known here, the variables have only the file's own names.
+
+    Returns:
+        The array of each of its variables, by the id of the variable.
+    """
+    count = sum(path.startswith("optimizer/vars/") for path in arrays)
+    if not count or not isinstance(compiled, dict):
+        return {}
+    for scope in (_shapes_alone, contextlib.nullcontext):  # some make values, which Keras refuses in such a scope
+        optimizer = _optimizer(model, compiled.get("optimizer"), count, scope)
+        if optimizer is None or len(optimizer.variables) != count:
+            continue
+        found = _where(optimizer, optimizer.variables, arrays, saving_lib, "optimizer")
+        if all(found[id(each)].shape == tuple(each.shape) for each in optimizer.variables if id(each) in found):
+            model.optimizer = optimizer
+            return found
+    return {}
+
+
+def _optimizer(model, config, count, scope):
+    """The optimizer of a configuration, built unless it has `count` variables before; `None` if it cannot be made."""
+    import keras
+    from keras import optimizers
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    try:
+        optimizer = keras.saving.deserialize_keras_object(config)
+        if model.dtype_policy.name == "mixed_float16" and not isinstance(optimizer, optimizers.LossScaleOptimizer):
+            optimizer = optimizers.LossScaleOptimizer(optimizer)  # as `compile` does
+        if len(optimizer.variables) != count:
+            parts = [optimizer, *optimizers_in(optimizer)]
+            for part in parts:  # tensorflow's own ask for the values of the model's variables
+                vars(part).update({name: partial(getattr(BaseOptimizer, name), part) for name in _OF_VALUES})
+            with scope():
+                optimizer.build(model.trainable_variables)
+            for part, name in itertools.product(parts, _OF_VALUES):
+                vars(part).pop(name, None)
+    except Exception:  # noqa: BLE001 (the classes of a configuration can raise anything)
+        return None
+    return optimizer
 
 
 def _shapes_alone():
     """A scope in which variables have shapes but no memory, even if a layer reads them."""
     import keras
+    from keras.src.backend.common import global_state
 
     class Shapes(keras.StatelessScope):
+        def __enter__(self):
+            self._before = list(global_state.get_global_attribute(_TO_COME, []))
+            return super().__enter__()
+
+        def __exit__(self, *exception):
+            """Nobody else's scope makes the values of these variables when it ends."""
+            super().__exit__(*exception)
+            global_state.set_global_attribute(_TO_COME, self._before)
+
         def get_current_value(self, variable):
             known = super().get_current_value(variable)
             if known is not None or not backends.current().arrays_are_tensors or variable.dtype not in _PLAIN:
@@ -72,19 +136,21 @@ def _shapes_alone():
     return Shapes(initialize_variables=False)
 
 
+_OF_VALUES = ("add_variable_from_reference", "_var_key")  # methods of optimizers
+_TO_COME = "uninitialized_variables"  # where Keras lists them
 _PLAIN = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-def _where(model, arrays, saving_lib):
-    """The array that Keras's own loading assigns to each variable, by the id of the variable."""
+def _where(item, variables, arrays, saving_lib, path):
+    """The array that Keras's own loading assigns to each variable of a model or optimizer, by the variable's id."""
     found = {}
-    for variable in model.variables:
+    for variable in variables:
         variable.assign = _taker(variable, arrays, found)
     store = _store(saving_lib, arrays)
     try:
-        saving_lib._load_state(model, store, None, "", visited_saveables=set(), failed_saveables=set(), error_msgs={})
+        saving_lib._load_state(item, store, None, path, visited_saveables=set(), failed_saveables=set(), error_msgs={})
     finally:
-        for variable in model.variables:
+        for variable in variables:
             vars(variable).pop("assign", None)
     return found
 

@@ -50,7 +50,10 @@ class ModelArrays:
     meant = array
 
     def named(self):
-        return [(entry.path, Held(entry)) for entry in self.index.entries]
+        return [(entry.path, Held(entry)) for entry in self._entries()]
 
     def stored(self):
-        return [(entry.stored.path, Held(entry.stored)) for entry in self.index.entries]
+        return [(entry.stored.path, Held(entry.stored)) for entry in self._entries()]
+
+    def _entries(self):
+        return [*self.index.entries, *self.index.optimizer_entries()]

@@ -140,9 +140,20 @@ class Checkpoint(names.FileDonor):
             if self.index is not self.own:
                 with contextlib.suppress(PatchError):
                     return self.own.find_all(selector)
+                error.notes = (*error.notes, *self._unknown_optimizer(selector))
             elif self.note:
                 error.notes = (*error.notes, self.note)
             raise
+
+    def _unknown_optimizer(self, selector: ast.Selector) -> list[str]:
+        """A note on the names of an optimizer that cannot be made here."""
+        first = selector.parts[0]
+        if type(first) is not ast.Name or first.value != "optimizer" or self.index.optimizer_entries():
+            return []
+        own = [entry.path for entry in self.own.entries if entry.path.startswith("optimizer.")]
+        return (
+            [f"the file has one that cannot be made here; its variables are '{own[0]}' to '{own[-1]}'"] if own else []
+        )
 
     @property
     def nodes(self) -> list[LayerNode]:
@@ -177,7 +188,7 @@ class Checkpoint(names.FileDonor):
     def entries(self) -> list[tuple[Entry, Array]]:
         """Pairs of an entry and its `Array` in the model's order, then the arrays that only the file names."""
         found, seen = [], set()
-        for entry in [*self.index.entries, *self.own.entries]:
+        for entry in [*self.index.entries, *self.index.optimizer_entries(), *self.own.entries]:
             try:
                 array = self.array(entry)
             except ResolutionError:

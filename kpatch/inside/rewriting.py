@@ -8,6 +8,7 @@ from kpatch.inside.activations import Activations, check_one_tensor
 from kpatch.inside.naming import named_by
 from kpatch.inside.splitting import Part, Split
 from kpatch.names import keywords
+from kpatch.names.optimizers import OptimizerEntry
 from kpatch.names.patches import PatchLike, bound
 from kpatch.names.tree import LayerNode
 
@@ -89,6 +90,9 @@ class _Rewriting:
         self._touched = set()
         self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
         for statement, entry in split.weights:
+            if isinstance(entry, OptimizerEntry):
+                message = f"'{entry.path}' is no weight of a layer, so no graph has it; kpatch.apply edits it"
+                raise UnsupportedError(message).locate(statement.target.span, split.patch.source)
             self._weights.setdefault(id(self._leaf(entry.owner).item), []).append((statement, entry))
         for part in split.parts:
             self._insert(part)

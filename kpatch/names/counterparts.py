@@ -9,10 +9,11 @@ The first of these rules that finds a variable decides:
    does not count;
 3. by position: the same `layers[i]` at each level, through layers of the same class with equally many sub-layers.
 
-The variable found must have the same shape.
+The variable found must have the same shape. The counterpart of an optimizer's slot is that slot of the counterpart.
 """
 
 from kpatch.errors import ResolutionError
+from kpatch.names.optimizers import OptimizerEntry
 from kpatch.names.tree import LAYER, StoredEntry, descend, distinct, is_automatic, variables_of
 
 
@@ -40,9 +41,20 @@ class Counterparts:
         """
         if isinstance(entry, StoredEntry):
             return self.of(entry.of).stored
+        if isinstance(entry, OptimizerEntry):
+            return self._of_optimizer(entry)
         if entry not in self._found:
             self._found[entry] = self._find(entry)
         return self._found[entry]
+
+    def _of_optimizer(self, entry):
+        """The slot of the counterpart, or the variable of the same name."""
+        own = self.index.optimizer()
+        of = None if entry.of is None else self.of(entry.of)
+        found = None if own is None else own.counterpart(entry, of)
+        if found is None:
+            raise ResolutionError(f"'${self.name}' has no counterpart of '{entry.path}'")
+        return found
 
     def _find(self, entry):
         found = self._by_order(entry) or self._by_name(entry) or self._by_position(entry)

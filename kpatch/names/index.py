@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.names import globs
+from kpatch.names import optimizers as opt
 from kpatch.names.misses import Miss
 from kpatch.names.tree import ACTIVATIONS, KEPT, LAYER, STORED, Walk, descend, distinct, spelled, variables_of
 from kpatch.syntax.ast import Glob, Name, Position
@@ -39,6 +40,7 @@ class ModelIndex:
                 self._nodes[name] += nodes
             for name, entries in node.variables.items():
                 self._variables[name] += entries
+        self._optimizers = {}
         self._successor = None
         self._walked = True
         self._suggestions = MAX_SUGGESTED
@@ -82,6 +84,8 @@ class ModelIndex:
             return found
         if not found and keys[-1] == STORED and len(keys) > 1:
             return self._stored(selector)
+        if not found and (names := self._optimizer_of(selector)) is not None:
+            return names.find_all(selector)
         if not found and not self._walked:
             return self._find_anew(selector, keys)
         raise Miss(self, selector, keys).error(found)
@@ -94,6 +98,32 @@ class ModelIndex:
             return found
         message = f"no variable matches '{selector}': what it matches without '.{STORED}' is stored as it is"
         raise ResolutionError(message).locate(selector.span)
+
+    def _optimizer_of(self, selector):
+        """The names of the optimizer that a selector begins with, or `None`."""
+        first = selector.parts[0]
+        return self.optimizer(first.value) if type(first) is Name else None
+
+    def optimizer(self, name=opt.NAME):
+        """The `OptimizerNames` of an attribute of the model; `None` if that is no optimizer.
+
+        Of a model that is not compiled, `"optimizer"` has names as well: none.
+        """
+        import keras
+
+        model = self.root.item
+        held = vars(model).get(name) if isinstance(model, keras.Layer) else None
+        if not (opt.is_optimizer(held) or (name == opt.NAME and isinstance(model, keras.Model))):
+            return None
+        known = self._optimizers.get(name)
+        if known is None or not known.holds(held):
+            known = self._optimizers[name] = opt.OptimizerNames(self, held, name)
+        return known
+
+    def optimizer_entries(self):
+        """The entries of the variables of the model's optimizer, which are not among `entries`."""
+        names = self.optimizer()
+        return [] if names is None else names.entries()
 
     def _find_anew(self, selector, keys):
         """Looks once more, in a new index: an attribute may have been bound in a way that `Watch` does not see."""

@@ -350,7 +350,7 @@ class Walk:
         grows = not ours or isinstance(node.item, (keras.Model, keras.metrics.Metric))
         if not grows and not state["_layers"]:
             return
-        stores = [name for name in ("_layers", "_variables", *_COMPILED) if name in state]
+        stores = [name for name in ("_layers", "_variables", *_COMPILED, "optimizer") if name in state]
         self.watch.attributes(state, [*stores, *names], grows)
         if "_modules" in state:
             self.watch.container(state["_modules"])

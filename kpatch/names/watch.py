@@ -103,8 +103,14 @@ _name_of = itemgetter("name")
 
 
 def _is_plain(value):
-    """Whether the value is no layer, variable, metric, seed generator or container."""
+    """Whether the value is no layer, variable, metric, seed generator, optimizer or container."""
     import keras
 
-    named = (keras.Layer, keras.Variable, keras.metrics.Metric, keras.random.SeedGenerator)
+    named = (
+        keras.Layer,
+        keras.Variable,
+        keras.metrics.Metric,
+        keras.random.SeedGenerator,
+        keras.optimizers.Optimizer,
+    )
     return not isinstance(value, (*named, *CONTAINERS))
