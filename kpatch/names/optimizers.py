@@ -11,6 +11,7 @@ An optimizer in a `LossScaleOptimizer` has its names without more, those in a `M
 """
 
 from dataclasses import replace
+from typing import Any
 
 from kpatch.errors import ResolutionError
 from kpatch.names import globs
@@ -143,7 +144,7 @@ class OptimizerNames:
         self.index = index
         self.optimizer = optimizer
         self.name = name
-        self.state = None if optimizer is None else State(optimizer)
+        self.state: Any = None if optimizer is None else State(optimizer)
         self._entries = {}
 
     def holds(self, optimizer):
@@ -212,7 +213,7 @@ class OptimizerNames:
                 selector, f": the learning rate is a schedule, {self.state.schedule}, and no variable", at
             )
         if not self.state.built and (first,) not in self.state.names:
-            message = f": the optimizer has no slots until it is built, as its first step or its 'build' does"
+            message = ": the optimizer has no slots until it is built, as its first step or its 'build' does"
             return self._error(selector, message, at, self._contents())
         if (first,) in self.state.names:
             return self._error(selector, f": '{self.name}.{first}' is one variable, with nothing below it", at)
@@ -246,7 +247,7 @@ class OptimizerNames:
         return self._entries[id(variable)]
 
     def counterpart(self, entry, of):
-        """The slot that an `OptimizerEntry` of another optimizer is, of the variable `of`, or its variable; or `None`."""
+        """What an `OptimizerEntry` of another optimizer is here, a slot of the variable `of`; or `None`."""
         if self.state is None:
             return None
         if of is None:

@@ -196,10 +196,10 @@ def test_errors():
         "'optimizer.momentum.a.kernel'",
         "optimizer.momentum.a.kernal": "no variable 'a.kernal'; did you mean 'a.kernel'?",
         "optimizer.momentum.kernel": "'kernel' is ambiguous: 2 variables have that name",
-        "optimizer.momentum.norm.moving_mean": "no variable 'optimizer.momentum.norm.moving_mean': the optimizer has no "
-        "slot 'momentum' of 'norm.moving_mean'",
-        "optimizer.*.norm.moving_*": "no variable matches 'optimizer.*.norm.moving_*': the optimizer has no such slot of "
-        "'norm.moving_*'",
+        "optimizer.momentum.norm.moving_mean": "no variable 'optimizer.momentum.norm.moving_mean': the optimizer has "
+        "no slot 'momentum' of 'norm.moving_mean'",
+        "optimizer.*.norm.moving_*": "no variable matches 'optimizer.*.norm.moving_*': the optimizer has no such slot "
+        "of 'norm.moving_*'",
         "optimizer.learning_rate.a": "no variable 'optimizer.learning_rate.a': 'optimizer.learning_rate' is one "
         "variable, with nothing below it",
         "optimizer.x*": "no variable matches 'optimizer.x*'",
@@ -256,9 +256,9 @@ def test_a_donor_lends_the_same_slots():
 @pytest.mark.backend_free
 def test_where_a_patch_has_no_optimizer_to_edit():
     model = compiled(optimizers.SGD(0.1))
-    with pytest.raises(UnsupportedError, match="'optimizer.learning_rate' is no weight of a layer, so no graph has it"):
+    with pytest.raises(UnsupportedError, match="is no weight of a layer, so no graph has it"):
         kpatch.rewrite(model, "optimizer.learning_rate = 0.5")
-    with pytest.raises(UnsupportedError, match="'optimizer.learning_rate' is not trained"):
+    with pytest.raises(UnsupportedError, match="is not trained"):
         kpatch.hold(model, "optimizer.learning_rate = 0.5")
     with kpatch.intervene(model, "optimizer.learning_rate = 0.5"):
         assert to_numpy(model.optimizer.learning_rate) == 0.5
