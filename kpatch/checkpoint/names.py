@@ -76,6 +76,9 @@ class FileIndex(ModelIndex):
             node = self._child(node, key, nodes)
         return node
 
+    def optimizer(self, name=None):
+        """`None`: there are no names of an optimizer but the file's own."""
+
     @staticmethod
     def _child(node, key, nodes):
         if key not in node.children:

@@ -21,15 +21,16 @@ from typing import Any
 
 from kpatch.backends.present import without_keras
 from kpatch.checkpoint.arrays import Array
-from kpatch.names import tree
+from kpatch.names import optimizers, tree
 from kpatch.names.index import ModelIndex, index
+from kpatch.names.optimizers import NAME, OptimizerNames, State, optimizers_in
 from kpatch.names.tree import GROUP, LAYER, METRIC, SEED, Entry, LayerNode
 
 VARIABLE = "KPATCH_CACHE"  # the directory, or "off"
 LARGEST = 2**24  # bytes of an entry
 MOST = 64  # entries; the oldest go first
 DEEPEST = 2**9  # levels of layers
-FORMAT = 1
+FORMAT = 2
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 
 _NODES, _ENTRIES = "nodes", "entries"
@@ -122,7 +123,8 @@ def _versions() -> list[str]:
     spec = importlib.util.find_spec("keras")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("Keras is not installed")
-    files = [Path(spec.submodule_search_locations[0], "src", "version.py"), Path(tree.__file__), Path(__file__)]
+    ours = (tree.__file__, optimizers.__file__, __file__)
+    files = [Path(spec.submodule_search_locations[0], "src", "version.py"), *map(Path, ours)]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
@@ -152,6 +154,10 @@ class KnownIndex(ModelIndex):
 
     def __init__(self, nodes: list[LayerNode], entries: list[Entry]) -> None:
         self._enter(nodes[0], nodes, entries)
+        self.known_optimizer: OptimizerNames | None = None
+
+    def optimizer(self, name: str = NAME) -> OptimizerNames | None:
+        return self.known_optimizer if name == NAME else None
 
 
 def read(file: Path, arrays: list[Array]) -> tuple[ModelIndex, dict[int, Array]] | None:
@@ -165,8 +171,9 @@ def read(file: Path, arrays: list[Array]) -> tuple[ModelIndex, dict[int, Array]]
         if hashlib.sha256(text).hexdigest().encode() != checksum:
             return None
         kept = json.loads(text)
-        known, found = _decoded(kept[_NODES], kept[_ENTRIES], {"/".join(each.keys): each for each in arrays})
-        for path in (*map(LayerNode.keys, known.nodes), *(entry.path for entry in known.entries)):
+        known, found = _decoded(kept, {"/".join(each.keys): each for each in arrays})
+        entries = [*known.entries, *known.optimizer_entries()]
+        for path in (*map(LayerNode.keys, known.nodes), *(entry.path for entry in entries)):
             len(path)  # each has a name
     except DAMAGE:
         return None
@@ -190,7 +197,52 @@ def _own(found: os.stat_result) -> bool:
     return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
 
 
-def _decoded(nodes: list[Any], entries: list[Any], arrays: dict[str, Array]) -> tuple[ModelIndex, dict[int, Array]]:
+def _decoded(kept: dict[str, Any], arrays: dict[str, Array]) -> tuple[ModelIndex, dict[int, Array]]:
+    found: dict[int, Array] = {}
+    known = _index(kept[_NODES], kept[_ENTRIES], arrays, found)
+    state = kept[NAME]
+    if state is not None:
+        made = _state(state, known.entries, arrays, found) if state else None
+        known.known_optimizer = OptimizerNames(known, made)
+    return known, found
+
+
+def _state(kept: dict[str, Any], entries: list[Entry], arrays: dict[str, Array], found: dict[int, Array]) -> State:
+    """The variables of the optimizer, as they were kept."""
+
+    def variable(of: Any, array: Any) -> Variable:
+        made = _variable(of)
+        _take(made, array, arrays, found)
+        return made
+
+    state = State(_text(kept["kind"]), bool(kept["built"]), kept["schedule"] and _text(kept["schedule"]))
+    for keys, *each in kept["names"]:
+        if not keys:
+            raise ValueError(keys)
+        state.names[tuple(map(_text, keys))] = variable(*each)
+    for name, slots in kept["slots"].items():
+        state.slots[_text(name)] = {
+            id(entries[_below(number, len(entries))].variable): variable(*each) for number, *each in slots
+        }
+    return state
+
+
+def _variable(kept: Any) -> Variable:
+    name, path, shape, dtype = kept
+    if any(type(length) is not int for length in shape):
+        raise ValueError(shape)
+    return Variable(_text(name), _text(path), tuple(shape), _text(dtype))
+
+
+def _take(variable: Any, name: Any, arrays: dict[str, Array], found: dict[int, Array]) -> None:
+    """Gives the variable its array, which no other one has then."""
+    if name is not None:
+        array = found[id(variable)] = arrays.pop(name)
+        if array.shape != variable.shape:
+            raise ValueError(array.shape)
+
+
+def _index(nodes: list[Any], entries: list[Any], arrays: dict[str, Array], found: dict[int, Array]) -> "KnownIndex":
     made: list[LayerNode] = []
     depths = [0]
     classes: dict[tuple[str, str], type] = {}
@@ -210,13 +262,9 @@ def _decoded(nodes: list[Any], entries: list[Any], arrays: dict[str, Array]) -> 
             setattr(node, slot, _referred(kept[slot], lists[what]))
         for slot, what in NAMED.items():
             setattr(node, slot, {_text(name): _referred(each, lists[what]) for name, each in kept[slot].items()})
-    found = {}
     for entry, kept in zip(known, entries, strict=True):
-        if kept["array"] is not None:
-            array = found[id(entry.variable)] = arrays.pop(kept["array"])  # no array belongs to two
-            if array.shape != entry.variable.shape:
-                raise ValueError(array.shape)
-    return KnownIndex(made, known), found
+        _take(entry.variable, kept["array"], arrays, found)
+    return KnownIndex(made, known)
 
 
 def _item(kept: dict[str, Any], classes: dict[tuple[str, str], type]) -> Any:
@@ -232,11 +280,8 @@ def _item(kept: dict[str, Any], classes: dict[tuple[str, str], type]) -> Any:
 
 
 def _entry(kept: dict[str, Any], nodes: list[LayerNode], number: int) -> Entry:
-    name, path, shape, dtype = kept["variable"]
-    if any(type(length) is not int for length in shape):
-        raise ValueError(shape)
     entry = Entry.__new__(Entry)
-    entry.variable = Variable(_text(name), _text(path), tuple(shape), _text(dtype))
+    entry.variable = _variable(kept["variable"])
     entry.owner, entry.order = nodes[_below(kept["owner"], len(nodes))], number
     entry.hidden, entry.routes = bool(kept["hidden"]), _routes(kept["routes"], nodes)
     entry.weight = entry.part_of = entry._path = entry._stored = None
@@ -288,6 +333,8 @@ def keep(file: Path, made: ModelIndex, arrays: dict[int, Array]) -> None:
 
 def _is_kerass_own(made: ModelIndex) -> bool:
     items = [node.item for node in made.nodes if node.item is not None]
+    if (optimizer := getattr(made.root.item, NAME, None)) is not None:
+        items += [optimizer, *optimizers_in(optimizer)]
     return all(type(item).__module__.startswith("keras.src.") for item in items)
 
 
@@ -315,17 +362,41 @@ def _encoded(made: ModelIndex, arrays: dict[int, Array]) -> dict[str, Any]:
             **{slot: {k: referred(v, what) for k, v in getattr(node, slot).items()} for slot, what in NAMED.items()},
         }
 
+    def of_variable(variable: Any) -> tuple[Any, Any]:
+        array = arrays.get(id(variable))
+        described = (variable.name, variable.path, tuple(variable.shape), variable.dtype)
+        return described, array and "/".join(array.keys)
+
     def of_entry(entry: Entry) -> dict[str, Any]:
-        variable, array = entry.variable, arrays.get(id(entry.variable))
+        variable, array = of_variable(entry.variable)
         return {
-            "variable": (variable.name, variable.path, tuple(variable.shape), variable.dtype),
+            "variable": variable,
             "owner": nodes[id(entry.owner)],
             "hidden": entry.hidden,
             "routes": routes(entry),
-            "array": array and "/".join(array.keys),
+            "array": array,
         }
 
-    return {_NODES: [*map(of_node, made.nodes)], _ENTRIES: [*map(of_entry, made.entries)]}
+    def of_optimizer(names: OptimizerNames | None) -> dict[str, Any] | None:
+        if names is None or names.state is None:
+            return None if names is None else {}
+        state, variables = names.state, {id(entry.variable): entries[id(entry)] for entry in made.entries}
+        return {
+            "kind": state.kind,
+            "built": state.built,
+            "schedule": state.schedule,
+            "names": [(keys, *of_variable(variable)) for keys, variable in state.names.items()],
+            "slots": {
+                name: [(variables[of], *of_variable(slot)) for of, slot in slots.items() if of in variables]
+                for name, slots in state.slots.items()
+            },
+        }
+
+    return {
+        _NODES: [*map(of_node, made.nodes)],
+        _ENTRIES: [*map(of_entry, made.entries)],
+        NAME: of_optimizer(made.optimizer()),
+    }
 
 
 def _sweep(found: Path) -> None:

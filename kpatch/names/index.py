@@ -115,10 +115,11 @@ class ModelIndex:
         held = vars(model).get(name) if isinstance(model, keras.Layer) else None
         if not (opt.is_optimizer(held) or (name == opt.NAME and isinstance(model, keras.Model))):
             return None
-        known = self._optimizers.get(name)
-        if known is None or not known.holds(held):
-            known = self._optimizers[name] = opt.OptimizerNames(self, held, name)
-        return known
+        key = (name, id(held), held is not None and held.built)  # the index is made anew if it holds another one
+        if key not in self._optimizers:
+            state = None if held is None else opt.state_of(held)
+            self._optimizers[key] = opt.OptimizerNames(self, state, name)
+        return self._optimizers[key]
 
     def optimizer_entries(self):
         """The entries of the variables of the model's optimizer, which are not among `entries`."""

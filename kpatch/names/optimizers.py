@@ -10,17 +10,16 @@ selector of variables of the model. An optimizer names nothing itself, so its na
 An optimizer in a `LossScaleOptimizer` has its names without more, those in a `MultiOptimizer` have their slots so.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kpatch.errors import ResolutionError
 from kpatch.names import globs
-from kpatch.names.tree import Entry, spelled
+from kpatch.names.tree import Entry, LayerNode, spelled
 from kpatch.syntax.ast import Glob, Name
 from kpatch.syntax.spelling import nearest
 
-NAME = "optimizer"
-AVERAGE = "average"  # the slot of moving averages
+NAME = KIND = "optimizer"
 
 
 class OptimizerEntry(Entry):
@@ -33,8 +32,8 @@ class OptimizerEntry(Entry):
 
     __slots__ = ("keys", "of")
 
-    def __init__(self, variable, root, optimizer, keys, of=None):
-        self.variable, self.owner, self.order, self.routes = variable, root, 0, []
+    def __init__(self, variable, owner, optimizer, keys, of=None):
+        self.variable, self.owner, self.order, self.routes = variable, owner, 0, []
         self.hidden = True
         self.weight = self.part_of = None
         self._stored = self
@@ -42,55 +41,66 @@ class OptimizerEntry(Entry):
         self._path = spelled([optimizer, *keys]) + ("" if of is None else f".{of.path}")
 
 
+@dataclass(slots=True)
 class State:
     """The variables of an optimizer.
 
     Attributes:
+        kind: the name of its class.
         built: whether it has its slots.
+        schedule: the class of its learning rate if that is no variable, else `None`.
         names: the variables that belong to no single variable of the model, by the chain of their names.
         slots: `{name: {id of a variable: its slot}}`.
     """
 
-    def __init__(self, optimizer):
-        self.kind = type(optimizer).__name__
-        self.built = optimizer.built
-        self.schedule = None
-        self.names, self.slots = {}, {}
-        self._add(optimizer, ())
-
-    def _add(self, optimizer, prefix):
-        if inner := getattr(optimizer, "inner_optimizer", None):
-            self._add(inner, prefix)
-        several = getattr(optimizer, "optimizers", None) or ()
-        for number, each in enumerate(several):
-            self._add(each, (*prefix, "optimizers", str(number)))
-        own = {id(variable) for variable in optimizer._variables}
-        if inner is None and not several:
-            own -= self._add_slots(optimizer)
-            rate = optimizer._learning_rate
-            self.schedule = None if _is_variable(rate) else type(rate).__name__
-        for name, value in vars(optimizer).items():
-            unused = name == "_learning_rate" and (inner is not None or several)  # those that are wrapped have theirs
-            if _is_variable(value) and id(value) in own:
-                own.discard(id(value))
-                if not unused:
-                    self.names.setdefault((*prefix, name.lstrip("_")), value)
-        for variable in optimizer._variables:
-            if id(variable) in own and tuple(variable.shape):
-                self.names.setdefault((*prefix, variable.name), variable)
-
-    def _add_slots(self, optimizer):
-        """Adds the slots; gives the ids of what its lists hold."""
-        owners, found = optimizer._trainable_variables, set()
-        for attribute, slots in lists_of_slots(optimizer):
-            found |= set(map(id, slots))
-            of = {id(owner): slot for owner, slot in zip(owners, slots, strict=True) if _belongs(slot, owner)}
-            if of:
-                self.slots.setdefault(_slot_name(attribute, slots, owners), {}).update(of)
-        return found
+    kind: str
+    built: bool
+    schedule: str | None = None
+    names: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    slots: dict[str, dict[int, Any]] = field(default_factory=dict)
 
 
-def lists_of_slots(optimizer):
+def state_of(optimizer):
+    """The `State` of an optimizer."""
+    state = State(type(optimizer).__name__, optimizer.built)
+    _add(state, optimizer, ())
+    return state
+
+
+def _add(state, optimizer, prefix):
+    if inner := getattr(optimizer, "inner_optimizer", None):
+        _add(state, inner, prefix)
+    several = getattr(optimizer, "optimizers", None) or ()
+    for number, each in enumerate(several):
+        _add(state, each, (*prefix, "optimizers", str(number)))
+    own = {id(variable) for variable in optimizer._variables}
+    wraps = inner is not None or len(several) > 0
+    if not wraps:
+        own -= _add_slots(state, optimizer)
+        rate = optimizer._learning_rate
+        state.schedule = None if _is_variable(rate) else type(rate).__name__
+    for name, value in vars(optimizer).items():
+        if _is_variable(value) and id(value) in own:
+            own.discard(id(value))
+            if not (wraps and name == "_learning_rate"):  # those inside have theirs
+                state.names.setdefault((*prefix, name.lstrip("_")), value)
+    for variable in optimizer._variables:
+        if id(variable) in own:
+            state.names.setdefault((*prefix, variable.name), variable)
+
+
+def _add_slots(state, optimizer):
+    """Adds the slots; gives the ids of all that its lists hold."""
+    owners, found = optimizer._trainable_variables, set()
+    for attribute, slots in _lists_of_slots(optimizer):
+        found |= set(map(id, slots))
+        of = {id(owner): slot for owner, slot in zip(owners, slots, strict=True) if _belongs(slot, owner)}
+        if of:
+            state.slots.setdefault(_slot_name(attribute, slots, owners), {}).update(of)
+    return found
+
+
+def _lists_of_slots(optimizer):
     """The attributes of an optimizer that hold a slot, or `None`, for each of its variables."""
     owners = optimizer._trainable_variables
     for attribute, value in vars(optimizer).items():
@@ -136,20 +146,16 @@ class OptimizerNames:
 
     Args:
         index: the `ModelIndex` of the model.
-        optimizer: the optimizer, or `None` if the model has none.
+        state: the `State` of the optimizer, or `None` if the model has none.
         name: the attribute of the model that holds it.
     """
 
-    def __init__(self, index, optimizer, name):
+    def __init__(self, index: Any, state: State | None, name: str = NAME) -> None:
         self.index = index
-        self.optimizer = optimizer
+        self.state: Any = state
         self.name = name
-        self.state: Any = None if optimizer is None else State(optimizer)
-        self._entries = {}
-
-    def holds(self, optimizer):
-        """Whether these are the names of an optimizer as it is now."""
-        return self.optimizer is optimizer and (optimizer is None or self.state.built == optimizer.built)
+        self._node = LayerNode(None, KIND, index.root)  # the owner of its entries
+        self._entries: dict[int, OptimizerEntry] = {}
 
     def entries(self):
         """The entries of all that has a name, slot after slot."""
@@ -243,7 +249,7 @@ class OptimizerNames:
 
     def _entry(self, variable, keys, of=None):
         if id(variable) not in self._entries:
-            self._entries[id(variable)] = OptimizerEntry(variable, self.index.root, self.name, keys, of)
+            self._entries[id(variable)] = OptimizerEntry(variable, self._node, self.name, keys, of)
         return self._entries[id(variable)]
 
     def counterpart(self, entry, of):

@@ -27,13 +27,14 @@ MODELS = {
     for each in (
         dense, mixed, checkpoints.conv, checkpoints.lstm, checkpoints.bidirectional, checkpoints.attention,
         checkpoints.nested, checkpoints.shared, checkpoints.embedding, checkpoints.time_distributed,
-        checkpoints.mixed_bfloat16,
+        checkpoints.mixed_bfloat16, checkpoints.trained,
     )
 }  # fmt: skip
 SELECTORS = (
     "**", "**.kernel", "*.bias", "layers[0].kernel", "layers[-1].bias", "kernel", "head", "dense.kernel",
     "dense_1.kernel", "head.kernal", "inner.**", "**.kernal", "nothing.kernel", "*", "layers[9].kernel", "bi.**",
     "lstm.kernel", "weights", '"inner/proj/kernel"', "inner.layers[0].kernel", "attention.*.kernel", "head.output",
+    "optimizer.learning_rate", "optimizer.**", "optimizer.momentum.**.kernel", "optimizer.nothing", "optimizer",
 )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def places_in(content, at=()):
 
 
 def test_an_entry_that_somebody_wrote_is_sound_or_ignored(saved):
-    file, by_keras, arrays, place = saved(mixed())
+    file, by_keras, arrays, place = saved(checkpoints.trained())
     remembered.keep(place, by_keras, arrays)
     text, draw = place.read_bytes().partition(b"\n")[2].decode(), random.Random(0)
     every = [at for at in places_in(json.loads(text)) if at]
