@@ -11,7 +11,6 @@ import kpatch
 from kpatch.errors import PatchError
 from kpatch.names.index import index
 from kpatch.syntax import parse
-from kpatch.view import tables
 
 pytestmark = pytest.mark.backend_free
 layers = keras.layers
@@ -140,7 +139,7 @@ def test_the_real_name_comes_first_and_is_the_one_shown():
     assert path([model], "dense.bias") == "[0].dense_1.bias"
     assert path({"a": model}, "a.dense.bias") == path({"a": model}, "*.dense.bias") == "a.dense_1.bias"
     assert path(model, '"dense/bias"') == "dense_1.bias"
-    assert "dense_7.bias" in tables.as_text(kpatch.plan(model, "dense_2.bias = 0").__rich__())
+    assert "dense_7.bias" in str(kpatch.plan(model, "dense_2.bias = 0"))
     kpatch.apply(model, "dense_2.bias = $donor.dense.bias + 1", donor=model)
     assert model.get_weights()[5].tolist() == [1, 1]
 
