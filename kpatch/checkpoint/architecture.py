@@ -47,7 +47,7 @@ def build(config, arrays, custom_objects=None):
         raise of_backend(error) from None
 
     by_path = {"/".join(keys): array for array in arrays for keys in array.chains}
-    scope = keras.saving.custom_object_scope(dict(custom_objects or {}))
+    scope = _custom_objects(custom_objects or {})
     with scope, warnings.catch_warnings(), _shapes_alone():
         warnings.simplefilter("ignore")
         try:
@@ -65,6 +65,15 @@ def build(config, arrays, custom_objects=None):
         with scope:
             found |= _add_optimizer(model, json.loads(config).get("compile_config"), by_path, saving_lib)
     return model, found
+
+
+def _custom_objects(given):
+    """A scope of custom objects beside those of the scope around it, which Keras's own scope would hide."""
+    import keras
+    from keras.src.backend.common import global_state
+
+    around = global_state.get_global_attribute("custom_objects_scope_dict", {})
+    return keras.saving.custom_object_scope({**around, **given})
 
 
 def _add_optimizer(model, compiled, arrays, saving_lib):
