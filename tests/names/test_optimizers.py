@@ -284,11 +284,11 @@ def test_files(tmp_path):
         kpatch.checkpoint.open(path)["optimizer.learning_rate"]
     compiled(Own(0.1)).save(path)
     opened = kpatch.checkpoint.open(path)
-    assert opened['optimizer.vars."1"'] == np.float32(0.1)
+    assert opened["optimizer.vars.1"] == np.float32(0.1)
     with pytest.raises(PatchError) as info:
         opened["optimizer.learning_rate"]
     assert info.value.notes[-1] == (
-        "the file has one that cannot be made here; its variables are 'optimizer.vars.\"0\"' to 'optimizer.vars.\"1\"'"
+        "the file has one that cannot be made here; its variables are 'optimizer.vars.0' to 'optimizer.vars.1'"
     )
 
 
