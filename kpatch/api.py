@@ -13,7 +13,8 @@ from kpatch.run.undo import AppliedPatch
 if TYPE_CHECKING:
     import keras
 
-Editable = Union["keras.Layer", "keras.Variable", Sequence["keras.Layer"], Mapping[str, "keras.Layer"]]
+One = Union["keras.Layer", "keras.Variable"]
+Editable = One | Sequence[One] | Mapping[str, One]
 
 
 @keywords.checked("kpatch.plan")
@@ -29,7 +30,7 @@ def plan(
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
     Args:
-        model: a built Keras model or layer, a variable, or a list or dict of models, as for `apply`.
+        model: a built Keras model or layer, a variable, or a list or dict of these, as for `apply`.
         patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
         expect: how many variables the patch must match, in all models together; another number is an error.
         bindings: the values of the patch's `$names`, as for `apply`.
@@ -67,9 +68,10 @@ def apply(
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
     Args:
-        model: a built Keras model or layer; or a `keras.Variable`, which the patch calls `_`; or several models, in
-            one edit: of a list each model is edited by the whole patch, and of a dict the names begin with its keys. A
-            variable that several models of a list share is written once by each statement.
+        model: a built Keras model or layer; or a `keras.Variable`, which the patch calls `_`; or several of them, in
+            one edit: of a list each is edited by the whole patch, and of a dict the names begin with its keys (the key
+            of a variable is its whole name). A variable that several models of a list share is written once by each
+            statement.
         patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
         donate: write into the variable's own memory where it alone holds it. With `False` each write makes a new
             array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by

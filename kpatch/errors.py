@@ -166,8 +166,13 @@ def reason(error: OSError) -> str:
 
 
 def combine(errors: list[PatchError]) -> PatchError:
-    """The first error in source order, with the others in its `others`."""
-    first, *others = sorted(errors, key=lambda error: error.span or (0, 0))
+    """The first error in source order, with the others in its `others`. The same error of several models is one."""
+    same: dict[tuple, list[PatchError]] = {}
+    for error in errors:
+        same.setdefault((type(error), error.message, error.span), []).append(error)
+    for error, *more in same.values():
+        error.notes += (f"the same in {len(more)} more model{'s' * (len(more) > 1)}",) * bool(more)
+    first, *others = sorted((error for error, *_ in same.values()), key=lambda error: error.span or (0, 0))
     first.others = tuple(others)
     return first
 

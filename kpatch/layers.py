@@ -1,5 +1,6 @@
 """Layers that hold a patch: of the tensor that flows through, or of the weights of another layer."""
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kpatch.errors import BindingError
+from kpatch.errors import BindingError, PatchError
 from kpatch.inside.naming import named_by, unique
 from kpatch.inside.patched import WeightsPatch
 from kpatch.inside.tensor_patch import TensorPatch
@@ -86,8 +87,9 @@ class ScatterLayer(keras.layers.Layer):
             )
             for name in self._trained
         }
-        if isinstance(input_shape, dict):
-            raise BindingError("the layer takes a tensor, or a list of them. Received: a dict")
+        if not isinstance(input_shape, (tuple, list)):
+            kind = "a dict" if isinstance(input_shape, dict) else "no tensor"
+            raise BindingError(f"the layer takes a tensor, or a list of them. Received: {kind}")
         several = len(input_shape) > 0 and isinstance(input_shape[0], (tuple, list))
         shapes = input_shape if several else [input_shape]
         self._check_count(len(shapes))
@@ -183,6 +185,8 @@ class PatchedLayer(keras.layers.Wrapper):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(layer, keras.Layer):
+            raise PatchError(f"kpatch.layers.PatchedLayer wraps a Keras layer. Received: {reprlib.repr(layer)}")
         held = WeightsPatch(patch, bindings)
         name = name or unique(named_by(held.text, layer.name))
         super().__init__(layer, name=name, autocast=False, **kwargs)  # so that the patch sees what is stored

@@ -11,8 +11,10 @@ For each array the patch has
 The files are read in blocks.
 """
 
+import math
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +26,9 @@ from kpatch.checkpoint import saving
 from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
 from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.errors import FileError
+from kpatch.errors import FileError, PatchError
 from kpatch.names.bindings import OPTIONS
+from kpatch.names.patches import as_path
 from kpatch.syntax import Patch, parse
 from kpatch.values.dtypes import DTYPES
 from kpatch.view.overview import Column, Overview, shape
@@ -110,7 +113,7 @@ class Diff(Shown):
             FileError: one of the names is that of a compared file or of a file that `save` did not write, or the files
                 cannot be written.
         """
-        return saving.write(self, path)
+        return saving.write(self, as_path(path))
 
     def __kpatch__(self) -> Patch:
         """The `Patch` with its bindings, for functions that take a patch."""
@@ -170,6 +173,7 @@ def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int],
 
     Raises:
         FileError: the names, shapes or dtypes of the arrays differ, or a file cannot be read.
+        PatchError: the tolerance is not a number of 0 or more.
 
     Example:
         >>> import keras, kpatch, tempfile
@@ -181,7 +185,11 @@ def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int],
         head.kernel[1] = 0.5
         head.bias[2] = 3.0
     """
-    (*one, sources), (*two, more) = _side(a), _side(b)
+    given: Any = tolerance
+    number = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
+    if not number or not 0 <= given < math.inf:
+        raise PatchError(f"tolerance is a number of 0 or more. Received: tolerance={reprlib.repr(tolerance)}")
+    (*one, sources), (*two, more) = _side(a, "first"), _side(b, "second")
     pairs = _pairs(one, two)
     found, names = [], set()
     for name, old, new in pairs:
@@ -198,15 +206,20 @@ def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int],
     return Diff(found, sources)
 
 
-def _side(side: Any) -> tuple[str, list[tuple[str, Any]], bool, list[Source]]:
+def _side(side: Any, place: str) -> tuple[str, list[tuple[str, Any]], bool, list[Source]]:
     """The side's name for errors, pairs of names and arrays, whether it is a file, and its `Source`s."""
-    if isinstance(side, (str, Path)):
+    if isinstance(side, (str, os.PathLike)):
         side = Checkpoint(side)
     if isinstance(side, Checkpoint):
-        return str(side.path), side.stored(), True, side.sources
+        return f"'{side.path}'", side.stored(), True, side.sources
+    import keras
+
+    if not isinstance(side, keras.Layer):
+        message = "kpatch.diff compares paths, kpatch.checkpoint.Checkpoints, and Keras models or layers. Received: "
+        raise FileError(f"{message}{reprlib.repr(side)} (of type {type(side)})")
     from kpatch.checkpoint.loaded import ModelArrays
 
-    return "the model", ModelArrays(side).stored(), False, []
+    return f"the {place} model ('{side.name}')", ModelArrays(side).stored(), False, []
 
 
 def _pairs(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[str, Any, Any]]:
@@ -220,13 +233,13 @@ def _pairs(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[str, Any, Any]]:
     for name, array in old:
         _, other = by_key.pop(array.path if of_files and also else name, (name, None))
         if other is None:
-            raise FileError(f"'{second}' has no '{name}', which '{first}' has")
+            raise FileError(f"{second} has no '{name}', which {first} has")
         if (other.shape, other.dtype) != (array.shape, array.dtype):
             shapes = f"{array.shape} {array.dtype} and {other.shape} {other.dtype}"
             raise FileError(f"'{name}' is {shapes}: a patch keeps shapes and dtypes")
         pairs.append((name, array, other))
     for name, _ in by_key.values():
-        raise FileError(f"'{first}' has no '{name}', which '{second}' has")
+        raise FileError(f"{first} has no '{name}', which {second} has")
     return pairs
 
 

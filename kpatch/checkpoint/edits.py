@@ -13,7 +13,7 @@ from kpatch.checkpoint.opened import Checkpoint
 from kpatch.checkpoint.store import Stored
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike, bound
+from kpatch.names.patches import PatchLike, as_path, bound
 from kpatch.run import execute, planner
 from kpatch.run.checking import check_expected
 from kpatch.run.plan import Plan
@@ -160,6 +160,7 @@ def apply(
         raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
     opened = _opened(path, custom_objects)
     if out is not None:
+        out = as_path(out)
         destinations.check_output(out, opened.path, {}, overwrite)  # before the work is done
     checked = _check(opened, *bound(patch, bindings, named), expect)
     with destinations.editor_of(opened, out, _changed(checked), journal, overwrite, _donors(checked)) as made:
@@ -172,7 +173,7 @@ def apply(
             raise ExecutionError(
                 f"the backend failed while the patch ran: {error}", notes=["the file is as it was"]
             ) from error
-    return Applied(checked, opened.path if out is None else Path(out), store.changes, opened.note)
+    return Applied(checked, opened.path if out is None else out, store.changes, opened.note)
 
 
 def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
@@ -197,6 +198,7 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         >>> kpatch.checkpoint.open(path)["head.bias"].tolist()
         [0.0, 0.0]
     """
+    path = as_path(path)
     if discard:
         recovery.discard(Source(formats.main(path)).real)
         return

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import Place
+from kpatch.names.patches import as_path
 from kpatch.names.tree import Entry, LayerNode
 from kpatch.syntax import ast, parse
 
@@ -81,10 +81,10 @@ class Checkpoint(names.FileDonor):
 
     def __init__(self, path: "str | os.PathLike[str]", *, custom_objects: Mapping[str, Any] | None = None) -> None:
         self._custom_objects = custom_objects
-        self.path = Path(path)
-        self.kind = formats.kind(path)
+        self.path = as_path(path)
+        self.kind = formats.kind(self.path)
         self.note: str | None = None
-        source = Source(formats.main(path))
+        source = Source(formats.main(self.path))
         self.real = source.real
         try:
             recovery.recover(self.real)

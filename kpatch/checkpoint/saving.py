@@ -6,6 +6,7 @@ from pathlib import Path
 from kpatch.checkpoint import outputs, safetensors
 from kpatch.checkpoint.formats import SUFFIXES
 from kpatch.errors import FileError
+from kpatch.names.patches import as_path
 from kpatch.view import html
 
 MARK = "# written by kpatch diff: text "  # the beginning of a saved patch
@@ -62,7 +63,7 @@ def _patch(path):
     """The `Output`s of the sidecar and the text."""
     if path is None:
         return []
-    path = Path(path)
+    path = as_path(path)
     if not path.name:
         raise FileError(f"'{path}' is a directory")
     if path.name.endswith(SUFFIXES):

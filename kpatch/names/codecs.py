@@ -183,13 +183,15 @@ class Codes(Weight):
         return sum(parts, np.zeros(flat.shape, "int64"))
 
     def _sizes(self):
-        """How many entries each group has."""
+        """How many entries each group has; 0 if no entry is in it."""
         offsets, sizes = np.zeros(1, "int64"), np.ones(1, "int64")
         for group, length in zip(self.groups, self.layout, strict=True):
             distinct, counts = np.unique(group, return_counts=True)
             offsets = np.add.outer(offsets, distinct).reshape(-1)
             sizes = np.multiply.outer(sizes, counts * (length // len(group))).reshape(-1)
-        return sizes[np.argsort(offsets)]
+        made = np.zeros(math.prod(self.others[0].shape), "int64")
+        made[offsets] = sizes
+        return made
 
     def _codes(self, read, flat):
         if self.packing is None:
@@ -313,13 +315,33 @@ class Codes(Weight):
 
 
 class Zeroed(Codes):
-    """Codes with a zero point for each group beside its scale: the weight is `(code - zero) * scale`."""
+    """Codes with a zero point for each group beside its scale: the weight is `(code - zero) * scale`.
+
+    Args:
+        groups: as for `Codes`, but that of one axis is what a block of it adds: the block of each position is read.
+        axis: that axis.
+    """
 
     _counted = 2
 
-    def __init__(self, layer, variable, scale, zero, shape, layout, groups, limits, packing):
+    def __init__(self, layer, variable, scale, zero, shape, layout, groups, limits, packing, axis):
         super().__init__(layer, variable, scale, shape, layout, groups, limits, packing)
-        self.others = (scale, zero)
+        self.others = (scale, zero, layer.g_idx)
+        self.axis = axis
+
+    def values(self, read, flat=None):
+        return super(Zeroed, self._now(read)).values(read, flat)
+
+    def changes(self, read, flat, wanted, slack=0.0):
+        return super(Zeroed, self._now(read)).changes(read, flat, wanted, slack)
+
+    def _now(self, read):
+        """The same, with the groups that `g_idx` has at present."""
+        made, groups = copy.copy(self), list(self.groups)
+        count = self.others[0].shape[0 if self.axis == 0 else -1]
+        groups[self.axis] = _blocks(read(self.others[2], None), count) * groups[self.axis]
+        made.groups = groups
+        return made
 
     def _decoded(self, codes, at, parameters):
         scale, zero = parameters
@@ -363,10 +385,11 @@ class Float8(Weight):
     def _computed(self, stored, scale):
         import ml_dtypes
 
-        scale = scale.astype(stored.dtype)
+        computed = NUMPY[self.layer.compute_dtype]  # what the layer rounds to before, and after
+        scale = scale.astype(computed)
         with np.errstate(all="ignore"):
-            codes = np.clip(stored / scale, -FLOAT8, FLOAT8).astype(ml_dtypes.float8_e4m3fn)
-            return codes.astype(stored.dtype) * scale
+            codes = np.clip(stored.astype(computed) / scale, -FLOAT8, FLOAT8).astype(ml_dtypes.float8_e4m3fn)
+            return (codes.astype(computed) * scale).astype(stored.dtype)
 
     def changes(self, read, flat, wanted, slack=0.0):
         scale, wanted = read(self.others[0], None), wanted.astype("float64")
@@ -404,7 +427,7 @@ class ReadOnly(Weight):
             halves = np.stack([codes & 15, codes >> 4], axis=1)
             codes = halves.reshape(-1, *codes.shape[1:])[: self.columns]
         scale, zero, group, *scaling = (read(variable, None) for variable in self.others)
-        at = group.astype("int32")
+        at = _blocks(group, scale.shape[1])
         weight = ((codes.astype(scale.dtype) - zero[:, at].astype(scale.dtype)) * scale[:, at]).T
         if scaling:
             weight = weight / scaling[0][:, None]
@@ -477,8 +500,16 @@ def _grouped(function, made, entries, at, axes):
         if len(starts) < entries.shape[axis]:
             entries = function.reduceat(entries, starts, axis=axis)
         groups.append(group[starts])
-    at = sum(np.ix_(*groups))
-    made[at] = function(made[at], entries)
+    function.at(made, sum(np.ix_(*groups)), entries)  # a group that lies in pieces comes several times
+
+
+def _blocks(index, count):
+    """The block of each position, as `g_idx` holds it."""
+    blocks = index.astype("int64")
+    bad = blocks[(blocks < 0) | (blocks >= count)]
+    if bad.size:
+        raise UnsupportedError(f"a weight cannot be read: its 'g_idx' names block {bad[0]}, and there are {count}")
+    return blocks
 
 
 def _finite(values, dtype):

@@ -1,8 +1,11 @@
 """Selector → variables: an index of a model's names, kept until the model changes."""
 
+import os
 import reprlib
 from collections import defaultdict
 from dataclasses import replace
+
+import numpy as np
 
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.names import globs
@@ -83,21 +86,12 @@ class ModelIndex:
         if len(found) == 1 or (found and selector.is_glob):
             return found
         if not found and keys[-1] == STORED and len(keys) > 1:
-            return self._stored(selector)
+            return stored_of(self, selector)
         if not found and (names := self._optimizer_of(selector)) is not None:
             return names.find_all(selector)
         if not found and not self._walked:
             return self._find_anew(selector, keys)
         raise Miss(self, selector, keys).error(found)
-
-    def _stored(self, selector):
-        """What `.stored` means: of a glob, only those of its matches that store something else than the weight."""
-        of = self.find_all(_without_last(selector))
-        found = [entry.stored for entry in of if entry.weight is not None or not selector.is_glob]
-        if found:
-            return found
-        message = f"no variable matches '{selector}': what it matches without '.{STORED}' is stored as it is"
-        raise ResolutionError(message).locate(selector.span)
 
     def _optimizer_of(self, selector):
         """The names of the optimizer that a selector begins with, or `None`."""
@@ -261,7 +255,7 @@ def index(root):
     import keras
 
     if not isinstance(root, keras.Layer):
-        raise PatchError(f"expected a Keras model or layer; Received: {reprlib.repr(root)} (of type {type(root)})")
+        raise _no_model(root)
     known = ModelIndex(root)
     root.__dict__[KEPT] = known
     return known
@@ -279,6 +273,30 @@ def kept(root):
 def find_every(index, selector):
     """The entries that a target's selector means: those of each alternative, which is resolved as it would be alone."""
     return distinct([entry for each in selector.alternatives for entry in index.find_all(each)])
+
+
+def _no_model(value):
+    import keras
+
+    notes = []
+    if isinstance(value, (str, os.PathLike)):
+        notes = ["kpatch.checkpoint.apply edits a file"]
+    elif keras.ops.is_tensor(value) or isinstance(value, (np.ndarray, np.generic)):
+        notes = ["kpatch.edit makes an edited copy of a tensor or an array"]
+    elif isinstance(value, keras.KerasTensor):
+        notes = ["kpatch.layers.ScatterLayer edits a tensor of a graph"]
+    message = f"expected a Keras model or layer; Received: {reprlib.repr(value)} (of type {type(value)})"
+    return PatchError(message, notes=notes)
+
+
+def stored_of(names, selector):
+    """What `.stored` means: of a glob, only those of its matches that store something else than the weight."""
+    of = names.find_all(_without_last(selector))
+    found = [entry.stored for entry in of if entry.weight is not None or not selector.is_glob]
+    if found:
+        return found
+    message = f"no variable matches '{selector}': what it matches without '.{STORED}' is stored as it is"
+    raise ResolutionError(message).locate(selector.span)
 
 
 def _without_last(selector):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Union
 
-from kpatch.errors import BindingError, FileError, reason
+from kpatch.errors import BindingError, FileError, PatchSyntaxError, reason
 from kpatch.syntax import Patch, join, parse
 
 MAX_PATCH = 64 * 2**20  # bytes in a patch file: `parse` reads no more
@@ -41,9 +41,9 @@ def as_patch(patch: PatchLike) -> Patch:
         return join([as_patch(each) for each in patch])
     if hasattr(patch, "__kpatch__"):
         return patch.__kpatch__()
-    raise TypeError(
+    raise PatchSyntaxError(
         "a patch is a str, a kpatch.Patch, a pathlib.Path, a kpatch.checkpoint.Diff, or a list of these. "
-        f"Received: patch={patch!r} (of type {type(patch)})"
+        f"Received: patch={reprlib.repr(patch)} (of type {type(patch)})"
     )
 
 
@@ -101,8 +101,21 @@ def load(path: "str | os.PathLike[str]") -> Patch:
     """
     from kpatch.checkpoint.commands import sidecar
 
-    patch = parse(read_text(os.fspath(path)))
+    patch = parse(read_text(str(as_path(path))))
     return replace(patch, bindings=sidecar(path, patch))
+
+
+def as_path(path: "str | os.PathLike[str]") -> Path:
+    """The `Path` that is meant.
+
+    Raises:
+        FileError: it is no path.
+    """
+    given: Any = path
+    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if isinstance(text, str):
+        return Path(text)
+    raise FileError(f"a path is a str or a pathlib.Path. Received: {reprlib.repr(path)} (of type {type(path)})")
 
 
 def read_text(name: str) -> str:

@@ -92,16 +92,11 @@ def _of_dense(layer, variable, mode):
 
 def _packed(layer, variable, shape, layout):
     """int4 codes in rows, two of a row in a byte, with a scale for each column, or for blocks of each."""
-    scale, (rows, columns) = layer.kernel_scale, layout
+    scale, columns = layer.kernel_scale, layout[1]
     if layer._int4_block_size in (None, -1):
         return Codes(layer, variable, scale, shape, layout, (ONE, np.arange(columns)), INT4, packing=1)
-    groups = (_blocks(layer, rows) * columns, np.arange(columns))
-    return Zeroed(layer, variable, scale, layer.kernel_zero, shape, layout, groups, INT4, packing=1)
-
-
-def _blocks(layer, length):
-    """The block that each position of an axis is in: what `g_idx` holds, which nobody changes."""
-    return np.arange(length) // layer._int4_block_size
+    groups = (columns, np.arange(columns))
+    return Zeroed(layer, variable, scale, layer.kernel_zero, shape, layout, groups, INT4, packing=1, axis=0)
 
 
 def _of_einsum(layer, variable, mode):
@@ -134,9 +129,9 @@ def _of_embedding(layer, variable, mode, lora):
         weight = Codes(layer, variable, layer.embeddings_scale, shape, shape, groups, limits, packing)
     else:
         count = layer.embeddings_scale.shape[1]
-        groups = (np.arange(shape[0]) * count, _blocks(layer, shape[1]))
+        rows = np.arange(shape[0]) * count
         scale, zero = layer.embeddings_scale, layer.embeddings_zero
-        weight = Zeroed(layer, variable, scale, zero, shape, shape, groups, INT4, 1)
+        weight = Zeroed(layer, variable, scale, zero, shape, shape, (rows, 1), INT4, packing=1, axis=1)
     return Lora(weight, layer.lora_embeddings_a, layer.lora_embeddings_b) if lora else weight
 
 
@@ -147,8 +142,9 @@ def _of_reverse(layer, variable, mode):
         return Codes(layer, variable, scale, shape, shape, (ONE, np.arange(shape[1])), INT8)
     if layer._int4_block_size in (None, -1):
         return Codes(layer, variable, scale, shape, shape, (ONE, np.arange(shape[1])), INT4, packing=0)
-    groups = (_blocks(layer, shape[0]) * shape[1], np.arange(shape[1]))
-    return Zeroed(layer, variable, scale, layer.reverse_embeddings_zero, shape, shape, groups, INT4, packing=0)
+    groups = (shape[1], np.arange(shape[1]))
+    zero = layer.reverse_embeddings_zero
+    return Zeroed(layer, variable, scale, zero, shape, shape, groups, INT4, packing=0, axis=0)
 
 
 def _of_calibrated(layer, variable, mode):

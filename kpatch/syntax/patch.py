@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from kpatch.errors import BindingError, LimitError
+from kpatch.errors import BindingError, LimitError, PatchSyntaxError
 from kpatch.syntax.ast import Node
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.parser import read_statements
@@ -42,8 +42,8 @@ class Patch(Node):
             patch = parse(given)
             for name in ("statements", "source", "span"):
                 object.__setattr__(self, name, getattr(patch, name))
-        elif type(given) is not tuple:
-            raise TypeError(f"kpatch.Patch(text) takes a text. Received: {given!r}")
+        elif type(given) is not tuple or not all(isinstance(each, Node) for each in given):
+            raise PatchSyntaxError(f"kpatch.Patch(text) takes a text. Received: {shorten(repr(given))}")
 
     def __add__(self, other: "str | Patch") -> "Patch":
         if not isinstance(other, (str, Patch)):
@@ -90,10 +90,9 @@ def parse(text: str) -> Patch:
         A `Patch`. The trees of short texts are cached.
 
     Raises:
-        PatchSyntaxError: the text is not a patch. Its `errors` holds all faults.
+        PatchSyntaxError: the text is not a patch, or not a text. Its `errors` holds all faults.
         LimitError: the text has more than `MAX_SOURCE` characters or `MAX_TOKENS` tokens, or an expression is deeper
             than `MAX_DEPTH`.
-        TypeError: `text` is not a string.
 
     Example:
         >>> from kpatch.syntax import parse
@@ -105,9 +104,11 @@ def parse(text: str) -> Patch:
         (Integer(value=0), Integer(value=0))
     """
     if type(text) is not str:
-        if not isinstance(text, str):
-            raise TypeError(f"a patch is a string. Received: text={shorten(repr(text))} of type {type(text).__name__}")
-        text = str.__str__(text)
+        given: Any = text
+        if not isinstance(given, str):
+            kind = type(given).__name__
+            raise PatchSyntaxError(f"a patch is a string. Received: text={shorten(repr(given))} of type {kind}")
+        text = str.__str__(given)
     return _parse_once(text) if len(text) <= MAX_CACHED else _parse_long(text)
 
 

@@ -200,7 +200,7 @@ def test_a_byte_order_mark_is_no_part_of_a_patch(tmp_path):
 @pytest.mark.parametrize("other", [None, 5, {"a": 1}, b"a.b = 1", [5]])
 def test_other_objects_are_no_patches(other):
     wrong = other[0] if isinstance(other, list) else other
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(kpatch.PatchSyntaxError) as caught:
         kpatch.apply(dense(), other)
     assert str(caught.value) == (
         "a patch is a str, a kpatch.Patch, a pathlib.Path, a kpatch.checkpoint.Diff, or a list of these. "
@@ -210,7 +210,7 @@ def test_other_objects_are_no_patches(other):
 
 @pytest.mark.backend_free
 def test_patch_of_no_text():
-    with pytest.raises(TypeError, match=r"^kpatch.Patch\(text\) takes a text. Received: 5$"):
+    with pytest.raises(kpatch.PatchSyntaxError, match=r"^kpatch.Patch\(text\) takes a text. Received: 5$"):
         kpatch.Patch(5)
     with pytest.raises(TypeError, match="unsupported operand"):
         kpatch.parse("a.b = 1") + 5

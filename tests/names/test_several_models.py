@@ -451,7 +451,7 @@ no variable 'head.kernel'; did you mean 'dense.kernel'?
         ({"a/b": None}, "the key of a model is a name without '/'. Received: 'a/b'"),
         ({"": None}, "the key of a model is a name without '/'. Received: ''"),
         ([5], "expected a Keras model or layer; Received: 5 (of type <class 'int'>)"),
-        ({"a": "b"}, "expected a Keras model or layer; Received: 'b' (of type <class 'str'>)"),
+        ({"a": [5]}, "expected a Keras model or layer; Received: [5] (of type <class 'list'>)"),
     ],
 )
 def test_what_is_no_list_or_dict_of_models(target, text):
@@ -553,3 +553,90 @@ def test_lists_in_a_callback_of_fit(pair):
     for model, start in zip(pair, before, strict=True):
         assert (of(model, "head", "bias") == start + 2).all()
         assert (of(model, "dense", "bias") == of(net(model.name, seed=1 if model is one else 2), "dense", "bias")).all()
+
+
+# Lists and dicts of variables -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def variables():
+    return keras.Variable([1.0, 2.0, 3.0], name="x"), keras.Variable([[4.0, 5.0], [6.0, 7.0]], name="y")
+
+
+def lists(*several):
+    return [keras.ops.convert_to_numpy(each).tolist() for each in several]
+
+
+def test_a_dict_of_variables(variables):
+    a, b = variables
+    applied = kpatch.apply({"a": a, "b": b}, "a[0] = b[1, 1]; let m = sum(b); b *= 2; *[-1] = m", expect=2)
+    assert lists(a, b) == [[7, 2, 22], [[8, 10], [22, 22]]]
+    assert [write.path for write in applied.writes] == ["a", "b", "a", "b"]
+    applied.undo()
+    assert lists(a, b) == [[1, 2, 3], [[4, 5], [6, 7]]]
+    assert kpatch.plan({"a": a, "b": b}, "? = 0; ** = 0; **.a = 1").rows[0].entries == 3
+
+
+def test_a_list_of_variables(variables):
+    a, b = variables
+    applied = kpatch.apply(
+        [a, b], "let m = max(_); let n = _[_ > 2]; assert all(_ > 0); _[0] = _ - m; _[_ > $x] = 0", x=2.5, expect=2
+    )
+    assert lists(a, b) == [[-2, 2, 0], [[-3, -2], [0, 0]]]
+    assert [write.path for write in applied.writes] == ["[0]", "[1]"] * 2
+    applied.undo()
+    assert lists(a, b) == [[1, 2, 3], [[4, 5], [6, 7]]]
+    kpatch.apply([a, a, b], "_ += 1", expect=2)
+    assert lists(a, b) == [[2, 3, 4], [[5, 6], [7, 8]]]
+
+
+def test_a_list_of_variables_is_all_or_nothing(variables):
+    before = lists(*variables)
+    with pytest.raises(kpatch.PatchAssertionError):
+        kpatch.apply(variables, "_ = 0; assert sum(_) > 5")
+    with pytest.raises(kpatch.ShapeError):
+        kpatch.apply(variables, "_ = 0; _ = [1, 2, 3]")
+    assert lists(*variables) == before
+
+
+def test_models_and_variables(pair, variables):
+    a, b = variables
+    kpatch.apply({"m": pair[0], "a": a, "b": b}, "m.dense.bias = a; a = m.dense.bias * 2; ** = 1; b = 2")
+    assert lists(a, b, pair[0].get_layer("dense").bias) == [[1, 1, 1], [[2, 2], [2, 2]], [1, 1, 1]]
+    kpatch.apply({"m": pair[0], "b": pair[0].get_layer("head").bias}, "m.head.bias[0] = 5; b[1] = 6")
+    assert lists(pair[0].get_layer("head").bias) == [[5, 6]]
+
+
+@pytest.mark.backend_free
+def test_errors_of_variables(pair, variables):
+    a, b = variables
+    for target, text, told in [
+        ({"a": a, "b": b}, "aa = 0", "no model 'aa'; did you mean 'a'?\nthe variables are: a, b"),
+        (
+            {"a": a, "m": pair[0]},
+            "k = 0",
+            "no model 'k': a name begins with the key of its model\nthe models and variables are: a, m",
+        ),
+        ({"a": a}, "a.kernel = 0", "no variable 'kernel': 'a' is a variable"),
+        (
+            {"a": a},
+            "_ = 0",
+            "'_' is no variable of a model\nname one, as in 'dense_1.kernel'; '_' is the tensor of kpatch.edit",
+        ),
+        ({"a": a}, "x*.y = 0", "no variable matches 'x*.y'\nthe variables are: a"),
+        ([a], "a = 0", "no variable 'a': '[0]' is a variable, '_'"),
+    ]:
+        with pytest.raises(kpatch.PatchError) as info:
+            kpatch.apply(target, text)
+        assert "\n".join([info.value.message, *info.value.notes]) == told
+    mixed = error_of(kpatch.ResolutionError, kpatch.apply, [pair[0], a], "_ = 0")
+    assert "'_' is no variable of a model" in mixed
+
+
+@pytest.mark.backend_free
+def test_an_error_that_is_no_models_own_is_told_once(pair):
+    for text in ("dense.bias = foo(1)", "dense.bias = 1 + true", "let a = [1, 2][5]"):
+        with pytest.raises(kpatch.PatchError) as info:
+            kpatch.apply([*pair, net("three")], text)
+        assert len(info.value.errors) == 1
+        assert info.value.notes[-1] == "the same in 2 more models"

@@ -7,6 +7,7 @@ whose weight is nearest is looked for. It gives the same codes on every backend.
 import inspect
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import test_atomic
@@ -215,6 +216,57 @@ def test_float8():
     kpatch.apply(model, "d.kernel *= 100")
     assert values(layer.kernel_scale) == np.float32(np.abs(expected * 100).max() / 448)
     np.testing.assert_allclose(weight(model), expected * 100, rtol=0.07)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_float8_under_mixed_precision(compute):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64, name="d", dtype=f"mixed_{compute}")])
+    layer = filled(model).get_layer("d")
+    layer.quantize("float8")
+    layer.kernel_scale.assign(0.013)
+    narrow = np.dtype(compute) if compute == "float16" else ml_dtypes.bfloat16
+    scale = values(layer.kernel_scale).astype(narrow)
+    codes = np.clip(values(layer._kernel).astype(narrow) / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    before = stored(model)
+    with kpatch.apply(model, "d.kernel[0] *= 1.5") as applied:
+        assert applied.writes[0].dtype == "float32"
+    assert stored(model) == before
+    w = values(kpatch.edit(np.zeros((64, 64), "float32"), "_ = $m.d.kernel", m=model))
+    np.testing.assert_array_equal(w, (codes.astype(narrow) * scale).astype("float32"))
+    rounded = keras.quantizers.quantize_and_dequantize(
+        ops.cast(layer._kernel, compute), layer.kernel_scale, "float8_e4m3fn", compute
+    )
+    assert (w == values(ops.cast(rounded, "float32"))).mean() > 0.99  # XLA divides 16-bit floats in 32 bits
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_that_are_in_other_blocks(name):
+    model = built(name, "int4 in blocks")
+    layer = model.get_layer("d")
+    where = np.array([1, 0, 1, 1, 0] * 8)[: layer.g_idx.shape[0]].astype("float32")
+    layer.g_idx.assign(where)
+    w = kernel_of(layer)
+    np.testing.assert_array_equal(weight(model), w)
+    np.testing.assert_allclose(response(model), responded(model, w), atol=1e-5)
+    before = stored(model)
+    index = (0,) * w.ndim
+    applied = kpatch.apply(model, f"{selector(model)}[{', '.join('0' * w.ndim)}] *= 0.5; {selector(model)} *= 3")
+    np.testing.assert_array_equal(weight(model), kernel_of(layer))
+    halved = w.copy()
+    halved[index] = applied.writes[0].after[0]
+    np.testing.assert_allclose(weight(model), halved * 3, atol=3 * np.abs(w).max() / 7)
+    applied.undo()
+    assert stored(model) == before
+
+
+def test_a_block_that_does_not_exist():
+    model = built("dense", "int4 in blocks")
+    with kpatch.apply(model, "d.g_idx[1] = 1"):
+        assert weight(model)[1, 0] == kernel_of(model.get_layer("d"))[1, 0]
+    kpatch.apply(model, "d.g_idx[1] = 2")
+    with pytest.raises(kpatch.UnsupportedError) as info:
+        kpatch.apply(model, "d.kernel[0, 0] = 0")
+    assert info.value.message == "'d.kernel': a weight cannot be read: its 'g_idx' names block 2, and there are 2"
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -513,6 +565,27 @@ def test_stored():
     ]
     with pytest.raises(kpatch.ResolutionError, match=r"what it matches without '\.stored' is stored as it is"):
         kpatch.plan(model, "**.bias.stored = 1")
+
+
+def test_stored_in_several_models():
+    both = {"a": built(mode="int8"), "b": built(mode="int4"), "c": built()}
+    for text, paths in {
+        "*.d.kernel.stored[0, 0] = 1": ["a", "b"],
+        "**.kernel.stored[0, 0] = 1": ["a", "b"],
+        "a.**.stored[0, 0] = 1": ["a"],
+        "?.**.stored[0, 0] = 1": ["a", "b"],
+    }.items():
+        applied = kpatch.apply(both, text)
+        assert [write.path for write in applied.writes] == [f"{key}.d.kernel.stored" for key in paths]
+        applied.undo()
+    assert [row.path for row in kpatch.plan([both["a"], both["b"]], "**.kernel.stored = 0").rows] == [
+        "[0].d.kernel.stored",
+        "[1].d.kernel.stored",
+    ]
+    with pytest.raises(kpatch.ResolutionError) as info:
+        kpatch.apply(both, "*.d.bias.stored = 0")
+    message = "no variable matches '*.d.bias.stored': what it matches without '.stored' is stored as it is"
+    assert info.value.message == message
 
 
 def test_what_really_has_the_name_comes_first():

@@ -280,7 +280,7 @@ def test_any_text_is_a_patch_or_a_patch_error(text):
 
 @pytest.mark.parametrize("text", [None, b"a = 1", 1, ["a = 1"]], ids=repr)
 def test_only_strings_are_parsed(text):
-    with pytest.raises(TypeError, match="Received: text="):
+    with pytest.raises(PatchSyntaxError, match="Received: text="):
         parse(text)
 
 
