@@ -28,7 +28,7 @@ from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError, PatchError
 from kpatch.names.bindings import OPTIONS
-from kpatch.names.patches import as_path
+from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, parse
 from kpatch.values.dtypes import DTYPES
 from kpatch.view.overview import Column, Overview, shape

@@ -13,7 +13,8 @@ from kpatch.checkpoint.opened import Checkpoint
 from kpatch.checkpoint.store import Stored
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
 from kpatch.names import keywords
-from kpatch.names.patches import PatchLike, as_path, bound
+from kpatch.names.patches import PatchLike, bound
+from kpatch.names.paths import as_path
 from kpatch.run import execute, planner
 from kpatch.run.checking import check_expected
 from kpatch.run.plan import Plan

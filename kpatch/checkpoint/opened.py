@@ -15,7 +15,7 @@ from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, reason
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import Place
-from kpatch.names.patches import as_path
+from kpatch.names.paths import as_path
 from kpatch.names.tree import Entry, LayerNode
 from kpatch.syntax import ast, parse
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from kpatch.checkpoint import outputs, safetensors
 from kpatch.checkpoint.formats import SUFFIXES
 from kpatch.errors import FileError
-from kpatch.names.patches import as_path
+from kpatch.names.paths import as_path
 from kpatch.view import html
 
 MARK = "# written by kpatch diff: text "  # the beginning of a saved patch

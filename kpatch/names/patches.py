@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, Union
 
 from kpatch.errors import BindingError, FileError, PatchSyntaxError, reason
+from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, join, parse
 
 MAX_PATCH = 64 * 2**20  # bytes in a patch file: `parse` reads no more
@@ -103,19 +104,6 @@ def load(path: "str | os.PathLike[str]") -> Patch:
 
     patch = parse(read_text(str(as_path(path))))
     return replace(patch, bindings=sidecar(path, patch))
-
-
-def as_path(path: "str | os.PathLike[str]") -> Path:
-    """The `Path` that is meant.
-
-    Raises:
-        FileError: it is no path.
-    """
-    given: Any = path
-    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
-    if isinstance(text, str):
-        return Path(text)
-    raise FileError(f"a path is a str or a pathlib.Path. Received: {reprlib.repr(path)} (of type {type(path)})")
 
 
 def read_text(name: str) -> str:

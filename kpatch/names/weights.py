@@ -5,20 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.names.codecs import (
-    INT4,
-    INT8,
-    ONE,
-    Codes,
-    Float8,
-    ForeignCodes,
-    Lora,
-    Plain,
-    ReadOnly,
-    Weight,
-    Zeroed,
-    dtype_of,
-)
+from kpatch.names.codecs import INT4, INT8, ONE, Codes, Plain, Weight, Zeroed, dtype_of
+from kpatch.names.sums import Float8, ForeignCodes, Lora, ReadOnly
 
 # What quantised layers keep beside scales: int4 the group of each row, float8 scales and ranges of activations.
 BOOKKEEPING = (
