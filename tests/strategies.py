@@ -55,6 +55,7 @@ strange_names = st.sampled_from(
         "٣",
         "_",
         "let",
+        "except",
         "not",
         "a/b/c",
         "a.b",
@@ -148,14 +149,23 @@ def _branches(children):
 
 expressions = st.recursive(leaves, _branches, max_leaves=8)
 targets = st.builds(Target, st.one_of(implied, selectors(with_globs=True)), st.none() | indices(expressions))
-edits = st.builds(Edit, targets, st.sampled_from(ASSIGNMENTS), expressions)
+exclusions = st.lists(selectors(with_globs=True), max_size=2).map(tuple)
+
+
+@st.composite
+def edits(draw):
+    target = draw(targets)
+    several = type(target.selector) is Selector and target.selector.is_glob
+    return Edit(target, draw(st.sampled_from(ASSIGNMENTS)), draw(expressions), draw(exclusions) if several else ())
+
+
 assertions = st.builds(Assert, expressions, st.none() | strings)
 
 
 @st.composite
 def patches(draw):
     statements = [Let(name, Integer(place)) for place, name in enumerate(LOCALS)]
-    statements += draw(st.lists(edits | assertions, max_size=3))
+    statements += draw(st.lists(edits() | assertions, max_size=3))
     if draw(st.booleans()):
         statements.append(Let("last", draw(expressions)))
     return Patch(tuple(statements))

@@ -135,6 +135,12 @@ class FileDonor:
 class FileNames(ModelNames):
     """The names of a patch of a `Checkpoint`, which finds entries like the index of a model."""
 
+    def variable_of(self, entry):
+        try:
+            return self.index.array(entry)
+        except ResolutionError:  # a variable of the model, of which the file has no values
+            return None
+
     def of_entry(self, entry):
         key = id(entry.variable), entry.weight is None
         if key not in self._by_variable:

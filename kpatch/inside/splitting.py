@@ -13,8 +13,8 @@ from kpatch import functions
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.functions.quoted import with_names
 from kpatch.names.bindings import Bindings
-from kpatch.names.index import find_every
 from kpatch.names.meanings import ModelNames
+from kpatch.names.misses import excludes_nothing, leave_nothing
 from kpatch.run import checking, live
 from kpatch.run.encoding import stored_otherwise, tensor_of
 from kpatch.syntax import Patch, ast, parse
@@ -155,7 +155,7 @@ class Split:
                 new = ast.mapped(statement, lambda node, place=place: changed(node, place))
                 if entry is not None:
                     target = ast.Target(own(entry, statement.target), new.target.index, statement.target.span)
-                    new = ast.Edit(target, new.op, new.value, new.span)
+                    new = ast.Edit(target, new.op, new.value, span=new.span)
                 statements.append(new)
         return Patch(tuple(statements), self.patch.source), constants
 
@@ -187,12 +187,28 @@ class Split:
             self.index.find_all(each)  # raises if it means nothing
             message = f"'{selector}' means activations and weights; write a statement for each"
             raise UnsupportedError(message).locate(each.span)
-        for key, part in found.items():
+        for key, part in self._without_excluded(statement, found).items():
             self._parts.setdefault(key, part).edits.append(statement)
 
+    def _without_excluded(self, statement, found):
+        """The activations that a statement writes."""
+        taken = set()
+        for each in ast.alternatives_of(statement.exclusions):
+            nodes, kind = self.activations(each)
+            keys = {(id(node.item), kind) for node in nodes} & found.keys()
+            if not keys:
+                means = [f"{node.item.name}.{kind}" for node in nodes] or self.index.find_all(each)
+                raise excludes_nothing(each, statement.target.selector, means)
+            taken |= keys
+        left = {key: part for key, part in found.items() if key not in taken}
+        if not left:
+            raise leave_nothing(statement.target.selector, statement.exclusions)
+        return left
+
     def _add_weights(self, statement):
-        entries = find_every(self.index, statement.target.selector)
-        if len(entries) > 1 and any(
+        selector = statement.target.selector
+        entries = [place.entry for _, place in self._names.matches(selector, statement.exclusions)]
+        if len(self._names.places(selector)) > 1 and any(
             type(n) is ast.Call and functions.is_random(n.function) for n in ast.walk(statement.value)
         ):
             raise UnsupportedError(
@@ -254,7 +270,8 @@ class Split:
             return [ast.mapped(statement, lambda node: self._read(node, part, ast.Implied(node.span)))]
         own = ast.Local(self._name("present", id(statement)))  # `_` would be the written entries, not the whole
         new = ast.mapped(statement, lambda node: self._read(node, part, own))
-        edit = ast.Edit(ast.Target(ast.Implied(), new.target.index, new.target.span), new.op, new.value, new.span)
+        target = ast.Target(ast.Implied(), new.target.index, new.target.span)
+        edit = ast.Edit(target, new.op, new.value, span=new.span)
         return [ast.Let(own.name, ast.Implied()), edit] if own in ast.walk(edit) else [edit]
 
     def _read(self, node, part, own):

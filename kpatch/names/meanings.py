@@ -7,6 +7,7 @@ from typing import Any
 
 from kpatch.errors import LimitError, ResolutionError
 from kpatch.names.index import find_every
+from kpatch.names.misses import excludes_nothing, leave_nothing
 from kpatch.syntax import ast
 from kpatch.values.dtypes import Value, dtype_name
 
@@ -101,6 +102,14 @@ class Names:
         """All `Place`s of a target's selector."""
         return [self.place(selector)]
 
+    def matches(self, selector, exclusions=()):
+        """Pairs of a number and a `Place`, of all that a target means without what is excluded; numbered before that.
+
+        Raises:
+            ResolutionError: an exclusion takes nothing from the target, or all of them leave nothing of it.
+        """
+        return list(enumerate(self.places(selector)))
+
     def meaning(self, node, target):
         """What a `Reference` or a `Binding` stands for: a `Place`, or a `Value`.
 
@@ -141,20 +150,62 @@ class ModelNames(Names):
     def places(self, selector):
         if selector is None or not selector.is_glob:
             return [self.place(selector)]
-        places = self._by_glob.get(selector)
-        if places is None:
-            walked = sum(each.is_glob for each in selector.alternatives) * len(selector.parts)
-            self._walk += len(self.index.nodes) * walked
-            if self._walk > MAX_WALK:
-                raise LimitError(
-                    f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts"
-                )
-            entries = find_every(self.index, selector)
-            places = self._by_glob[selector] = list(dict.fromkeys(map(self.of_entry, entries)))
+        places = self._of_glob(selector)
         self._matches += len(places)
         if self._matches > MAX_MATCHES:
             raise LimitError(f"the globs of a patch match at most {MAX_MATCHES} variables, all statements together")
         return places
+
+    def _of_glob(self, selector):
+        places = self._by_glob.get(selector)
+        if places is None:
+            found = map(self.of_entry, self._entries(selector))
+            places = self._by_glob[selector] = list(dict.fromkeys(found))
+        return places
+
+    def _entries(self, selector):
+        walked = sum(each.is_glob for each in selector.alternatives) * len(selector.parts)
+        self._walk += len(self.index.nodes) * walked
+        if self._walk > MAX_WALK:
+            raise LimitError(f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts")
+        return find_every(self.index, selector)
+
+    def matches(self, selector, exclusions=()):
+        matches = super().matches(selector)
+        taken = self._excluded(selector, exclusions) if exclusions else ()
+        return [match for match in matches if match[1] not in taken] if taken else matches
+
+    def _excluded(self, selector, exclusions):
+        """The places that exclusions take from those of a target's selector."""
+        places = self._of_glob(selector)
+        taken = set()
+        for each in ast.alternatives_of(exclusions):
+            entries = self._excluding(each)
+            variables = {id(self.variable_of(entry)) for entry in entries}
+            every = getattr(each.parts[-1], "pattern", None) in ("*", "**")  # means scales and factors, too
+            found = {place for place in places if self._is_of(place, variables, every)}
+            if not found:
+                raise excludes_nothing(each, selector, entries)
+            taken |= found
+        if len(taken) == len(places):
+            raise leave_nothing(selector, exclusions)
+        return taken
+
+    def _excluding(self, exclusion):
+        try:
+            return self._entries(exclusion)
+        except ResolutionError as error:
+            if not exclusion.is_glob:
+                error.notes = (*error.notes, f"'{exclusion}.**' excludes all variables of a layer")
+            raise error.locate(exclusion.span) from None
+
+    def _is_of(self, place, variables, every):
+        weight = place.entry.part_of if every else None
+        return id(place.variable) in variables or (weight is not None and id(self.variable_of(weight)) in variables)
+
+    def variable_of(self, entry):
+        """What the place of an entry has as its variable."""
+        return entry.variable
 
     def of_entry(self, entry):
         """The `Place` of a variable of the model."""

@@ -132,6 +132,18 @@ class Miss:
         return [entry for entry in self.index.entries_ending([name]) if not entry.hidden and entry.owner in below]
 
 
+def excludes_nothing(exclusion, selector, means):
+    """The error of an exclusion that means none of the variables, or activations, of the target's selector."""
+    message = f"'{exclusion}' excludes nothing: it means none of the matches of '{selector}'"
+    return ResolutionError(message, span=exclusion.span, notes=[f"it means {', '.join(_shortened(map(str, means)))}"])
+
+
+def leave_nothing(selector, exclusions):
+    """The error of exclusions that together take all that the target's selector means."""
+    span = exclusions[0].span[0], exclusions[-1].span[1]
+    return ResolutionError(f"the exclusions leave nothing of '{selector}'", span=span)
+
+
 def _spans(part):
     """The span of the part; for a Keras path, the spans of its names."""
     if type(part) is not Name or "/" not in part.value:

@@ -224,6 +224,8 @@ def _of_model(node: Any, key: ast.Key) -> ast.Node:
         return ast.Reference(_under(key, node.selector), node.span)
     if kind is ast.Target:
         return ast.Target(_under(key, node.selector), node.index, node.span)
+    if kind is ast.Edit and node.exclusions:
+        return replace(node, exclusions=tuple(_under(key, each) for each in node.exclusions))
     return node
 
 

@@ -85,13 +85,13 @@ def _collect(errors, function, statement, *args):
 
 def _plan_edits(statement, names, scope, errors):
     """The steps of a writing statement: one for each variable that its target matches."""
-    [places] = _collect(errors, _places, statement, names) or [()]
+    [matches] = _collect(errors, _matches, statement, names) or [()]
     steps, failed, planned = [], [], {}
-    own = [node for node in ast.walk(statement.value) if _is_of_target(node)] if len(places) > 1 else []
-    for stream, place in enumerate(places):
+    own = [node for node in ast.walk(statement.value) if _is_of_target(node)] if len(matches) > 1 else []
+    for stream, place in matches:
         steps += _collect(failed, _plan_match, statement, place, stream, own, planned, names, scope)
     if failed:
-        errors.append(_of_matches(failed, len(places)))
+        errors.append(_of_matches(failed, len(matches)))
     return steps
 
 
@@ -180,10 +180,11 @@ def _is_computed(node):
     return isinstance(node, ast.Binary) and node.op in ("+", "-", "*", "/")
 
 
-def _places(statement, names):
+def _matches(statement, names):
+    """The places that a statement writes, each with its number, which tells the stream of random numbers."""
     selector = statement.target.selector
     try:
-        return names.places(None if isinstance(selector, ast.Implied) else selector)
+        return names.matches(None if isinstance(selector, ast.Implied) else selector, statement.exclusions)
     except PatchError as error:
         raise error.locate(selector.span) from None
 

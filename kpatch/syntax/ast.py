@@ -167,15 +167,16 @@ class Target(Node):
 
 @dataclass(frozen=True, slots=True)
 class Edit(Node):
-    """`target op value`, where `op` is one of ASSIGNMENTS."""
+    """`target op value except exclusions`, where `op` is one of ASSIGNMENTS; the exclusions are `Selector`s."""
 
     target: Target
     op: str
     value: Node
+    exclusions: tuple = ()
     span: tuple = _span()
 
     def __str__(self):
-        return f"{self.target} {self.op} {self.value}"
+        return f"{self.target} {self.op} {self.value}{_except(self.exclusions)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,6 +426,11 @@ class Ellipsis_(Node):
         return "..."
 
 
+def alternatives_of(selectors):
+    """The selectors that several stand for, each without a `Choice`."""
+    return [each for selector in selectors for each in selector.alternatives]
+
+
 def children(node):
     """The nodes directly below a node, in the order of the source.
 
@@ -486,6 +492,10 @@ def _power(node):
     if type(node) is Integer and node.value < 0:
         return BINDING_POWER["-x"]
     return ATOM
+
+
+def _except(exclusions):
+    return f" except {', '.join(map(str, exclusions))}" if exclusions else ""
 
 
 def _brackets(index):

@@ -41,6 +41,8 @@ def no_assignment(p):
         return p.fail("'==' compares; write '=' to assign")
     if kind in ("(", "choice"):
         return p.fail("a call cannot be assigned to")
+    if kind == "except":
+        return misplaced(p)
     if kind == "glob" or kind.startswith("**"):
         note = "'k *= 2' multiplies, 'k* = 2' sets all variables whose name begins with k"
         return p.fail(f"unexpected {p.found()}", note)
@@ -88,6 +90,14 @@ def no_alternative(p, opened):
 
 def no_whole_part(span):
     return PatchSyntaxError("'**' stands for whole parts; inside a name write '*'", span=span)
+
+
+def no_exclusion(p):
+    if p.kind in KEYWORDS:
+        return keyword(p.kind, (p.start, p.stop))
+    if p.kind == "_":
+        return p.fail("an exclusion names variables; '_' is the tensor that is edited")
+    return p.fail(f"a selector is missing after {before(p)}, found {p.found()}")
 
 
 def no_local(p, name):
@@ -157,6 +167,8 @@ def misplaced(p):
         return p.fail("a value has no attributes; call a function on it, as in 'mean(x)'")
     if kind == "(":
         return p.fail("only a function's name can be called")
+    if kind == "except":
+        return p.fail("'except' stands once, at the end of an edit; a ',' separates its selectors")
     if kind == "=":
         return p.fail("a second '=' in the statement; '==' compares")
     if kind == ":":

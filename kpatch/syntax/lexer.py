@@ -7,9 +7,10 @@ A token is a tuple `(kind, value, start, end)`. The kind is
 * "choice" for the bracket that opens alternatives, and "text" for the letters in and around it;
 * "end" for the end of a statement, "" for the end of the text.
 
-Each of four modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs.
+Each of five modes has one regular expression. A statement starts in mode TARGET, in which `*` and `?` make globs.
 `let`, `assert` and assignment operators switch to LINE, an open bracket to BRACKET, in which newlines are space, and
-one that opens alternatives to CHOICE. Every repeated group has a bound, so time and memory are linear in the text.
+one that opens alternatives to CHOICE. `except` leads back to TARGET; after its commas newlines are space (AFTER_COMMA).
+Every repeated group has a bound, so time and memory are linear in the text.
 """
 
 import re
@@ -69,6 +70,7 @@ def _mode(space, alternatives):
 
 
 TARGET = _mode(r" \t", _TARGET + _END + _COMMON)
+AFTER_COMMA = _mode(r" \t\r\n", _TARGET + _END + _COMMON)
 LINE = _mode(r" \t", _EXPRESSION + _END + _COMMON)
 BRACKET = _mode(r" \t\r\n", _EXPRESSION + _COMMON)
 CHOICE = _mode(r" \t\r\n", _ALTERNATIVE + _COMMON)
@@ -85,10 +87,16 @@ def tokens(text, position=0):
         kind = found.lastgroup
         start, position = found.span(kind)
         value = found[kind]
+        if match is AFTER_COMMA and kind != "comment":
+            match = TARGET
         if kind == "name":
             kind = _SPECIAL.get(value, kind)
+            if kind == "except" and match is LINE:
+                match = TARGET
         elif kind == "symbol":
             kind = value
+            if value == "," and match is TARGET:
+                match = AFTER_COMMA
         elif kind in ("open", "choice"):
             if not depth:
                 match, outer = (BRACKET if kind == "open" else CHOICE), match

@@ -2,7 +2,7 @@
 
     patch      = { statement ( NEWLINE | ";" ) }
     statement  = edit | assertion | local
-    edit       = target ( "=" | "+=" | "-=" | "*=" | "/=" | "**=" ) expression
+    edit       = target ( "=" | "+=" | "-=" | "*=" | "/=" | "**=" ) expression [ "except" selector { "," selector } ]
     assertion  = "assert" expression [ "," string ]
     local      = "let" name "=" expression
     target     = ( "_" | selector ) [ "[" index { "," index } [ "," ] "]" ]

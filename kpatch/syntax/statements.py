@@ -22,7 +22,26 @@ def read_statement(p: Parser) -> Edit | Let | Assert:
     if op not in ASSIGNMENTS:
         raise faults.no_assignment(p)
     p.advance()
-    return Edit(target, op, p.expression(), (start, p.end))
+    value = p.expression()
+    exclusions = read_exclusions(p, target.selector) if p.kind == "except" else ()
+    return Edit(target, op, value, exclusions, (start, p.end))
+
+
+def read_exclusions(p: Parser, selector: Selector | Implied) -> tuple[Selector, ...]:
+    """The selectors after `except`, of variables that the selector of a target should not mean."""
+    if isinstance(selector, Implied) or not selector.is_glob:
+        raise p.fail("an exclusion needs a target that can mean several variables, with a glob or alternatives")
+    exclusions: list[Selector] = []
+    while not exclusions or p.kind == ",":
+        p.advance()
+        if p.kind not in PARTS:
+            raise faults.no_exclusion(p)
+        start = p.start
+        exclusion, index = read_selector(p, read_part(p), start)
+        if index is not None or p.kind == "[":
+            raise p.fail("an exclusion names whole variables; it has no index")
+        exclusions.append(exclusion)
+    return tuple(exclusions)
 
 
 def read_let(p: Parser, start: int) -> Let:

@@ -140,27 +140,33 @@ def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
 
 def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
     """The errors of names that the model does not have."""
-    from kpatch.names.index import find_every, index
+    from kpatch.names.bindings import NONE
+    from kpatch.names.index import index
+    from kpatch.names.meanings import ModelNames
 
-    names = index(model)
+    names = ModelNames(index(model), NONE)
     errors = []
-    for selector in _selectors(patch):
+    for selector, exclusions in _selectors(patch):
         try:
-            find_every(names, selector)
+            names.matches(selector, exclusions)
         except PatchError as error:
             errors.append(error.locate(selector.span, patch.source))
     return errors
 
 
-def _selectors(patch: Patch) -> Iterator[ast.Selector]:
-    """The selectors of targets and references in a patch, without paths of `$bindings`, which name other models."""
+def _selectors(patch: Patch) -> Iterator[tuple[ast.Selector, tuple[ast.Selector, ...]]]:
+    """The selectors of targets, with their exclusions, and of references; without those of other models, `$donor.x`."""
     from kpatch.functions.quoted import with_names
 
     stack: list[Any] = [with_names(patch)]
     while stack:
         node = stack.pop()
-        if isinstance(node, ast.Selector):
-            yield node
+        if isinstance(node, ast.Edit):
+            if isinstance(node.target.selector, ast.Selector):
+                yield node.target.selector, node.exclusions
+            stack += [node.value, *reversed(node.target.index or ())]
+        elif isinstance(node, ast.Selector):
+            yield node, ()
         elif not isinstance(node, ast.Binding):
             stack.extend(reversed(list(ast.children(node))))
 

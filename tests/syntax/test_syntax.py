@@ -83,10 +83,12 @@ def spaced(draw):
     text = str(patch)
     parts = []
     end = depth = 0
-    for kind, _, start, stop in itertools.takewhile(lambda token: token[0], lexer_module.tokens(text)):
+    found = list(itertools.takewhile(lambda token: token[0], lexer_module.tokens(text)))
+    for place, (kind, _, start, stop) in enumerate(found):
         fillings = [" ", "\t ", "  "] if start > end else [""]
         depth -= kind in ("]", ")")
-        if depth:
+        touching = "digits" in [each[0] for each in found[place : place + 2]]  # the dot and what is before it
+        if depth and not touching:
             fillings += [filling + "\r\n # ]\n" for filling in fillings]
         depth += kind in ("[", "(", "choice")
         parts += draw(st.sampled_from(fillings)), text[start:stop]
