@@ -6,145 +6,33 @@ source: parsing it gives an equal node.
 The parser limits the tree to `MAX_DEPTH` levels, so `hash`, `==`, `repr`, `str` and `pickle` can recurse.
 """
 
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from kpatch.syntax.words import ATOM, BINDING_POWER, KEYWORDS, is_digits, is_name, quote
+from kpatch.syntax.parts import (
+    Choice as Choice,
+    Glob as Glob,
+    Key as Key,
+    Name as Name,
+    Node as Node,
+    Position as Position,
+    Selector as Selector,
+    alternatives_of as alternatives_of,
+    letters as letters,
+    no_span,
+)
+from kpatch.syntax.words import ATOM, BINDING_POWER, is_digits, quote
 
 MAX_DEPTH = 100  # levels of nested operators, brackets, lists and calls in an expression
 
 
-class Node:
-    """The base class of all nodes. `span` is the last field of each; `==` ignores it."""
-
-    __slots__ = ()
-    __match_args__: tuple = ()
-
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self  # frozen, all the way down
-
-    def __reduce__(self):
-        return type(self), tuple([getattr(self, name) for name in self.__match_args__])
-
-
-def _span():
-    return field(default=(0, 0), compare=False, repr=False)
-
-
-# Names
-
-
-@dataclass(frozen=True, slots=True)
-class Name(Node):
-    """One part of a selector, `kernel`, `0` or `"conv-1"`. A quoted Keras path holds slashes."""
-
-    value: str
-    span: tuple = _span()
-
-    def __str__(self):
-        plain = is_name(self.value) and self.value not in KEYWORDS and self.value != "_"
-        return self.value if plain or is_digits(self.value) else quote(self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Key(Name):
-    """The model of a list, `[0]`, that a selector is meant for. No text holds one."""
-
-    def __str__(self):
-        return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class Position(Node):
-    """`layers[2]`, always followed by another part."""
-
-    index: int
-    span: tuple = _span()
-
-    def __str__(self):
-        return f"layers[{self.index}]"
-
-
-@dataclass(frozen=True, slots=True)
-class Glob(Node):
-    """`conv*`, `block?`, or `**` alone."""
-
-    pattern: str
-    span: tuple = _span()
-
-    def __str__(self):
-        return self.pattern
-
-
-@dataclass(frozen=True, slots=True)
-class Choice(Node):
-    """`(conv1|conv2)`, `block(1|2)_conv*`: a part that stands for several.
-
-    Attributes:
-        pieces: tuples of `Name`s and `Glob`s, side by side: the alternatives of a bracket, or one text.
-    """
-
-    pieces: tuple
-    span: tuple = _span()
-
-    def __str__(self):
-        shown = str if len(self.pieces) == 1 else letters
-        texts = ["|".join(map(shown, piece)) for piece in self.pieces]
-        return "".join(f"({t})" if len(p) > 1 else t for p, t in zip(self.pieces, texts, strict=True))
-
-    @property
-    def parts(self):
-        """The `Name`s and `Glob`s that it stands for; the span of each is that of its alternatives."""
-        return [_side_by_side(chosen, self.pieces) for chosen in itertools.product(*self.pieces)]
-
-
-def letters(part):
-    """The text of a `Name` or a `Glob`, without quotes."""
-    return part.pattern if type(part) is Glob else part.value
-
-
-def _side_by_side(chosen, pieces):
-    if len(chosen) == 1:
-        return chosen[0]
-    spans = [part.span for part, piece in zip(chosen, pieces, strict=True) if len(piece) > 1]
-    kind = Glob if any(type(part) is Glob for part in chosen) else Name
-    return kind("".join(map(letters, chosen)), (spans[0][0], spans[-1][1]))
-
-
-@dataclass(frozen=True, slots=True)
-class Selector(Node):
-    """`encoder.layers[0].kernel`: names one tensor, or several by globs and alternatives."""
-
-    parts: tuple
-    span: tuple = _span()
-
-    def __str__(self):
-        return ".".join(map(str, self.parts))
-
-    @property
-    def is_glob(self):
-        """Whether the selector can match several tensors."""
-        return any(type(part) in (Glob, Choice) for part in self.parts)
-
-    @property
-    def alternatives(self):
-        """The selectors that it stands for: itself, or one without a `Choice` for each choice."""
-        choices = [part.parts if type(part) is Choice else [part] for part in self.parts]
-        at = [place for place, part in enumerate(self.parts) if type(part) is Choice]
-        if not at:
-            return [self]
-        every = itertools.product(*choices)
-        return [Selector(parts, (parts[at[0]].span[0], parts[at[-1]].span[1])) for parts in every]
+# Targets
 
 
 @dataclass(frozen=True, slots=True)
 class Implied(Node):
     """`_`: the implied tensor, or the current value of the target or of the indexed tensor."""
 
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return "_"
@@ -156,7 +44,7 @@ class Target(Node):
 
     selector: Selector | Implied
     index: tuple | None = None
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"{self.selector}{_brackets(self.index)}" if self.index is not None else str(self.selector)
@@ -173,7 +61,7 @@ class Edit(Node):
     op: str
     value: Node
     exclusions: tuple = ()
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"{self.target} {self.op} {self.value}{_except(self.exclusions)}"
@@ -185,7 +73,7 @@ class Assert(Node):
 
     condition: Node
     message: str | None = None
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"assert {self.condition}" + (f", {quote(self.message)}" if self.message is not None else "")
@@ -197,7 +85,7 @@ class Let(Node):
 
     name: str
     value: Node
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"let {self.name} = {self.value}"
@@ -211,7 +99,7 @@ class Integer(Node):
     """`64`, `-1`: includes a minus sign directly before it."""
 
     value: int
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return str(self.value)
@@ -222,7 +110,7 @@ class Float(Node):
     """`0.5`, `1e-3`; never negative, infinite or NaN."""
 
     value: float
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return repr(self.value)
@@ -233,7 +121,7 @@ class Boolean(Node):
     """`true`, `false`."""
 
     value: bool
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return "true" if self.value else "false"
@@ -244,7 +132,7 @@ class Constant(Node):
     """`inf`, `nan`, `pi`, `e`."""
 
     name: str
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return self.name
@@ -255,7 +143,7 @@ class List(Node):
     """`[[1, 2], [3, 4]]`: the nested literals are rectangular."""
 
     items: tuple
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"[{', '.join(map(str, self.items))}]"
@@ -266,7 +154,7 @@ class Local(Node):
     """A name bound by an earlier `let`."""
 
     name: str
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return self.name
@@ -277,7 +165,7 @@ class Reference(Node):
     """Another variable, by a selector without globs. A single part is printed in quotes, to differ from a local."""
 
     selector: Selector
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         first, *rest = self.selector.parts
@@ -291,7 +179,7 @@ class Binding(Node):
 
     name: str
     path: Selector | Implied | None = None
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"${self.name}" if self.path is None else f"${self.name}.{self.path}"
@@ -306,7 +194,7 @@ class Unary(Node):
 
     op: str
     operand: Node
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         if self.op == "not":
@@ -323,7 +211,7 @@ class Binary(Node):
     op: str
     left: Node
     right: Node
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         power = BINDING_POWER[self.op]
@@ -337,7 +225,7 @@ class Compare(Node):
 
     ops: tuple
     operands: tuple
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         first, *others = [_operand(operand, BINDING_POWER["<"] + 1) for operand in self.operands]
@@ -349,7 +237,7 @@ class String(Node):
     """A string as the argument of a call: `cast(x, "int8")`."""
 
     value: str
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return quote(self.value)
@@ -366,7 +254,7 @@ class Argument(Node):
 
     name: str | None
     value: Node
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         text = str(self.value)
@@ -381,7 +269,7 @@ class Call(Node):
 
     function: str
     arguments: tuple
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return f"{self.function}({', '.join(map(str, self.arguments))})"
@@ -396,7 +284,7 @@ class Subscript(Node):
 
     value: Node
     index: tuple
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return _operand(self.value, ATOM) + _brackets(self.index)
@@ -409,7 +297,7 @@ class Slice(Node):
     start: Node | None
     stop: Node | None
     step: Node | None = None
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         start, stop, step = ["" if part is None else str(part) for part in (self.start, self.stop, self.step)]
@@ -420,15 +308,10 @@ class Slice(Node):
 class Ellipsis_(Node):
     """`...` in an index."""
 
-    span: tuple = _span()
+    span: tuple = no_span()
 
     def __str__(self):
         return "..."
-
-
-def alternatives_of(selectors):
-    """The selectors that several stand for, each without a `Choice`."""
-    return [each for selector in selectors for each in selector.alternatives]
 
 
 def children(node):
