@@ -6,7 +6,7 @@ source: parsing it gives an equal node.
 The parser limits the tree to `MAX_DEPTH` levels, so `hash`, `==`, `repr`, `str` and `pickle` can recurse.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass  # noqa: I001 - in one import, all nodes are found here
 
 from kpatch.syntax.parts import (
     Choice as Choice,
