@@ -1,14 +1,14 @@
 """`Array`: an array in a file, and its place."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from kpatch.checkpoint.disk import Source
+from kpatch.checkpoint import disk
+from kpatch.checkpoint.disk import Source, read_at
 from kpatch.errors import FileError
 from kpatch.values.dtypes import NUMPY
 
@@ -87,7 +87,10 @@ class Array:
             with file or self.file.open() as opened:
                 if self.offset is None:
                     return self.reader(opened)
-                return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
+                if disk.RENAMES_OPEN:
+                    return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
+                values = np.fromfile(opened, self.numpy, self.size, offset=self.offset - opened.tell())
+                return values.reshape(self.shape)
         except FileError:
             raise
         except (OSError, ValueError) as error:
@@ -102,7 +105,7 @@ class Array:
         with self.file.open() as file:
             for start in range(0, self.size, step):
                 count = min(step, self.size - start) * self.numpy.itemsize
-                data = os.pread(file.fileno(), count, self.offset + start * self.numpy.itemsize)
+                data = read_at(file.fileno(), count, self.offset + start * self.numpy.itemsize)
                 if len(data) < count:
                     raise FileError(f"'{self.file}' is shorter than its header says")
                 yield start, np.frombuffer(data, self.numpy)

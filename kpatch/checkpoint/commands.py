@@ -36,7 +36,7 @@ def sidecar(patch_file, patch):
     return found
 
 
-def difference(old, new, tolerance):
+def difference(old, new, tolerance, common):
     """The `Diff` of two files, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
@@ -50,4 +50,6 @@ def difference(old, new, tolerance):
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("comparing", total=sum(array.nbytes for array in pair[0].arrays))
-        return comparing.diff(*pair, tolerance=tolerance, progress=lambda count: progress.advance(task, count))
+        return comparing.diff(
+            *pair, tolerance=tolerance, common=common, progress=lambda count: progress.advance(task, count)
+        )

@@ -4,9 +4,9 @@ For each array the patch has
 
 * nothing, if all bits are equal;
 * the entries, if few differ;
-* a slice, if the differing entries are a block with one new value;
-* otherwise `$name`: the whole new array is in a `.safetensors` beside the patch. So are values that a text cannot give
-  to the bit (NaN payloads).
+* a slice, if the differing entries are a row, a column or a block; its values are `$name`, in a `.safetensors` beside
+  the patch, if they are many;
+* otherwise `$name`: the whole new array. So are values that a text cannot give to the bit (NaN payloads).
 
 The files are read in blocks.
 """
@@ -15,27 +15,25 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kpatch.checkpoint import saving
-from kpatch.checkpoint.arrays import BY_NAME, Array, as_bits
+from kpatch.checkpoint import saving, wording
+from kpatch.checkpoint.arrays import Array, Opaque, as_bits
 from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError, PatchError
 from kpatch.names.bindings import OPTIONS
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, parse
-from kpatch.values.dtypes import DTYPES
 from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.pictures import Map, figure
 from kpatch.view.shown import Shown
 
-FEW = 64  # the most entries of an array that are written out
 KEPT = 2**20  # the most offsets of differing entries that are kept, to find a slice
 BINS = 16  # parts of an array in the map of differences
 
@@ -51,7 +49,8 @@ class Difference:
         largest: the largest absolute difference; 0 for booleans.
         bins: the number of entries that differ in each of `BINS` equal parts of the flat array.
         statements: the lines that change it.
-        sidecar: its name in the sidecar, or `None`.
+        sidecar: the name, in the sidecar, of the values that the statement needs, or `None`.
+        values: those values: the new array, or a part of it.
         map: where it differs, and by how much, as a picture.
     """
 
@@ -63,10 +62,11 @@ class Difference:
     bins: np.ndarray = field(default_factory=lambda: np.zeros(BINS, "int64"))
     statements: list = field(default_factory=list)
     sidecar: str | None = None
+    values: Any = None
     map: Map = field(init=False)
 
     def __post_init__(self) -> None:
-        self.map = Map(self.new.shape)
+        self.map = Map(self.new.shape if not isinstance(self.new, Opaque) else (self.new.size,))
 
     def picture(self) -> Map:
         return self.map
@@ -85,19 +85,27 @@ class Diff(Shown):
         text: the patch.
         bindings: the arrays of its `$names`, for `kpatch.checkpoint.apply`.
         sources: the `Source`s of the files compared.
+        rest: of `common=True`, a line for each array that was not compared, or that a patch cannot change.
     """
 
-    def __init__(self, differences: list[Difference], sources: Sequence[Source] = ()) -> None:
+    def __init__(self, differences: list[Difference], sources: Sequence[Source] = (), rest: Sequence[str] = ()) -> None:
         self.differences = differences
         self.sources = sources
+        self.rest = tuple(rest)
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs, and nothing was left out."""
+        return not self.differences and not self.rest
 
     @property
     def text(self) -> str:
-        return "".join(f"{line}\n" for each in self.differences for line in each.statements)
+        lines = [*(f"# {line}" for line in self.rest), *(line for each in self.differences for line in each.statements)]
+        return "".join(f"{line}\n" for line in lines)
 
     @property
     def bindings(self) -> dict[str, Array]:
-        return {each.sidecar: each.new for each in self.differences if each.sidecar}
+        return {each.sidecar: each.values for each in self.differences if each.sidecar}
 
     @property
     def values(self) -> dict[str, np.ndarray]:
@@ -160,19 +168,29 @@ def heat(difference: Difference) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in difference.parts())
 
 
-def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int], object] | None = None) -> Diff:
+def diff(
+    a: Any,
+    b: Any,
+    /,
+    *,
+    tolerance: float = 0.0,
+    common: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Diff:
     """The patch that turns checkpoint or model `a` into `b`.
 
     Args:
-        a, b: paths, `Checkpoint`s, or Keras models, with the same names, shapes and dtypes.
+        a, b: paths, `Checkpoint`s, or Keras models.
         tolerance: entries that differ by at most this much count as equal; with 0 the result is equal to the bit.
+        common: compare what both have, and list the rest in `rest`; else a difference of names is an error.
         progress: called with the number of bytes of each block read.
 
     Returns:
         A `Diff`: `.text` is the patch, `.bindings` its arrays; `.save` writes both.
 
     Raises:
-        FileError: the names, shapes or dtypes of the arrays differ, or a file cannot be read.
+        FileError: the names, shapes or dtypes of the arrays differ, a dtype is not part of the language, or a file
+            cannot be read.
         PatchError: the tolerance is not a number of 0 or more.
 
     Example:
@@ -190,20 +208,23 @@ def diff(a: Any, b: Any, /, *, tolerance: float = 0.0, progress: Callable[[int],
     if not number or not 0 <= given < math.inf:
         raise PatchError(f"tolerance is a number of 0 or more. Received: tolerance={reprlib.repr(tolerance)}")
     (*one, sources), (*two, more) = _side(a, "first"), _side(b, "second")
-    pairs = _pairs(one, two)
+    pairs, left = _pairs(one, two, common)
     found, names = [], set()
     for name, old, new in pairs:
         each = Difference(name, old, new)
         changed = _compare(each, tolerance, progress or (lambda count: None))
         if each.count:
-            each.statements = _statements(each, changed) if changed is not None else []
+            if isinstance(new, Opaque):
+                left.append(_refused(f"'{name}' differs: {new.dtype} is not part of the language", common))
+                continue
+            each.statements, index, each.values = wording.statements(name, new, changed)
             if not each.statements:
                 each.sidecar = _free(name, names)
-                each.statements = [f"{name} = ${each.sidecar}"]
+                each.statements = [f"{name}{wording.indexed(index)} = ${each.sidecar}"]
             found.append(each)
     for source in (sources := [*sources, *more]):
         source.check()
-    return Diff(found, sources)
+    return Diff(found, sources, left)
 
 
 def _side(side: Any, place: str) -> tuple[str, list[tuple[str, Any]], bool, list[Source]]:
@@ -222,25 +243,36 @@ def _side(side: Any, place: str) -> tuple[str, list[tuple[str, Any]], bool, list
     return f"the {place} model ('{side.name}')", ModelArrays(side).stored(), False, []
 
 
-def _pairs(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[str, Any, Any]]:
-    """Triples of the name in `a`, the old array and the new array.
+def _pairs(a: Sequence[Any], b: Sequence[Any], common: bool) -> tuple[list[tuple[str, Any, Any]], list[str]]:
+    """Triples of the name in `a`, the old array and the new array; and a line for each array that has no partner.
 
-    Two files are matched by the names in them, which do not depend on Keras's numbering of layers in the process.
+    Two files are matched by the names in them, which do not depend on Keras's numbering of layers in the process. What
+    two files have in common is matched by the names that a model gives first.
     """
     (first, old, of_files), (second, new, also) = a, b
-    by_key = {array.path if of_files and also else name: (name, array) for name, array in new}
-    pairs = []
+    by_file = of_files and also
+    by_key = {array.path if by_file else name: (name, array) for name, array in new}
+    by_name = {name: array.path if by_file else name for name, array in new} if common else {}
+    pairs, left = [], []
     for name, array in old:
-        _, other = by_key.pop(array.path if of_files and also else name, (name, None))
+        key = by_name.get(name, array.path if by_file else name)
+        _, other = by_key.pop(key, (name, None))
         if other is None:
-            raise FileError(f"{second} has no '{name}', which {first} has")
-        if (other.shape, other.dtype) != (array.shape, array.dtype):
+            left.append(_refused(f"{second} has no '{name}', which {first} has", common))
+        elif (other.shape, other.dtype) != (array.shape, array.dtype):
             shapes = f"{array.shape} {array.dtype} and {other.shape} {other.dtype}"
-            raise FileError(f"'{name}' is {shapes}: a patch keeps shapes and dtypes")
-        pairs.append((name, array, other))
-    for name, _ in by_key.values():
-        raise FileError(f"{first} has no '{name}', which {second} has")
-    return pairs
+            left.append(_refused(f"'{name}' is {shapes}: a patch keeps shapes and dtypes", common))
+        else:
+            pairs.append((name, array, other))
+    left += [_refused(f"{first} has no '{name}', which {second} has", common) for name, _ in by_key.values()]
+    return pairs, left
+
+
+def _refused(message: str, common: bool) -> str:
+    """The message; raised if only what both have is not enough."""
+    if not common:
+        raise FileError(message, notes=["common=True (--common) compares what both have"])
+    return " ".join(message.split())
 
 
 def _compare(each: Difference, tolerance: float, progress: Callable[[int], object]) -> np.ndarray | None:
@@ -270,98 +302,6 @@ def _change(old: np.ndarray, new: np.ndarray, differ: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         change[differ] = new[differ].astype("float64") - old[differ].astype("float64")
     return change
-
-
-def _statements(each: Difference, flat: np.ndarray) -> list[str]:
-    """The lines that change an array; none if it goes into the sidecar."""
-    if each.new.dtype not in DTYPES:
-        return []
-    values, region = each.new.view().reshape(-1)[flat], _region(each, flat)
-    if region is not None and (as_bits(values) == as_bits(values[:1])).all():
-        return _written([(region, values[0])], each)
-    if len(flat) > FEW:
-        return []
-    if region is not None:
-        return _list(each, region, flat, values)
-    indices = zip(*np.unravel_index(flat, each.new.shape), strict=True)
-    return _written([(", ".join(map(str, index)), value) for index, value in zip(indices, values, strict=True)], each)
-
-
-def _region(each: Difference, flat: np.ndarray) -> str | None:
-    """The index of the block that the entries fill, or `None` if they fill none."""
-    shape = each.new.shape
-    if not shape:
-        return ""
-    axes = np.unravel_index(flat, shape)
-    lows, highs = [int(a.min()) for a in axes], [int(a.max()) + 1 for a in axes]
-    if np.prod([high - low for low, high in zip(lows, highs, strict=True)]) != len(flat):
-        return None
-    items = []
-    for low, high, length in zip(lows, highs, shape, strict=True):
-        whole = (low, high) == (0, length)
-        items.append(
-            ":" if whole and length > 1 else str(low) if high - low == 1
-            else f"{low or ''}:{'' if high == length else high}"
-        )  # fmt: skip
-    while items and items[-1] == ":":
-        items.pop()
-    return ", ".join(items)
-
-
-def _list(each: Difference, region: str, flat: np.ndarray, values: np.ndarray) -> list[str]:
-    """One statement with the numbers of a block, nested by its shape."""
-    axes = np.unravel_index(flat, each.new.shape)
-    lengths = [int(a.max() - a.min()) + 1 for a in axes]
-    texts = [_literal(value, each.new.dtype) for value in values]
-    if None in texts:
-        return []
-    nested = np.array(texts, object).reshape([n for n in lengths if n > 1]).tolist()
-    return [f"{each.name}{_index(region)} = {_brackets(nested)}"]
-
-
-def _brackets(nested: Any) -> str:
-    return nested if isinstance(nested, str) else "[" + ", ".join(map(_brackets, nested)) + "]"
-
-
-def _index(region: str) -> str:
-    return f"[{region}]" if region else ""
-
-
-def _written(pairs: Iterable[tuple[str, Any]], each: Difference) -> list[str]:
-    texts = [(index, _literal(value, each.new.dtype)) for index, value in pairs]
-    if any(text is None for _, text in texts):
-        return []
-    return [f"{each.name}{_index(index)} = {text}" for index, text in texts]
-
-
-def _literal(value: Any, dtype: str) -> str | None:
-    """The text that gives the value to the bit, or `None`."""
-    if dtype == "bool":
-        return "true" if value else "false"
-    if value.dtype.kind in "iu":
-        return str(int(value))
-    number = float(value)
-    text = repr(number)
-    back = np.asarray(float(text)).astype(BY_NAME[dtype])
-    if not (as_bits(back.reshape(1)) == as_bits(np.asarray(value).reshape(1))).all():
-        return None
-    shorter = _shorter(number, value, dtype)
-    return shorter if shorter and len(shorter) < len(text) else text  # -100.0, not -1e+02
-
-
-def _shorter(number: float, value: Any, dtype: str) -> str | None:
-    """The shortest decimal that rounds to the value in its dtype, or `None`."""
-    for digits in range(1, 17):
-        text = f"{number:.{digits}g}"
-        if "n" in text:
-            return None
-        if not re.search(r"[.e]", text):
-            text += ".0"
-        with np.errstate(all="ignore"):
-            back = np.asarray(float(text)).astype(BY_NAME[dtype])
-        if back.tobytes() == np.asarray(value).tobytes():
-            return text
-    return None
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -47,7 +47,7 @@ def editor_of(
     opened: Checkpoint,
     out: "str | os.PathLike[str] | None",
     changed: set[Source],
-    keep: bool,
+    keep: str | None,
     overwrite: bool,
     donors: list[Source],
 ) -> contextlib.AbstractContextManager[Editor]:
@@ -57,7 +57,7 @@ def editor_of(
         opened: the checkpoint.
         out: the path of the result; `None` is the checkpoint itself.
         changed: the files that will be written to.
-        keep: keep a journal for `undo`.
+        keep: the text of the patch, if a journal is kept for `undo`, else `None`.
         overwrite: whether `out` may be replaced.
         donors: the `Source`s of what else is read.
     """
@@ -103,7 +103,7 @@ def _check_in_place(opened: Checkpoint, changed: set[Source], donors: list[Sourc
 # Sharded weights of Keras
 
 
-def _shards(opened: Checkpoint, out: Path, keep: bool, inputs: dict[Any, str], unchanged: list[Source]) -> Any:
+def _shards(opened: Checkpoint, out: Path, keep: str | None, inputs: dict[Any, str], unchanged: list[Source]) -> Any:
     base = out.name.removesuffix(formats.SHARDED)
     results = {
         file: outputs.Output(out.with_name(f"{base}_{number:05}.weights.h5"))
@@ -137,7 +137,9 @@ def _renamed(opened: Checkpoint, results: dict[Source, outputs.Output]) -> str:
 
 
 @contextlib.contextmanager
-def _folder(opened: Checkpoint, out: Path, changed: set[Source], keep: bool, unchanged: list[Source]) -> Iterator[Any]:
+def _folder(
+    opened: Checkpoint, out: Path, changed: set[Source], keep: str | None, unchanged: list[Source]
+) -> Iterator[Any]:
     """An `Editor` of a new folder, which gets its name when it is complete."""
     files = {source: source.path.name for source in opened.sources}
     with outputs.folder(out, unchanged) as made:
@@ -150,8 +152,8 @@ def _folder(opened: Checkpoint, out: Path, changed: set[Source], keep: bool, unc
             shutil.copymode(source, target)
         copies = {source: made / files[source] for source in opened.files if source in changed}
         results = {source: (files[source], made / files[source]) for source in opened.files}
-        log = journal.done(made / opened.real.name) if keep else None
-        with editor.of_copies(copies, opened.entry, results, log) as found:
+        log = journal.done(made / opened.real.name)
+        with editor.of_copies(copies, opened.entry, results, keep, log) as found:
             yield found
 
 

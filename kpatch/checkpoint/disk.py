@@ -13,6 +13,8 @@ from typing import IO, Any
 
 from kpatch.errors import FileError, PatchError, reason
 
+BINARY = getattr(os, "O_BINARY", 0)  # else Windows changes the ends of lines
+RENAMES_OPEN = os.name != "nt"  # whether a file that is open or mapped can be renamed, replaced and removed
 State = tuple[int, ...]  # device, inode, size, time of modification
 
 MAX_EDITS = 2**10
@@ -115,33 +117,75 @@ def lock(path: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:
-        yield
+        with _lock_of_windows(path):
+            yield
         return
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FileError(f"'{path}' is being edited by another process") from None
+            raise _busy(path) from None
         yield
+
+
+@contextlib.contextmanager
+def _lock_of_windows(path: Path) -> Iterator[None]:
+    """Locks a file beside the file: on Windows nobody else can read bytes that are locked."""
+    try:
+        import msvcrt
+    except ImportError:  # a system without locks
+        yield
+        return
+    beside = path.with_name(f".{path.name}.kpatch-lock")
+    descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | BINARY, 0o600)
+    try:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            raise _busy(path) from None
+        yield
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.unlink(beside)  # fails if another process has it open
+
+
+def _busy(path: Path) -> FileError:
+    return FileError(f"'{path}' is being edited by another process")
 
 
 def sync(path: Path) -> None:
     """Waits until the file or the directory is on the disk."""
-    if path.is_dir() and os.name != "posix":
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return  # only POSIX systems open directories
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | BINARY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Up to `count` bytes from an offset on; fewer at the end of the file. Not for two threads at once on Windows."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, count)
+
+
 def write_all(descriptor: int, data: Any, offset: int) -> None:
     """Writes all bytes at an offset, or raises `OSError`."""
     data = memoryview(data)
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = _write_at(descriptor, data, offset)
         data, offset = data[written:], offset + written
+
+
+def _write_at(descriptor: int, data: Any, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.write(descriptor, data)
 
 
 def close(descriptor: int) -> None:

@@ -8,13 +8,14 @@ import contextlib
 import itertools
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 
 from kpatch.checkpoint import journal, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
-from kpatch.checkpoint.disk import close, failing, lock, write_all
+from kpatch.checkpoint.disk import BINARY, close, failing, lock, read_at, write_all
 from kpatch.checkpoint.outputs import check, written
 from kpatch.errors import FileError, reason
 
@@ -52,7 +53,7 @@ class Editor:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             for known, path in self.paths.items():
-                self._descriptors[known] = descriptor = os.open(path, os.O_RDWR)
+                self._descriptors[known] = descriptor = os.open(path, os.O_RDWR | BINARY)
                 stack.callback(close, descriptor)
                 if path == known.real:
                     known.check(descriptor)
@@ -80,7 +81,7 @@ class Editor:
         low, high = self._spans.get(file, (0, 0))
         if offset < high and low < offset + count:
             self.flush()
-        data = os.pread(self._descriptors[file], count, offset)
+        data = read_at(self._descriptors[file], count, offset)
         if len(data) < count:
             raise FileError(f"'{file}' is shorter than its header says")
         return data
@@ -168,43 +169,47 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
     Args:
         outputs: the `Source` of each file → the `Output` of its copy.
         entry: the `archive.Member`, or `None`.
-        keep: keep a journal beside the last output.
+        keep: the text of the patch, if a journal is kept beside the last output, else `None`.
         texts: pairs of a further `Output` and its text, which are put in place last.
         inputs: as for `outputs.written`.
         unchanged: the `Source`s that must not change up to the end.
     """
     results = [*outputs.values(), *(output for output, _ in texts)]
-    kept = [journal.output(results[-1].path)] if keep else []
+    kept = [journal.output(results[-1].path)] if keep is not None else []
     with written([*kept, *results], inputs, unchanged) as files:
         copies = dict(zip(outputs, files[len(kept) :], strict=False))
         for source, copy in copies.items():
             copy_of(source, copy)
         names = (os.path.basename(os.path.realpath(output.path)) for output in outputs.values())
         named = {source: (name, copy) for name, (source, copy) in zip(names, copies.items(), strict=True)}
-        with of_copies(copies, entry, named, files[0] if keep else None) as editor:
+        with of_copies(copies, entry, named, keep, files[0]) as editor:
             yield editor
         for (_, text), file in zip(texts, files[len(kept) + len(copies) :], strict=True):
             file.write_text(text, encoding="utf-8")
+    if kept:
+        main = Path(os.path.realpath(results[-1].path))
+        recovery.forget(main, journal.done(main))
 
 
 @contextlib.contextmanager
-def of_copies(copies, entry, results, log):
+def of_copies(copies, entry, results, keep, log):
     """An `Editor` of copies of files, which writes all that is pending at the end.
 
     Args:
         copies: the `Source` of each file that changes → the path of its copy.
         entry: the `archive.Member`, or `None`.
         results: the `Source` of each file of the result → the name that it will have, and its path now.
-        log: the path of a journal to keep, or `None`.
+        keep: the text of the patch, if a journal is kept, else `None`.
+        log: the path of that journal.
     """
     with Editor(copies, entry) as editor, contextlib.ExitStack() as stack:
-        if log is not None:
+        if keep is not None:
             described = [(name, os.stat(path)) for name, path in results.values()]
-            editor.log = stack.enter_context(contextlib.closing(journal.Journal(log, described, durable=False)))
+            editor.log = stack.enter_context(contextlib.closing(journal.Journal(log, described, keep)))
             editor.numbers = {source: number for number, source in enumerate(results)}
         yield editor
         editor.finish()
-        if log is not None:
+        if keep is not None:
             editor.log.keep()
 
 
@@ -216,16 +221,17 @@ def in_place(path, sources, entry, keep, unchanged):
         path: the file whose journal is written beside it.
         sources: the `Source`s to write to.
         entry: the `archive.Member`, or `None`.
-        keep: keep the journal after the edit, for `undo`.
+        keep: the text of the patch, if the journal is kept after the edit for `undo`, else `None`.
         unchanged: the other `Source`s that must not change up to the end.
     """
-    kept = [journal.output(path)] if keep else []
-    check(kept, {})
     with failing(f"cannot write '{path}'"), lock(path):
+        number = max(journal.history(path), default=0) + 1
+        kept = [journal.output(path, each) for each in {1, number}] if keep is not None else []
+        check(kept, {})
         recovery.roll_back(path)  # an edit that was interrupted since the file was opened
         with Editor({source: source.real for source in sources}, entry) as editor:
             described = journal.described(path, sources, map(editor.descriptor, sources))
-            editor.log = log = journal.Journal(journal.begun(path), described, durable=True)
+            editor.log = log = journal.Journal(journal.begun(path), described, keep or "", journal.fresh(path))
             with contextlib.closing(log):
                 try:
                     yield editor
@@ -235,13 +241,15 @@ def in_place(path, sources, entry, keep, unchanged):
                     for source in sources:
                         source.check_named(editor.descriptor(source))
                     check(kept, {})
-                    log.keep(journal.done(path)) if keep else log.drop()
+                    log.keep(journal.done(path, number)) if kept else log.drop()
                 except BaseException as error:
                     _take_back(path, sources, editor, error)
                     raise
                 finally:
                     for source in sources:
                         source.edited(editor.descriptor(source))
+        if kept:
+            recovery.forget(path, journal.done(path, number))
 
 
 def _take_back(path, sources, editor, cause):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kpatch.checkpoint import destinations, editor, formats, journal, recovery
 from kpatch.checkpoint.disk import Source, failing
@@ -164,7 +164,8 @@ def apply(
         out = as_path(out)
         destinations.check_output(out, opened.path, {}, overwrite)  # before the work is done
     checked = _check(opened, *bound(patch, bindings, named), expect)
-    with destinations.editor_of(opened, out, _changed(checked), journal, overwrite, _donors(checked)) as made:
+    told = checked.patch.source if journal else None
+    with destinations.editor_of(opened, out, _changed(checked), told, overwrite, _donors(checked)) as made:
         store = Stored(checked.names, made)
         try:
             execute.run(checked, store)
@@ -178,7 +179,7 @@ def apply(
 
 
 def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
-    """Takes back the latest edit of a file that was made with `journal=True`.
+    """Takes back the latest edit of a file that was made with `journal=True`; called again, the one before it.
 
     Args:
         path: the file.
@@ -204,14 +205,54 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         recovery.discard(Source(formats.main(path)).real)
         return
     opened = Checkpoint(path)
-    kept = journal.done(opened.real)
-    if not kept.exists():
-        raise UndoError(f"there is no '{kept.name}' beside '{path}'; an edit with a journal can be undone")
-    with editor.in_place(opened.real, opened.files, None, keep=False, unchanged=[]) as made:
-        for source, offset, old in recovery.replacements(opened.real, opened.files, made):
+    kept = next(reversed(journal.history(opened.real).values()), None)
+    if kept is None:
+        missing = journal.done(opened.real).name
+        raise UndoError(f"there is no '{missing}' beside '{path}'; an edit with a journal can be undone")
+    with editor.in_place(opened.real, opened.files, None, keep=None, unchanged=[]) as made:
+        for source, offset, old in recovery.replacements(kept, opened.real, opened.files, made):
             made.restore(source, offset, old)
     with failing(f"'{path}' is restored; cannot remove '{kept}'"):
         kept.unlink()
+
+
+class Logged(NamedTuple):
+    """An edit of a file that `undo` can take back.
+
+    Attributes:
+        time: when it was made, in seconds since 1970; `None` if kpatch 0.2 made it.
+        patch: the text of its patch, up to 65,536 characters.
+        size: the number of bytes of its journal.
+        journal: the journal's path.
+    """
+
+    time: float | None
+    patch: str
+    size: int
+    journal: Path
+
+
+def log(path: "str | os.PathLike[str]") -> list[Logged]:
+    """The edits of a file that `undo` can take back, the latest first.
+
+    Raises:
+        FileError: the file cannot be read, or a journal is damaged.
+
+    Example:
+        >>> import keras, kpatch, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp(), "small.keras")
+        >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")]).save(path)
+        >>> for patch in ("head.bias = 7", "head.bias *= 2"):
+        ...     applied = kpatch.checkpoint.apply(path, patch, in_place=True, journal=True)
+        >>> [edit.patch for edit in kpatch.checkpoint.log(path)]
+        ['head.bias *= 2', 'head.bias = 7']
+    """
+    main = Source(formats.main(path)).real
+    with failing(f"cannot read '{path}'"):
+        main.stat()
+        found = [(journal.head(each, main), each) for each in reversed(journal.history(main).values())]
+        return [Logged(head.time, head.patch, each.stat().st_size, each) for head, each in found]
 
 
 def _changed(checked: Checked) -> set[Source]:

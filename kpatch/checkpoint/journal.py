@@ -1,14 +1,15 @@
 """The undo journal of an edit in place: the old bytes, on the disk before they are replaced.
 
 * `.NAME.kpatch-journal` beside a file is the journal of an edit in progress. If it is left behind, the next command
-  that opens the file restores the old bytes.
-* After the edit it is renamed to `NAME.kpatch-undo`, for `kpatch undo`.
+  that opens the file restores the old bytes. (`.NAME.kpatch-journal-new` is one without records; it means nothing.)
+* After the edit it is renamed to `NAME.kpatch-undo` for `kpatch undo`, that of the next edit to `NAME.kpatch-undo-2`,
+  and so on.
 
 A journal consists of:
 
 * a mark;
 * the offset of the end of its complete records, with a checksum;
-* the length and the checksum of a JSON header, and the header: name, size and inode of each file;
+* the length and the checksum of a JSON header, and the header: name, size and inode of each file, the patch, the time;
 * the records: number of the file, offset, length, checksum of the new bytes, checksum of the new bytes in the first
   sector, the old bytes, checksum of the record.
 
@@ -22,24 +23,28 @@ import functools
 import json
 import operator
 import os
+import re
 import shlex
 import stat
 import struct
-import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from kpatch.checkpoint.disk import close, dress, sync, write_all
+from kpatch.checkpoint import disk
+from kpatch.checkpoint.disk import BINARY, close, dress, sync, write_all
 from kpatch.checkpoint.outputs import Output, begins
 from kpatch.errors import FileError
 
-MAGIC = b"kpatch journal 2\n"
+MAGIC = b"kpatch journal 4\n"  # not 3, which is one bit from 2
+BEFORE = b"kpatch journal 2\n"  # of kpatch 0.2: its header is the list of files alone
 _END = struct.Struct("<QI")  # the end of the complete records, and its checksum
 _HEADER = struct.Struct("<II")  # the header's length and checksum
 _RECORD = struct.Struct("<HQIII")  # the file's number, the offset, the length, the checksums of the new bytes
 _SUM = struct.Struct("<I")
 LARGEST_HEADER = 2**24
+LONGEST_PATCH = 2**16  # characters of a patch that are kept
 SECTOR = 512  # bytes that the disk writes atomically
 
 
@@ -48,14 +53,27 @@ def begun(path):
     return path.with_name(f".{path.name}.kpatch-journal")
 
 
-def done(path):
-    """The path of the journal of a file's finished edit, for `undo`."""
-    return path.with_name(f"{path.name}.kpatch-undo")
+def fresh(path):
+    """The path of the journal of an edit that has not written yet."""
+    return path.with_name(f".{path.name}.kpatch-journal-new")
 
 
-def output(path):
+def done(path, number=1):
+    """The path of the journal of a file's finished edit, for `undo`; the last has the highest number."""
+    return path.with_name(f"{path.name}.kpatch-undo" + (f"-{number}" if number > 1 else ""))
+
+
+def history(path):
+    """The journals of a file's finished edits by their numbers, the earliest first."""
+    ours = re.compile(re.escape(done(path).name) + r"(?:-([1-9]\d{0,8}))?")
+    with os.scandir(path.parent) as entries:
+        found = [match for entry in entries if (match := ours.fullmatch(entry.name))]
+    return {number: done(path, number) for number in sorted(int(match[1] or 1) for match in found)}
+
+
+def output(path, number=1):
     """The `Output` of the journal of a file's finished edit."""
-    return Output(done(path), own=begins(MAGIC), of=path)
+    return Output(done(path, number), own=begins(MAGIC[: MAGIC.rindex(b" ")]), of=path)
 
 
 class Journal:
@@ -64,29 +82,29 @@ class Journal:
     Args:
         path: its path. A durable journal gets it with its first records, another journal immediately.
         files: pairs of the name and the `os.stat_result` of each file.
-        durable: records are on the disk before `add` returns.
+        patch: the text of the patch.
+        place: where it is until its first records are on the disk; `None` is `path`, and then `add` does not wait for
+            the disk.
     """
 
-    def __init__(self, path, files, durable):
+    def __init__(self, path, files, patch="", place=None):
         self.path = path
-        self._durable = durable
-        if durable:
-            self._descriptor, aside = tempfile.mkstemp(prefix=".kpatch-", dir=path.parent)
-            self._place = Path(aside)
-        else:
-            self._descriptor, self._place = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), path
+        self._durable = place is not None
+        self._place = place or path
+        self._descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
         self._at = 0
         try:
-            self._begin(files)
+            self._begin(files, patch)
         except BaseException:
             self.close()
             self._place.unlink()
             raise
 
-    def _begin(self, files):
+    def _begin(self, files, patch):
         mode = functools.reduce(operator.and_, (state.st_mode for _, state in files), 0o666)
         dress(self._place, files[0][1], mode)
-        header = json.dumps([{"name": name, "size": s.st_size, "inode": s.st_ino} for name, s in files]).encode()
+        described = [{"name": name, "size": s.st_size, "inode": s.st_ino} for name, s in files]
+        header = json.dumps({"files": described, "patch": patch[:LONGEST_PATCH], "time": time.time()}).encode()
         self._write(MAGIC + _end(0) + _HEADER.pack(len(header), zlib.crc32(header)) + header)
 
     @property
@@ -112,21 +130,28 @@ class Journal:
         write_all(self._descriptor, _end(self._at), len(MAGIC))
         os.fsync(self._descriptor)
         if not self._named:
-            os.replace(self._place, self.path)
-            self._place = self.path
-            sync(self.path.parent)
+            self._rename(self.path)
 
     def keep(self, path=None):
         """Completes the journal after the edit, and renames it to `path` if one is given."""
         if not self._durable or not self._named:
             self._count()
         if path is not None:
-            os.replace(self.path, path)
-            self._place = self.path = path
-            sync(path.parent)
+            self._rename(path)
+
+    def _rename(self, path):
+        if not disk.RENAMES_OPEN:
+            self.close()
+        os.replace(self._place, path)
+        self._place = self.path = path
+        if not disk.RENAMES_OPEN:
+            self._descriptor = os.open(path, os.O_RDWR | BINARY)
+        sync(path.parent)
 
     def drop(self):
         """Removes the journal."""
+        if not disk.RENAMES_OPEN:
+            self.close()
         self._place.unlink(missing_ok=True)
         sync(self.path.parent)
 
@@ -140,6 +165,7 @@ class Journal:
 
     def close(self):
         close(self._descriptor)
+        self._descriptor = -1
 
 
 def first(offset):
@@ -178,6 +204,14 @@ class Replacement(NamedTuple):
     at: int
 
 
+class Head(NamedTuple):
+    """The header of a journal: its files, the patch, and the time of the edit in seconds."""
+
+    files: list
+    patch: str
+    time: float | None
+
+
 class Contents(NamedTuple):
     """The contents of a journal: its files, its records, and whether it is complete (`whole`)."""
 
@@ -192,11 +226,26 @@ def read(journal, path):
     Raises:
         FileError: the journal is damaged.
     """
+    return _checked(journal, path, _contents)
+
+
+def head(journal, path):
+    """The `Head` of the journal of an edit of a file; raises as `read` does."""
+
+    def begin(file):
+        _check_mark(file)
+        file.read(_END.size)
+        return _header(file)
+
+    return _checked(journal, path, begin)
+
+
+def _checked(journal, path, reads):
     try:
         if not stat.S_ISREG(journal.stat().st_mode):
             raise ValueError("it is not a regular file")
         with journal.open("rb") as file:
-            return _contents(file)
+            return reads(file)
     except ValueError as error:
         raise damaged(journal, path, error) from error
 
@@ -212,12 +261,9 @@ def way_out(path):
 
 def _contents(file):
     size = os.fstat(file.fileno()).st_size
-    if not size:
-        raise ValueError("it is empty")
-    if file.read(len(MAGIC)) != MAGIC:
-        raise ValueError("it does not begin like a journal")
+    _check_mark(file)
     end = file.read(_END.size)
-    files, records = _header(file), []
+    files, records = _header(file).files, []
     number, at = _END.unpack(end)[0], file.tell()
     while (record := _record(file, files, size)) is not None:
         records.append(record)
@@ -228,6 +274,14 @@ def _contents(file):
     return Contents(files, records, counted and at == number == size)
 
 
+def _check_mark(file):
+    start = file.read(len(MAGIC))
+    if not start:
+        raise ValueError("it is empty")
+    if start not in (MAGIC, BEFORE):
+        raise ValueError("it does not begin like a journal")
+
+
 def _header(file):
     head = file.read(_HEADER.size)
     length, sum_ = _HEADER.unpack(head) if len(head) == _HEADER.size else (0, None)
@@ -235,13 +289,16 @@ def _header(file):
     if zlib.crc32(text) != sum_:
         raise ValueError("its header is damaged")
     try:
-        files = [File(**each) for each in json.loads(text)]
+        found = json.loads(text)
+        found = found if isinstance(found, dict) else {"files": found, "patch": "", "time": None}
+        files = [File(**each) for each in found["files"]]
         good = files and all(_is_name(each.name) and each.size + each.inode >= 0 for each in files)
-    except (ValueError, TypeError, RecursionError):
+        told = str(found["patch"]), found["time"] and float(found["time"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         good = False
     if not good:
         raise ValueError("its header does not name its files")
-    return files
+    return Head(files, *told)
 
 
 def _is_name(name):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kpatch.checkpoint.arrays import Opaque
 from kpatch.checkpoint.loaded import ModelArrays
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError
@@ -149,13 +150,13 @@ class Statistics:
     MORE = ("std", "zeros", "nan", "inf")
 
     def __init__(self, array: Any) -> None:
-        self.size = array.size
+        self.size = 0 if isinstance(array, Opaque) else array.size
         self.low: Any = np.inf
         self.high: Any = -np.inf
         self.sum = self.squares = 0.0
         self.zeros = self.nans = self.infinite = 0
         with np.errstate(all="ignore"):
-            for _, block in array.blocks():
+            for _, block in array.blocks() if self.size else ():
                 self._add(block)
 
     def _add(self, block: np.ndarray) -> None:

@@ -9,8 +9,19 @@ import itertools
 import os
 import zlib
 
-from kpatch.checkpoint.disk import close, failing, lock, sync
-from kpatch.checkpoint.journal import begun, damaged, described, done, first, play, read, way_out
+from kpatch.checkpoint.disk import BINARY, close, failing, lock, read_at, sync
+from kpatch.checkpoint.journal import (
+    begun,
+    damaged,
+    described,
+    first,
+    fresh,
+    head,
+    history,
+    play,
+    read,
+    way_out,
+)
 from kpatch.errors import FileError, UndoError
 
 
@@ -21,14 +32,24 @@ def recover(path):
         FileError: the journal is damaged or belongs to another file, the file has changed, or the edit is in progress.
     """
     if not begun(path).exists():
+        _sweep(path)
         return False
     with failing(f"cannot put back an edit of '{path}' that was cut off"), lock(path):
         return roll_back(path)
 
 
+def _sweep(path):
+    """Removes the journal of an edit that was cut off before it wrote."""
+    if fresh(path).exists():
+        with contextlib.suppress(OSError, FileError), lock(path):
+            fresh(path).unlink(missing_ok=True)
+
+
 def roll_back(path):
     """`recover` for a caller that holds the lock."""
     journal = begun(path)
+    if fresh(path).exists():
+        fresh(path).unlink()
     if not journal.exists():  # the edit ended just now
         return False
     contents = read(journal, path)
@@ -56,7 +77,7 @@ def _descriptor(stack, journal, path, each):
     """The descriptor of a journal's file; raises if it is not the file that was edited."""
     name = path.parent / each.name
     try:
-        descriptor = os.open(name, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(name, os.O_RDWR | BINARY)
     except FileNotFoundError:
         state = None
     else:
@@ -82,7 +103,7 @@ def _is_of_the_edit(journal, record, descriptor):
     """Whether a file has the old or the new bytes of a record, in its first sector, which is written atomically."""
     count = min(first(record.offset), record.length)
     journal.seek(record.at)
-    now = os.pread(descriptor, count, record.offset)
+    now = read_at(descriptor, count, record.offset)
     return now == journal.read(count) or zlib.crc32(now) == record.first_sum
 
 
@@ -91,12 +112,13 @@ def _changed(journal, path, file):
     return FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
 
 
-def replacements(path, sources, editor):
+def replacements(journal, path, sources, editor):
     """The replacements that undo the latest edit of a file: tuples of a `Source`, an offset and the old bytes.
 
     They come in reverse order. The whole journal is checked first, then each record before it is yielded.
 
     Args:
+        journal: the path of the journal.
         path: the file.
         sources: the files of which it consists.
         editor: an `Editor` of these files.
@@ -105,7 +127,6 @@ def replacements(path, sources, editor):
         FileError: the journal is damaged.
         UndoError: the journal belongs to other files, or the bytes are no longer those that the edit wrote.
     """
-    journal = done(path)
     contents = read(journal, path)
     if not contents.whole:
         raise damaged(journal, path, "it does not end like a journal")
@@ -122,16 +143,37 @@ def replacements(path, sources, editor):
 
 
 def discard(path):
-    """Removes the journal of an interrupted edit, else that of a finished edit; returns its path.
+    """Removes the journal of an interrupted edit, else that of the latest finished edit; returns its path.
 
     Raises:
         UndoError: the file has no journal.
         FileError: another process is editing the file.
     """
     with failing(f"cannot remove the journal of '{path}'"), lock(path):
-        for journal in (begun(path), done(path)):
+        for journal in (begun(path), *reversed(history(path).values())):
             if os.path.lexists(journal):
                 journal.unlink()
                 sync(path.parent)
                 return journal
     raise UndoError(f"'{path}' has no journal")
+
+
+def forget(path, kept):
+    """Removes the journals of a file that was replaced since, other than `kept`: they undo nothing any more."""
+    try:
+        stale = history(path).values()
+    except OSError:  # the edit is done
+        return
+    for found in stale:
+        with contextlib.suppress(OSError, FileError):  # one that is damaged, or of somebody else, stays
+            if found != kept and not is_present(head(found, path).files, path.parent):
+                found.unlink()
+
+
+def is_present(files, folder):
+    """Whether the files of a journal are those in the folder now."""
+    for each in files:
+        state = (folder / each.name).stat()
+        if (state.st_size, state.st_ino) != (each.size, each.inode):
+            return False
+    return True

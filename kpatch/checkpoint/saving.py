@@ -49,8 +49,7 @@ def _write_patch(found, *files):
     *beside, place = files
     arrays = ""
     for file in beside:
-        dense = [each for each in found.differences if each.sidecar]
-        named = [(each.sidecar, each.new.dtype, each.new.shape, each.new.blocks()) for each in dense]
+        named = [(name, array.dtype, array.shape, array.blocks()) for name, array in found.bindings.items()]
         arrays = f", arrays {safetensors.write(file, named, {'kpatch': 'diff'})}"
     place.write_text(f"{MARK}{_digest(found.text)}{arrays}\n{found.text}", encoding="utf-8", newline="\n")
 

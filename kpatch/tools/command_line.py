@@ -324,42 +324,55 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
 @click.option(
     "--tolerance", type=click.FloatRange(0), default=0.0, help="Entries that differ by at most this much are equal."
 )
+@click.option("--common", is_flag=True, help="Compare what both have, and list the rest.")
 @click.option("--summary", is_flag=True, help="Show a table of the differences.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of the differences.")
 @IMPORT
-def diff(old: Path, new: Path, output: Path | None, tolerance: float, summary: bool, html: Path | None) -> None:
+def diff(
+    old: Path, new: Path, output: Path | None, tolerance: float, common: bool, summary: bool, html: Path | None
+) -> None:
     """Makes the patch from OLD to NEW.
 
-    Few differing entries are written out; a block with one new value is a slice; other arrays go to a .safetensors
-    beside the patch, where 'kpatch apply' finds it. OUT.kpatch, its .safetensors and OUT.html must be new files, or
-    files that 'kpatch diff' wrote.
+    Ends with 0 if nothing differs, with 1 if something does, and with 2 on an error.
+
+    Few differing entries are written out; a row, a column or a block is one statement. Many values go to a
+    .safetensors beside the patch, where 'kpatch apply' finds it. OUT.kpatch, its .safetensors and OUT.html must be
+    new files, or files that 'kpatch diff' wrote.
 
     \b
     Examples:
       kpatch diff old.keras new.keras
       kpatch diff old.keras new.keras -o change.kpatch
       kpatch diff old.keras new.keras --summary --tolerance 1e-6
+      kpatch diff plain.keras with_more_layers.keras --common
     """
     from kpatch.checkpoint import commands, saving
 
-    saving.check(output, html, old, new)
-    found = commands.difference(old, new, tolerance)
-    written = saving.write(found, output, html, f"{old} → {new}")
+    try:
+        saving.check(output, html, old, new)
+        found = commands.difference(old, new, tolerance, common)
+        written = saving.write(found, output, html, f"{old} → {new}")
+    except PatchError as error:
+        _show_error(error)
+        click.get_current_context().exit(2)
     if summary:
         _print(found)
+        for line in found.rest:
+            click.echo(line)
     for path in written:
         click.echo(f"wrote {path}")
     if output is None and not summary:
         click.echo(found.text, nl=False)
         if found.bindings:
             click.echo(f"note: {', '.join(f'${name}' for name in found.bindings)}: -o keeps the values too", err=True)
+    click.get_current_context().exit(int(not found.equal))
 
 
 @main.command()
 @MODEL
 @click.option("--discard", is_flag=True, help="Remove the journal; do not change MODEL.")
 def undo(model: Path, discard: bool) -> None:
-    """Undoes the latest edit of MODEL that was made with --journal.
+    """Undoes the latest edit of MODEL that was made with --journal; run again, the one before it.
 
     With --discard the journal is removed instead: that of an interrupted edit that cannot be rolled back, because the
     journal is damaged or MODEL was replaced, or else that of the latest edit.
@@ -374,6 +387,28 @@ def undo(model: Path, discard: bool) -> None:
 
     checkpoint.undo(model, discard=discard)
     click.echo(f"removed the journal of {model}; the file is unchanged" if discard else f"restored {model}")
+
+
+@main.command()
+@MODEL
+def log(model: Path) -> None:
+    """Lists the edits of MODEL that 'kpatch undo' can take back, the latest first.
+
+    \b
+    Examples:
+      kpatch log digits.keras
+    """
+    import time
+
+    from kpatch import checkpoint
+
+    for edit in checkpoint.log(model):
+        when = (
+            "before kpatch 0.3" if edit.time is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(edit.time))
+        )
+        click.echo(f"{when}  {edit.journal.name}  {edit.size:,} bytes")
+        for line in edit.patch.splitlines():
+            click.echo(f"  {line}")
 
 
 def _read(name: str) -> tuple[str, str]:

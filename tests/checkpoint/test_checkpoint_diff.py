@@ -145,7 +145,7 @@ def test_what_it_looks_like(tmp_path):
         "flag[1] = true",
         "row[2] = [1.0, 2.5, 3.0, 4.0, 5e+20]",
         "scalar = nan",
-        "whole = $whole",
+        "whole[1:] = $whole",
     ]
     assert list(found.values) == ["whole"]
     far = checkpoint.diff(a, b, tolerance=1e30).text.splitlines()
@@ -164,7 +164,7 @@ def test_files_that_a_patch_cannot_lead_between(tmp_path):
     ):
         with pytest.raises(FileError) as info:
             checkpoint.diff(paths[a], paths[b])
-        assert str(info.value) == message
+        assert str(info.value) == f"{message}\n  common=True (--common) compares what both have"
 
 
 def test_the_command(tmp_path, monkeypatch):
@@ -176,10 +176,10 @@ def test_the_command(tmp_path, monkeypatch):
 
     def run(*args):
         result = CliRunner().invoke(main, args)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == (args[:3] == ("diff", "a.keras", "b.keras")), result.output
         return result
 
-    monkeypatch.setattr("kpatch.checkpoint.comparing.FEW", 8)
+    monkeypatch.setattr("kpatch.checkpoint.wording.FEW", 8)
     result = run("diff", "a.keras", "b.keras", "-o", "change.kpatch", "--html", "map.html")
     assert result.stdout == "wrote change.kpatch\nwrote change.safetensors\n"
     assert (
@@ -195,3 +195,131 @@ def test_the_command(tmp_path, monkeypatch):
     assert result.stderr == "note: $dense_1_kernel: -o keeps the values too\n"
     run("apply", "a.keras", "change.kpatch", "-o", "c.keras")
     assert run("diff", "b.keras", "c.keras").stdout == ""
+
+
+def lines(old, new, folder, **options):
+    """The patch between two arrays, which must lead from the one to the other to the bit."""
+    a, b, c = (folder / f"{letter}.safetensors" for letter in "abc")
+    save_file({"w": old}, a)
+    save_file({"w": new}, b)
+    found = checkpoint.diff(a, b, **options)
+    checkpoint.apply(a, found, c, overwrite=True)
+    assert c.read_bytes() == b.read_bytes()
+    found.save(folder / "p.kpatch")
+    checkpoint.apply(a, kpatch.load(folder / "p.kpatch"), c, overwrite=True)
+    assert c.read_bytes() == b.read_bytes()
+    return found.text.splitlines()
+
+
+ROWS = {
+    "[7]": np.s_[7],
+    "[:, 3]": np.s_[:, 3],
+    "[2:9]": np.s_[2:9],
+    "[::4]": np.s_[::4],
+    "[1:35:3, 5:60]": np.s_[1:35:3, 5:60],
+    "[[3, 4, 17]]": np.s_[[3, 4, 17]],
+    "[:, [0, 8, 9, 30]]": np.s_[:, [0, 8, 9, 30]],
+}
+
+
+MOSTLY = ("[7]", "[:, 3]", "[2:9]", "[::4]")  # lists and blocks are exact
+HOW = [(text, how) for text in ROWS for how in ("values", "one value", *["most"] * (text in MOSTLY))]
+
+
+@pytest.mark.parametrize(("text", "how"), HOW)
+def test_a_region_is_one_statement(text, how, tmp_path):
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=(40, 70)).astype("float32")
+    new, index = old.copy(), ROWS[text]
+    new[index] = 0.5 if how == "one value" else rng.normal(size=new[index].shape)
+    if how == "most":
+        keep = rng.random(new[index].shape) < 0.2
+        new[index] = np.where(keep, old[index], new[index])
+    [line] = lines(old, new, tmp_path)
+    few = text == "[:, 3]" and how != "one value"
+    assert line.startswith(f"w{text} = [" if few else f"w{text} = 0.5" if how == "one value" else f"w{text} = $w")
+
+
+def test_a_filter_is_one_statement(tmp_path):
+    old = np.zeros((3, 3, 16, 8), "float16")
+    new = old.copy()
+    new[..., 3] = np.random.default_rng(0).normal(size=(3, 3, 16))
+    assert lines(old, new, tmp_path) == ["w[:, :, :, 3] = $w"]
+    assert checkpoint.open(tmp_path / "p.safetensors")["w"].shape == (3, 3, 16)
+
+
+def test_scattered_entries_are_written_out(tmp_path):
+    new = np.zeros((9, 9), "float32")
+    new[[0, 4, 8], [1, 7, 2]] = [1, 2, 3]
+    assert lines(np.zeros_like(new), new, tmp_path) == ["w[0, 1] = 1.0", "w[4, 7] = 2.0", "w[8, 2] = 3.0"]
+    new[0, [3, 8]] = 5
+    assert lines(np.zeros_like(new), new, tmp_path)[:3] == ["w[0, 1] = 1.0", "w[0, 3] = 5.0", "w[0, 8] = 5.0"]
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_regions_of_any_shape(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
+    axes = [data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n, unique=True)) for n in shape]
+    old = np.random.default_rng(0).normal(size=shape).astype("float32")
+    new = old.copy()
+    new[np.ix_(*axes)] = np.random.default_rng(1).normal(size=tuple(map(len, axes)))
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kpatch.checkpoint.wording.FEW", data.draw(st.sampled_from([0, 4, 64])))
+        lines(old, new, Path(directory))
+
+
+def test_parts_of_a_model_in_memory():
+    a, b = filled(dense()), filled(dense(), seed=1)
+    b.layers[0].kernel.assign(keras.ops.convert_to_tensor(a.layers[0].kernel))
+    kpatch.apply(b, "dense_1.kernel[1] *= 3; dense_1.bias = $a._; dense_2.** = $a._", a=a)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kpatch.checkpoint.wording.FEW", 0)
+        found = checkpoint.diff(a, b)
+        assert found.text == "dense_1.kernel[1] = $dense_1_kernel\n"
+        kpatch.apply(a, found)
+    assert bits(a) == bits(b)
+
+
+def test_what_two_files_have_in_common(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, more = filled(dense()), filled(dense())
+    more.compile("sgd", "mse")
+    more.optimizer.build(more.trainable_variables)
+    kpatch.apply(more, "dense_1.bias[1] = 5")
+    plain.save("a.keras")
+    more.save("b.keras")
+    found = checkpoint.diff("a.keras", "b.keras", common=True)
+    *rest, last = found.text.splitlines()
+    assert (last, found.equal, [f"# {line}" for line in found.rest]) == ("dense_1.bias[1] = 5.0", False, rest)
+    assert "# 'a.keras' has no 'optimizer.iterations', which 'b.keras' has" in rest
+
+    def run(*args):
+        return CliRunner().invoke(main, ["diff", *args])
+
+    assert run("a.keras", "b.keras").exit_code == 2
+    result = run("a.keras", "b.keras", "--common")
+    assert (result.exit_code, result.stdout) == (1, found.text)
+    assert "'a.keras' has no 'optimizer." in run("a.keras", "b.keras", "--common", "--summary").stdout
+    same = run("a.keras", "a.keras")
+    assert (same.exit_code, same.stdout) == (0, "")
+    assert run("a.keras", "a.keras", "--common").exit_code == 0
+    assert run("none.keras", "a.keras").exit_code == 2
+
+
+def test_shapes_and_dtypes_that_are_not_in_common(tmp_path):
+    import json
+    import struct
+
+    save_file({"w": np.zeros(3, "float32"), "x": np.ones(2)}, tmp_path / "a.safetensors")
+    save_file({"w": np.zeros(4, "float32"), "x": np.zeros(2)}, tmp_path / "b.safetensors")
+    found = checkpoint.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors", common=True)
+    assert found.rest == ("'w' is (3,) float32 and (4,) float32: a patch keeps shapes and dtypes",)
+    assert found.text.splitlines()[1:] == ["x = 0.0"]
+    for letter, data in (("a", b"12345678"), ("b", b"12345679")):
+        header = json.dumps({"c": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}).encode()
+        (tmp_path / f"{letter}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    with pytest.raises(FileError, match="'c' differs: C64 is not part of the language"):
+        checkpoint.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert not checkpoint.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors", common=True).equal
+    assert checkpoint.diff(tmp_path / "a.safetensors", tmp_path / "a.safetensors").equal

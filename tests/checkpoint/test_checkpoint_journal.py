@@ -257,7 +257,7 @@ def test_a_journal_that_is_discarded(here):
         return result.exit_code, result.stderr or result.stdout
 
     for command in (["show"], ["undo"], ["apply", "-e", "z = 1", "--in-place"], ["diff", "a.safetensors"]):
-        assert run(*command) == (1, f"kpatch.FileError: {damaged(BEGUN, EMPTY)}\n")
+        assert run(*command) == (1 + (command[0] == "diff"), f"kpatch.FileError: {damaged(BEGUN, EMPTY)}\n")
     said = "removed the journal of a.safetensors; the file is unchanged\n"
     assert run("undo", "--discard") == (0, said)
     assert sorted(os.listdir()) == ["a.safetensors", DONE]

@@ -69,7 +69,7 @@ def run(*args):
 
 def refused(message, *args):
     before = state()
-    assert run(*args) == (1, f"kpatch.FileError: {message}\n", "")
+    assert run(*args) == (1 + (args[0] == "diff"), f"kpatch.FileError: {message}\n", "")
     assert state() == before
 
 
@@ -198,12 +198,12 @@ def test_what_diff_did_not_write_is_not_replaced(here):
 
 def test_what_diff_wrote_is_replaced_until_somebody_edits_it(here):
     args = ("diff", "base.safetensors", "tuned.safetensors", "-o", "change.kpatch", "--html", "map.html")
-    assert run(*args) == (0, "", "wrote change.kpatch\nwrote change.safetensors\n")
+    assert run(*args) == (1, "", "wrote change.kpatch\nwrote change.safetensors\n")
     first = {name: Path(name).read_bytes() for name in ("change.kpatch", "change.safetensors", "map.html")}
-    assert run(*args)[0] == 0
+    assert run(*args)[0] == 1
     assert {name: Path(name).read_bytes() for name in first} == first
     save("other.safetensors", 2)
-    assert run("diff", "base.safetensors", "other.safetensors", *args[3:])[0] == 0
+    assert run("diff", "base.safetensors", "other.safetensors", *args[3:])[0] == 1
     assert all(Path(name).read_bytes() != data for name, data in first.items())
     with open("change.kpatch", "a", encoding="utf-8") as file:
         file.write("# mine\n")
@@ -215,7 +215,7 @@ def test_a_patch_without_a_sidecar_keeps_its_name_free(here):
     checkpoint.apply("base.safetensors", "z[0] = 3", out="near.safetensors")
     args = ("diff", "base.safetensors", "near.safetensors", "-o")
     refused(COMPARED.format("near.safetensors"), *args, "near.kpatch")
-    assert run(*args, "change.kpatch") == (0, "", "wrote change.kpatch\n")
+    assert run(*args, "change.kpatch") == (1, "", "wrote change.kpatch\n")
     lines = Path("change.kpatch").read_text(encoding="utf-8").splitlines()
     assert lines == ["# written by kpatch diff: text 246b81e2a137b14d", "z[0] = 3.0"]
 

@@ -1,0 +1,117 @@
+"""Journals keep a history: several edits are listed, and undone one after the other."""
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+
+from kpatch import checkpoint
+from kpatch.errors import UndoError
+from kpatch.tools.command_line import main
+
+pytestmark = pytest.mark.backend_free
+NAME = "a.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": np.zeros((3, 4), "float32")}, NAME)
+    return Path(NAME)
+
+
+def run(*args):
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def test_several_edits_are_undone_one_after_the_other(here):
+    states = []
+    for patch in ("w[0] = 1", "w += 2", "w[0, 0] = 5\nw[2] = 9"):
+        states.append(here.read_bytes())
+        run("apply", NAME, "-e", patch, "--in-place", "--journal")
+    edits = checkpoint.log(NAME)
+    assert [edit.patch for edit in edits] == ["w[0, 0] = 5\nw[2] = 9", "w += 2", "w[0] = 1"]
+    assert [edit.journal.name for edit in edits] == [f"{NAME}.kpatch-undo{end}" for end in ("-3", "-2", "")]
+    assert edits[0].time >= edits[1].time >= edits[2].time > 1.6e9
+    assert [line for line in run("log", NAME) if line.startswith("  ")] == [
+        "  w[0, 0] = 5", "  w[2] = 9", "  w += 2", "  w[0] = 1",
+    ]  # fmt: skip
+    for state in reversed(states):
+        run("undo", NAME)
+        assert here.read_bytes() == state
+    assert (os.listdir(), run("log", NAME)) == ([NAME], [])
+    with pytest.raises(UndoError, match="an edit with a journal can be undone"):
+        checkpoint.undo(NAME)
+
+
+def test_an_edit_after_an_undo_takes_the_free_number(here):
+    for patch in ("w = 1", "w = 2"):
+        checkpoint.apply(NAME, patch, in_place=True, journal=True)
+    checkpoint.undo(NAME)
+    checkpoint.apply(NAME, "w = 3", in_place=True, journal=True)
+    assert [edit.patch for edit in checkpoint.log(NAME)] == ["w = 3", "w = 1"]
+    checkpoint.undo(NAME, discard=True)
+    assert [edit.patch for edit in checkpoint.log(NAME)] == ["w = 1"]
+    assert checkpoint.open(NAME)["w"][0, 0] == 3
+    with pytest.raises(UndoError, match="has changed since the edit"):
+        checkpoint.undo(NAME)
+
+
+def test_the_history_of_a_file_that_was_replaced_ends(here):
+    for patch in ("w = 1", "w = 2", "w = 3"):
+        checkpoint.apply(NAME, patch, in_place=True, journal=True)
+    save_file({"w": np.zeros((3, 4), "float32")}, "new")
+    os.replace("new", NAME)
+    Path(f"{NAME}.kpatch-undo-7").write_text("mine")
+    checkpoint.apply(NAME, "w = 4", in_place=True, journal=True)
+    names = {name for name in os.listdir() if "undo" in name}
+    assert names == {f"{NAME}.kpatch-undo-7", f"{NAME}.kpatch-undo-8"}
+    checkpoint.undo(NAME)
+    assert Path(f"{NAME}.kpatch-undo-7").read_text() == "mine"
+
+
+def test_a_copy_begins_a_history(here):
+    for patch in ("w = 1", "w = 2"):
+        checkpoint.apply(NAME, patch, in_place=True, journal=True)
+    save_file({"w": np.ones((3, 4), "float32")}, "b.safetensors")
+    checkpoint.apply("b.safetensors", "w[0] = 5", NAME, overwrite=True, journal=True)
+    assert [edit.patch for edit in checkpoint.log(NAME)] == ["w[0] = 5"]
+    checkpoint.undo(NAME)
+    assert here.read_bytes() == Path("b.safetensors").read_bytes()
+
+
+def test_a_journal_of_kpatch_0_2(here):
+    before = here.read_bytes()
+    checkpoint.apply(NAME, "w[1] = 7", in_place=True, journal=True)
+    journal = Path(f"{NAME}.kpatch-undo")
+    data = journal.read_bytes()
+    start = len(b"kpatch journal 4\n")
+    size, _ = struct.unpack_from("<II", data, start + 12)
+    header = json.loads(data[start + 20 : start + 20 + size])["files"]
+    text, rest = json.dumps(header).encode(), data[start + 20 + size :]
+    end = struct.pack("<Q", start + 20 + len(text) + len(rest))
+    journal.write_bytes(
+        b"kpatch journal 2\n" + end + struct.pack("<III", zlib.crc32(end), len(text), zlib.crc32(text)) + text + rest
+    )
+    assert [(edit.patch, edit.time) for edit in checkpoint.log(NAME)] == [("", None)]
+    assert "before kpatch 0.3" in run("log", NAME)[0]
+    checkpoint.undo(NAME)
+    assert here.read_bytes() == before
+
+
+def test_an_edit_that_was_cut_off_before_it_wrote_is_swept(here):
+    leftover = Path(f".{NAME}.kpatch-journal-new")
+    leftover.write_bytes(b"kpatch jour")
+    checkpoint.open(NAME)
+    assert not leftover.exists()
+    leftover.write_bytes(b"")
+    checkpoint.apply(NAME, "w = 1", in_place=True)
+    assert os.listdir() == [NAME]
