@@ -1,6 +1,9 @@
 """Recompiles the functions that models keep, when a patch that they were traced with begins or ends."""
 
 import gc
+import sys
+import weakref
+from types import FrameType
 
 KEPT = ("train_function", "test_function", "predict_function", "generate_function")  # the last is keras_hub's
 
@@ -40,10 +43,45 @@ def models_with(layers):
     """All live models that contain one of the layers.
 
     A layer does not know its models, so this searches all objects of the process, at about 100 ns each: cheap compared
-    with tracing a function, too slow for frequent use.
+    with tracing a function, too slow for frequent use. The first search after a `gc.freeze()` takes about 3 µs each.
     """
+    held = set(map(id, layers))
+    return [model for model in _models() if any(id(layer) in held for layer in model._flatten_layers())]
+
+
+class _Mark:
+    """An object that Python lists until the next `gc.freeze()`, which takes it away with all others."""
+
+
+_mark, _frozen = _Mark(), weakref.WeakSet()  # the models that Python does not list, while it lists the mark
+
+
+def _models():
+    """All live models; Python does not list what a program has frozen by `gc.freeze()`."""
+    global _mark, _frozen
+    listed = gc.get_objects()
+    if gc.get_freeze_count() and not any(each is _mark for each in listed):
+        _mark = _Mark()
+        _frozen = weakref.WeakSet(filter(_is_model, _reachable(listed)))
+    return list({id(model): model for model in (*filter(_is_model, listed), *_frozen)}.values())
+
+
+def _is_model(each):
     import keras
 
-    held = set(map(id, layers))
-    models = [each for each in gc.get_objects() if issubclass(type(each), keras.Model) and "_layers" in vars(each)]
-    return [model for model in models if any(id(layer) in held for layer in model._flatten_layers())]
+    return issubclass(type(each), keras.Model) and "_layers" in vars(each)
+
+
+def _reachable(listed):
+    """All objects that can be reached from modules, from calls that run, and from those that Python lists."""
+    seen, found = {}, [*listed, sys.modules]
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            found += [*frame.f_locals.values(), frame.f_globals]
+            frame = frame.f_back
+    while found:
+        fresh = {number: each for number, each in zip(map(id, found), found, strict=True) if number not in seen}
+        seen |= fresh
+        found = [*filter(gc.is_tracked, gc.get_referents(*fresh.values()))]
+    return list(seen.values())
