@@ -49,8 +49,11 @@ def _few_objects():
 
     Keras collects at every `quantize`, kpatch at every `hold`: a second each, once jax has compiled a lot.
     """
+    from kpatch.run import forgetting
+
     gc.collect()
     gc.freeze()
+    forgetting._mark = forgetting._Mark()  # models of earlier files are nobody's: they are not searched for
 
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)

@@ -5,6 +5,7 @@ import gc
 import keras
 import pytest
 
+from kpatch.run import forgetting
 from kpatch.run.forgetting import models_with
 
 pytestmark = pytest.mark.backend_free
@@ -32,45 +33,29 @@ class Sharing(keras.Model):
         self.shared = layer
 
 
-def test_models_that_were_frozen_are_found(freezes):
+def test_models_that_were_frozen_are_found(freezes, monkeypatch):
     layer = keras.layers.Dense(3)
+    searches = []
+    search = forgetting._reachable
+    monkeypatch.setattr(forgetting, "_reachable", lambda listed: searches.append(1) or search(listed))
     one, held = Sharing(layer), Holder(Sharing(layer))
     outer = [lambda: held.model, Sharing(one)]
-    expected = {id(one), id(held.model), id(outer[1])}
-    assert set(map(id, models_with([layer]))) == expected
-    freezes()
-    assert set(map(id, models_with([layer]))) == expected
-    late = Sharing(layer)
-    assert set(map(id, models_with([layer]))) == expected | {id(late)}
-    freezes()
-    assert set(map(id, models_with([layer]))) == expected | {id(late)}
-    gc.unfreeze()
-    assert set(map(id, models_with([layer]))) == expected | {id(late)}
-    assert models_with([keras.layers.Dense(3)]) == []
-
-
-def test_a_model_that_is_gone_is_not_kept(freezes):
-    layer = keras.layers.Dense(3)
     KEPT.append(Holder(Sharing(layer)))
+    expected = {id(one), id(held.model), id(outer[1]), id(KEPT[0].model)}
+    assert set(map(id, models_with([layer]))) == expected
+    assert not searches
     freezes()
-    assert len(models_with([layer])) == 1
+    for _ in range(2):
+        assert set(map(id, models_with([layer]))) == expected
+    late = Sharing(layer)
+    expected.add(id(late))
+    assert set(map(id, models_with([layer]))) == expected
+    assert len(searches) == 1
+    freezes()
+    assert set(map(id, models_with([layer]))) == expected
+    assert len(searches) == 2
+    assert models_with([keras.layers.Dense(3)]) == []
     gc.unfreeze()
-    KEPT.clear()
+    expected.discard(id(KEPT.pop().model))
     gc.collect()
-    assert models_with([layer]) == []
-
-
-def test_what_is_frozen_is_searched_once(freezes, monkeypatch):
-    from kpatch.run import forgetting
-
-    layer = keras.layers.Dense(3)
-    model = Sharing(layer)
-    freezes()
-    calls = []
-    search = forgetting._reachable
-    monkeypatch.setattr(forgetting, "_reachable", lambda listed: calls.append(1) or search(listed))
-    for _ in range(3):
-        assert models_with([layer]) == [model]
-    freezes()
-    assert models_with([layer]) == [model]
-    assert len(calls) == 2
+    assert set(map(id, models_with([layer]))) == expected
