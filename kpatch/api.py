@@ -8,6 +8,7 @@ from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound, together
 from kpatch.run import checking, live, pure
 from kpatch.run.plan import Plan
+from kpatch.run.resetting import optimizers_for
 from kpatch.run.undo import AppliedPatch
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def apply(
     *,
     donate: bool = True,
     undo: bool = True,
+    slots: "str | keras.optimizers.Optimizer" = "keep",
     expect: int | None = None,
     bindings: Mapping[str, Any] | None = None,
     **named: Any,
@@ -78,6 +80,9 @@ def apply(
             itself, for tensors that were read before).
         undo: keep the old values of the edited entries. With `False`, `undo()` is an error, and old values are kept
             only while a later statement can still fail on the values that it meets, and then until 4 MiB are written.
+        slots: what becomes of the optimizer's variables for the entries written (momentum, variance). `"keep"`, or
+            `"reset"` to what they start from; a moving average then starts from the new value. The optimizer is that
+            of the compiled model; in a loop of your own, hand it in, `slots=optimizer`. Undone with the edit.
         expect: how many variables the patch must match, in all models together; another number is an error, with
             nothing written.
         bindings: the values of the patch's `$names`, `{name: value}`: numbers, lists, arrays, tensors, Keras
@@ -112,7 +117,9 @@ def apply(
         [14.0, 2.0, 2.0]
     """
     backends.current().refuse_traces("kpatch.apply")
-    return live.apply(checking.check_all(model, *bound(patch, bindings, named), expect), donate, undo)
+    checked = checking.check_all(model, *bound(patch, bindings, named), expect)
+    optimizers = () if slots == "keep" else optimizers_for(slots, checked.names.models)
+    return live.apply(checked, donate, undo, optimizers)
 
 
 @keywords.checked("kpatch.edit")

@@ -6,17 +6,17 @@ from numbers import Integral
 from typing import Any
 
 import keras
-from keras import ops
 
 from kpatch.errors import BindingError
 from kpatch.inside.holding import written
 from kpatch.names.patches import PatchLike, as_patch, bound, together
 from kpatch.run import checking, live
+from kpatch.run.resetting import KEEP, RESET, optimizers_for
 from kpatch.run.steps import Checked
 from kpatch.syntax import Patch
 
 MOMENTS = ("epoch_begin", "epoch_end", "batch_end")
-SLOTS = ("keep", "reset")
+SLOTS = (KEEP, RESET)
 
 
 class PatchCallback(keras.callbacks.Callback):
@@ -88,31 +88,8 @@ class PatchCallback(keras.callbacks.Callback):
             return
         entries = 0
         if number in self.patches:
-            masks = written(live.apply(self._checked(self.patches[number])))
+            optimizers = optimizers_for(self.slots, [self.model])
+            masks = written(live.apply(self._checked(self.patches[number]), optimizers=optimizers))
             entries = sum(int(mask.sum()) for _, mask in masks)
-            if self.slots == "reset":
-                for optimizer in _optimizers(self.model.optimizer):
-                    _reset(optimizer, {id(place.variable): mask for place, mask in masks})
         if logs is not None:
             logs["patched_entries"] = entries
-
-
-def _optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that update variables: those inside of the ones that wrap others."""
-    inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]
-    return [optimizer] if inner == [None] else [each for one in inner for each in _optimizers(one)]
-
-
-def _reset(optimizer: Any, masks: dict[int, Any]) -> None:
-    """Sets the slots of masked entries to what those of a new optimizer are."""
-    variables = optimizer._trainable_variables
-    fresh = type(optimizer).from_config(optimizer.get_config())
-    fresh.build(variables)
-    for name, slots in vars(optimizer).items():
-        if not isinstance(slots, list) or len(slots) != len(variables) or name == "_trainable_variables":
-            continue
-        averages = name == "_model_variables_moving_average"
-        for slot, start, variable in zip(slots, variables if averages else vars(fresh)[name], variables, strict=True):
-            mask = masks.get(id(variable))
-            if mask is not None and isinstance(slot, keras.Variable) and tuple(slot.shape) == mask.shape:
-                slot.assign(ops.where(mask, ops.convert_to_tensor(start), ops.convert_to_tensor(slot)))

@@ -13,6 +13,7 @@ from kpatch.names.patches import PatchLike, bound
 from kpatch.names.weights import weight_of
 from kpatch.run import checking, live
 from kpatch.run.forgetting import forget_compiled, models_with
+from kpatch.run.resetting import SlotStep
 from kpatch.run.undo import AppliedPatch
 from kpatch.values.tensors import mask_of, to_numpy
 
@@ -159,6 +160,8 @@ def written(applied: AppliedPatch) -> list[tuple[Place, np.ndarray]]:
     """Each place with the mask of the entries written."""
     masks = {}
     for record in applied._records:
+        if isinstance(record.step, SlotStep):
+            continue
         place = record.step.place
         _, mask = masks.setdefault(id(place.variable), (place, np.zeros(place.shape, bool)))
         mask |= mask_of(record.selection, place.shape)

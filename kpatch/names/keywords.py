@@ -67,6 +67,7 @@ def _hints(function: Purpose) -> dict[str, str]:
         "dry_run": function.dry_run,
         "donate": _OF_APPLY,
         "undo": _OF_APPLY,
+        "slots": _OF_APPLY,
         "expect": "the one tensor is all that it edits",
         "journal": _OF_FILES,
         "overwrite": _OF_FILES,

@@ -8,7 +8,7 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
-from kpatch.run import derived, encoding, execute
+from kpatch.run import derived, encoding, execute, resetting
 from kpatch.run.execute import Named, picked
 from kpatch.run.plan import Plan
 from kpatch.run.records import Record, enter, latest_link, with_inherited
@@ -25,7 +25,7 @@ class Live(Named):
     """The places are variables, written in place, with a journal of what was there.
 
     With `keep=False` old values are kept until no step is left that may fail on the values that it meets, and from then
-    on until more than `KEPT` bytes are written. What is let go has a record without `before`.
+    on until more than `KEPT` bytes are written; or `to_the_end`. What is let go has a record without `before`.
 
     Attributes:
         records: a `Record` for each write, in order.
@@ -36,7 +36,7 @@ class Live(Named):
 
     stream = None
 
-    def __init__(self, checked, writer, donate=True, keep=True):
+    def __init__(self, checked, writer, donate=True, keep=True, to_the_end=False):
         self._checked = checked
         self.names = checked.names
         self.writer = writer
@@ -45,7 +45,7 @@ class Live(Named):
         self.ended = False
         self.records = []
         self.counts = {}
-        self._doubtful = checked.doubtful if self.lets_go else None
+        self._doubtful = len(checked.steps) if to_the_end else checked.doubtful if self.lets_go else None
         self._keeps_all = True
         self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
@@ -160,6 +160,23 @@ class Live(Named):
             keeps = self._keeps_all or self._has_room(stored, selection)
             self._enter(stored, selection, self.writer.read(stored.place.variable, selection) if keeps else None)
             self._write(stored, selection, new, new)
+
+    def reset(self, step, selection, start):
+        """Writes to a slot of an optimizer what it starts from: one number, or an array of the slot's shape."""
+        place = step.place
+        if isinstance(selection, indexing.PackedMask):
+            selection = indexing.Mask(selection.mask, place.shape, selection.count)
+        if start.shape and type(selection) is indexing.Mask:
+            flat = np.flatnonzero(tensors.to_numpy(selection.mask))
+            selection = indexing.Positions(flat, flat.shape)
+        if type(selection) is indexing.Mask:
+            before = self._masked(place, tensors.to_numpy(selection.mask))
+        else:
+            before = self.writer.read(place.variable, selection)
+        if start.shape:
+            start = start.reshape(-1)[tensors.positions(selection, place.shape).flat].reshape(selection.shape)
+        self._enter(step, selection, before)
+        self._write(step, selection, start, start)
 
     def _write(self, step, target, values, after):
         record = self.records[-1]
@@ -301,20 +318,23 @@ def _has_entries(record):
     return record.selection is None or record.selection.size > 0
 
 
-def apply(checked, donate=True, keep=True):
+def apply(checked, donate=True, keep=True, optimizers=()):
     """Executes steps on variables: all of them, or on any failure none.
 
     Args:
         keep: the old values, for `undo`.
+        optimizers: those whose slots are reset for what is written.
 
     Raises:
         PatchError: everything is as it was, or the error says what is not. So it is with an interrupt.
     """
-    live = Live(checked, backends.current(), donate, keep)
+    live = Live(checked, backends.current(), donate, keep, to_the_end=len(optimizers) > 0)
     live.sync()
     try:
         try:
             execute.run(checked, live)
+            if optimizers:
+                resetting.reset(live, optimizers)
             live.settle()
             live.derive()
             return AppliedPatch(checked, live)
