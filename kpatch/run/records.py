@@ -94,16 +94,16 @@ def _forgetter(key: int, latest: dict[int, Any]) -> Callable[[Any], None]:
     return lambda _: latest.pop(key, None)
 
 
-def with_inherited(records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
+def with_inherited(records: Iterable[Record]) -> list[tuple[Record, Record]]:
     """The records, the latest first, then what they have inherited, and so on: the order in which they are restored.
 
     Each as a pair of the one of `records` that it belongs to, and itself.
     """
-    level = [(record, record) for record in [*records][::-1]]
-    while level:
-        yield from level
-        linked = [(owner, record) for owner, record in level if record.link is not None]
-        level = [(owner, each) for owner, record in linked for each in record.link.inherited]
+    found = [(record, record) for record in [*records][::-1]]
+    for owner, record in found:  # which grows meanwhile
+        if record.link is not None and record.link.inherited:
+            found += [(owner, each) for each in record.link.inherited]
+    return found
 
 
 def overlapping(record: Record, since: Link, own: Any = ()) -> Iterator[Link]:

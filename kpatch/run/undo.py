@@ -124,6 +124,8 @@ class AppliedPatch(Shown):
             raise interrupt
 
     def _check_order(self) -> None:
+        if all(record.link.next is None and not record.link.inherited for record in self._records):
+            return  # nothing was edited later
         last = {id(record.step.place.variable): record.link for record in self._records}
         every = [pair for pair in with_inherited(self._records) if pair[1].link is not None]
         own = {each.link for _, each in every}
@@ -192,7 +194,7 @@ def _is_held(place: Any) -> bool:
     if place.entry is None or place.entry.owner.kind != LAYER:
         return True
     layer = place.entry.owner.item
-    if any(each is place.variable for each in chain(layer._trainable_variables, layer._non_trainable_variables)):
+    if id(place.variable) in map(id, chain(layer._trainable_variables, layer._non_trainable_variables)):
         return True
     return any(entry.variable is place.variable for entry in ModelIndex(layer).entries)
 
