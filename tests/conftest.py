@@ -67,3 +67,12 @@ def backend():
     import keras
 
     return keras.backend.backend()
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """jax edits by compiled functions at once, as it does when an edit is repeated, so that they are what is tested."""
+    with pytest.MonkeyPatch.context() as patched:
+        if os.environ["KERAS_BACKEND"] == "jax":
+            patched.setattr("kpatch.backends.jax_host.BUDGET", 0)
+        yield

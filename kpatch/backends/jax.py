@@ -4,7 +4,8 @@ jax arrays are immutable. Donation makes an edit cheap: a compiled call takes ov
 with the new entries. Donation deletes every other array over the buffer, so a buffer is donated only if no other array
 uses it (`jax_donation`); otherwise the variable gets a copy, once.
 
-A sharded array is never gathered: each shard is read and written as an array of its own (`jax_shards`).
+A sharded array is never gathered: each shard is read and written as an array of its own (`jax_shards`). Small arrays
+in the memory of a CPU are edited by NumPy until compiling pays (`jax_host`).
 """
 
 import functools
@@ -18,6 +19,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpatch.backends import jax_donation as donation
 from kpatch.backends import jax_entries as entries
+from kpatch.backends import jax_host as host
 from kpatch.backends import jax_shards as shards
 from kpatch.backends.base import Backend
 from kpatch.backends.jax_entries import OPERATORS, is_converted, on_one_device
@@ -38,14 +40,18 @@ class Jax(Backend):
         array = _array(variable)
         if not selection.size:
             return jnp.zeros(selection.shape, array.dtype)
+        if host.serves(array, selection):
+            return host.take(array, selection)
         return _present((entries if on_one_device(array) else shards).take(array, selection))
 
     def write(self, variable, selection, values, donate=True):
         """With `donate=False` the variable gets a new array; the old one is unchanged."""
         if not selection.size:
             return
-        array = _writable(variable, donate)
-        _replace(variable, array, selection, _present(values))
+        if _by_host(variable, selection, values):
+            _set(variable, host.put(_array(variable), selection, values))
+            return
+        _replace(variable, _writable(variable, donate), selection, _present(values))
 
     def prepare(self, variable, selection, array):
         """Puts the array on the variable's device; for shards and positions it stays on the host."""
@@ -59,6 +65,11 @@ class Jax(Backend):
         """Computes and writes in one pass, if the array is on one device and its dtype is not converted."""
         if not region.size:
             return
+        if _by_host(variable, region, old, operand):
+            values = host.operated(op, old, operand)
+            if values is not None:
+                _set(variable, host.put(_array(variable), region, values))
+                return
         array = _writable(variable, donate=True)
         if on_one_device(array) and not is_converted(array.dtype):
             _become(variable, array, entries.region_call(array, region, old, operand, op=op))
@@ -165,6 +176,10 @@ def _array(variable):
             ],
         )
     return array
+
+
+def _by_host(variable, selection, *values):
+    return not in_stateless_scope() and host.serves(_array(variable), selection, *values)
 
 
 def _writable(variable, donate):

@@ -24,6 +24,7 @@ from kpatch.backends import jax_entries as entries
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions
 
+pytestmark = pytest.mark.usefixtures("compiled")
 writer = backends.current()
 LARGE = (300, 257)  # more than what is copied unseen
 

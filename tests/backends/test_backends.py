@@ -18,6 +18,7 @@ from kpatch.backends.generic import Generic
 from kpatch.backends.present import CLASSES, load
 from kpatch.indexing import Mask, Point, Positions, Region, select, whole
 
+pytestmark = pytest.mark.usefixtures("compiled")
 BACKEND = keras.backend.backend()
 WRITERS = [backends.current(), Generic(BACKEND)]
 DTYPES = ["float32", "float16", "bfloat16", "int8", "int32", "uint8", "bool"]

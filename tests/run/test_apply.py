@@ -151,6 +151,7 @@ def test_failing_statement_leaves_everything_as_it_was(model, failing):
 
 @pytest.mark.parametrize("at", range(8))
 @pytest.mark.parametrize("late", [False, True])
+@pytest.mark.usefixtures("compiled")
 def test_failing_writer_leaves_everything_as_it_was(model, at, late, monkeypatch):
     """An exception out of the writer, before it writes or half-way, at each write of the patch."""
     before, calls, writer = models.snapshot(model), [], backends.current()
@@ -186,6 +187,7 @@ def test_all_static_errors_together(model):
 
 
 @pytest.mark.parametrize("text", ["= 1", "*= 2", "[0, 0] = 3", "[::2] *= 0.5", "[[3, 1]] = 4", "[_ == _] = 5"])
+@pytest.mark.usefixtures("compiled")
 def test_undo_restores_every_bit(model, text):
     kernel = layer(model, "dense_1").kernel
     kernel.assign(np.resize(NAN_BITS, kernel.shape))
@@ -269,6 +271,7 @@ def test_context_manager_undoes_also_by_an_exception(model):
 # What the caller holds ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("compiled")
 def test_what_the_caller_holds_keeps_its_values(model):
     kernel = layer(model, "dense_1").kernel
     given = np.arange(12, dtype="float32").reshape(4, 3)
@@ -287,6 +290,7 @@ def test_what_the_caller_holds_keeps_its_values(model):
     np.testing.assert_array_equal(values(tensor), given)
 
 
+@pytest.mark.usefixtures("compiled")
 def test_two_variables_that_share_an_array_are_two():
     model = models.dense()
     a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(3, name="b")
@@ -302,6 +306,7 @@ def test_two_variables_that_share_an_array_are_two():
 # Training and inference -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("compiled")
 def test_edits_take_effect_in_a_compiled_model(model):
     if BACKEND != "numpy":
         model.compile("sgd", "mse")
@@ -314,6 +319,7 @@ def test_edits_take_effect_in_a_compiled_model(model):
 
 @pytest.mark.skipif(BACKEND in ("numpy", "openvino"), reason="the backend cannot train")
 @pytest.mark.parametrize("moment", ["on_train_batch_end", "on_epoch_end"])
+@pytest.mark.usefixtures("compiled")
 def test_edits_inside_fit(model, moment):
     seen = []
 
@@ -333,6 +339,7 @@ def test_edits_inside_fit(model, moment):
 
 
 @pytest.mark.skipif(BACKEND in ("numpy", "openvino"), reason="the backend cannot train")
+@pytest.mark.usefixtures("compiled")
 def test_training_goes_on_from_the_edited_values(model):
     model.compile(keras.optimizers.SGD(0.1), "mse")
     x, y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")

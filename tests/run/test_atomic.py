@@ -19,6 +19,7 @@ from kpatch.names.index import index
 from kpatch.run import live, semantics
 from kpatch.values import arithmetic
 
+pytestmark = pytest.mark.usefixtures("compiled")
 BACKEND = keras.backend.backend()
 CALLS = ("read", "write", "update", "prepare", "take_over", "whole", "view", "settle")
 FAILURES = {"interrupt": KeyboardInterrupt, "memory": MemoryError, "backend": RuntimeError}

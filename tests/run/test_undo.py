@@ -14,6 +14,7 @@ from kpatch import backends
 from kpatch.run import live
 from kpatch.values.tensors import to_numpy
 
+pytestmark = pytest.mark.usefixtures("compiled")
 BACKEND = keras.backend.backend()
 BITS = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0x00000001, 0x7F800000, 0x3F800000], "uint32").view("float32")
 

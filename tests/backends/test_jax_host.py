@@ -1,0 +1,143 @@
+"""The first edits of a shape on jax: by NumPy, with the bits of the compiled functions, which come when they pay."""
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+
+if keras.backend.backend() != "jax":
+    pytest.skip("jax's own", allow_module_level=True)
+
+import jax
+from jax import numpy as jnp
+
+import kpatch
+from kpatch import backends, indexing
+from kpatch.backends import jax_entries as entries
+from kpatch.backends import jax_host as host
+from kpatch.errors import UnsupportedError
+from kpatch.indexing import Mask, Positions
+
+SHAPE = (6, 5)
+MASK = np.arange(30).reshape(SHAPE) % 3 == 0
+SELECTIONS = {
+    "point": indexing.select(SHAPE, (2, -1)),
+    "row": indexing.select(SHAPE, (1,)),
+    "steps": indexing.select(SHAPE, (slice(None, None, -2), slice(0, 4, 3))),
+    "whole": indexing.whole(SHAPE),
+    "positions": Positions(np.array([3, 29, 7]), (3,)),
+    "mask": Mask(MASK, SHAPE),
+    "mask on the device": Mask(jnp.asarray(MASK), SHAPE),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_copied(monkeypatch):
+    monkeypatch.setattr(host, "_copied", {})
+
+
+def bits(shape, dtype, seed=0):
+    """Random bits: NaNs with payloads, -0.0 and subnormal numbers among them."""
+    dtype = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    rng = np.random.default_rng(seed)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.integers(0, 256, (*shape, dtype.itemsize), dtype="uint8").reshape(-1).view(dtype).reshape(shape)
+
+
+def as_bytes(array):
+    return np.asarray(array).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "uint32", "bool", "float8_e4m3fn"])
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_the_bits_are_those_of_the_compiled_functions(name, dtype):
+    selection, array = SELECTIONS[name], jnp.asarray(bits(SHAPE, dtype))
+    shape = SHAPE if type(selection) is Mask else selection.shape
+    values = jnp.asarray(bits(shape, dtype, seed=1))
+    assert host.serves(array, selection)
+    assert host.serves(array, selection, values)
+    taken, compiled = host.take(array, selection), entries.take(array, selection)
+    assert (taken.shape, taken.dtype, as_bytes(taken)) == (compiled.shape, compiled.dtype, as_bytes(compiled))
+    new = host.put(array, selection, values)
+    function, own, *arguments = entries.put_call(entries.copy(array), selection, values)
+    assert as_bytes(new) == as_bytes(function(own, *arguments))
+    assert (new.dtype, new.sharding, new._committed) == (array.dtype, array.sharding, array._committed)
+
+
+@pytest.mark.parametrize("op", "+-*")
+def test_operators_have_the_bits_of_the_compiled_ones_or_are_left_to_them(op):
+    old, operand = np.linspace(-3, 3, 30, dtype="float32").reshape(SHAPE), np.float32(0.3)
+    compiled = entries.OPERATORS[op](jnp.asarray(old), jnp.asarray(operand))
+    assert as_bytes(host.operated(op, jnp.asarray(old), operand)) == as_bytes(compiled)
+    for odd in (1e-40, np.nan, np.inf):
+        assert host.operated(op, np.full(SHAPE, odd, "float32"), operand) is None
+    assert host.operated("*", np.full(SHAPE, 1e-30, "float32"), np.float32(1e-10)) is None
+    assert host.operated(op, jnp.ones(SHAPE, "bfloat16"), operand) is None
+    assert host.operated("/", old, operand) is None
+
+
+class Compilations:
+    """How many functions were compiled since it was made: jax tells its listeners, which stay for ever."""
+
+    def __init__(self):
+        self.number = 0
+        jax.monitoring.register_event_duration_secs_listener(self)
+
+    def __call__(self, event, seconds, **_):
+        self.number += event == "/jax/core/compile/backend_compile_duration"
+
+
+def test_a_patch_that_is_applied_and_undone_once_compiles_nothing():
+    layers = [keras.layers.Dense(units, name=f"d{units}") for units in (11, 13, 17)]
+    model = keras.Sequential([keras.Input((7,)), *layers])
+    before = model.get_weights()
+    found = Compilations()
+    text = "**.kernel[abs(_) < 0.1] = 0; **.bias = 1; d11.kernel[2:, ::3] *= 0.5; d13.bias[[1, 4]] = 7"
+    kpatch.apply(model, text).undo()
+    assert found.number == 0
+    for old, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, old)
+    jax.jit(lambda x: x * 3 + 1)(jnp.ones(23))
+    assert found.number > 0
+
+
+def test_work_of_one_shape_is_compiled_once_copies_cost_more_and_that_of_large_arrays_at_once(monkeypatch):
+    array, point, row = jnp.zeros(SHAPE), SELECTIONS["point"], SELECTIONS["row"]
+    monkeypatch.setattr(host, "BUDGET", 3 * (array.nbytes + host.OVERHEAD) - 1)
+    assert [host.serves(array, point) for _ in range(5)] == [True, True, True, False, False]
+    assert host.serves(array, row)
+    assert host.serves(array, point, 1.0)
+    assert host.serves(jnp.zeros(SHAPE, "int8"), point)
+    assert not host.serves(jnp.zeros(2**20), point)
+
+
+def test_what_is_counted_is_bounded(monkeypatch):
+    monkeypatch.setattr(host, "REMEMBERED", 4)
+    for length in range(1, 20):
+        assert host.serves(jnp.zeros(length), indexing.select((length,), (0,)))
+        assert len(host._copied) <= 4
+
+
+def test_whoever_holds_the_old_array_keeps_its_values():
+    variable = keras.Variable(np.zeros(SHAPE, "float32"))
+    held, view = variable.value, np.asarray(variable.value)
+    backends.current().write(variable, SELECTIONS["row"], np.float32(3))
+    assert not held.is_deleted()
+    assert not view.any()
+    assert not np.asarray(held).any()
+    assert np.asarray(variable.value).sum() == 15
+
+
+def test_variables_are_not_edited_in_a_stateless_scope():
+    variable = keras.Variable(np.zeros(SHAPE, "float32"))
+    with keras.StatelessScope(), pytest.raises(UnsupportedError, match="StatelessScope"):
+        backends.current().write(variable, SELECTIONS["point"], np.float32(3))
+    assert not np.asarray(variable.value).any()
+
+
+def test_arrays_that_are_traced_or_on_several_devices_are_not_for_numpy():
+    seen = []
+    jax.make_jaxpr(lambda x: seen.append(host.serves(x, SELECTIONS["point"])) or x)(jnp.zeros(SHAPE))
+    jax.make_jaxpr(lambda x: seen.append(host.serves(jnp.zeros(SHAPE), SELECTIONS["point"], x)) or x)(1.0)
+    assert seen == [False, False]
