@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kpatch.checkpoint import editor, formats, journal, outputs, recovery
+from kpatch.checkpoint.copying import copy_of
 from kpatch.checkpoint.disk import Source, failing
 from kpatch.checkpoint.editor import Editor
 from kpatch.checkpoint.opened import Checkpoint
@@ -148,7 +149,10 @@ def _folder(
             target.parent.mkdir(parents=True, exist_ok=True)
             if source in opened.files and source not in changed and _linked(source, target):
                 continue
-            editor.copy_of(source, target) if source in files else shutil.copyfile(source, target)
+            if source in changed:
+                target.touch()  # the editor copies it
+            else:
+                copy_of(source, target) if source in files else shutil.copyfile(source, target)
             shutil.copymode(source, target)
         copies = {source: made / files[source] for source in opened.files if source in changed}
         results = {source: (files[source], made / files[source]) for source in opened.files}

@@ -5,6 +5,7 @@ the journal. Both refuse a file that is no longer the parsed one.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import struct
@@ -15,12 +16,12 @@ import numpy as np
 from kpatch.checkpoint import journal, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
+from kpatch.checkpoint.copying import END, Copy
 from kpatch.checkpoint.disk import BINARY, close, failing, lock, read_at, write_all
 from kpatch.checkpoint.outputs import check, written
 from kpatch.errors import FileError, reason
 
 GAP = 2**12  # bytes: entries farther apart are separate replacements
-CHUNK = 2**26  # bytes copied at a time
 GATHERED = 2**24  # bytes gathered for one write of the journal, since each sync of the disk takes milliseconds
 
 
@@ -46,6 +47,7 @@ class Editor:
         self._entry = entry
         self._sum = self._old_sum = None
         self._descriptors = {}
+        self._copies = {}
         self._waiting = []
         self._size = 0
         self._spans = {}
@@ -53,11 +55,7 @@ class Editor:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             for known, path in self.paths.items():
-                self._descriptors[known] = descriptor = os.open(path, os.O_RDWR | BINARY)
-                stack.callback(close, descriptor)
-                if path == known.real:
-                    known.check(descriptor)
-                    known.check()
+                self._descriptors[known] = self._opened(known, path, stack)
             if self._entry is not None:  # read now: this process may have edited the file since it was parsed
                 [file] = self.paths
                 self._old_sum = self.bytes(file, self._entry.fields[0], 4)
@@ -65,23 +63,42 @@ class Editor:
             self._stack = stack.pop_all()
         return self
 
+    def _opened(self, known, path, stack):
+        if path != known.real:
+            copy = self._copies[known] = Copy(known, path)
+            stack.callback(copy.close)
+            return copy.descriptor
+        descriptor = os.open(path, os.O_RDWR | BINARY)
+        stack.callback(close, descriptor)
+        known.check(descriptor)
+        known.check()
+        return descriptor
+
     def __exit__(self, *exception):
         self._stack.close()
 
     def descriptor(self, file):
         return self._descriptors[file]
 
-    def open(self, file):
-        """The file that is written to, opened for reading, even if its path now names another file."""
+    def open(self, array):
+        """The file that is written to, opened to read an array, even if its path now names another file."""
         self.flush()
-        return os.fdopen(os.dup(self._descriptors[file]), "rb")
+        self._settle(array)
+        return os.fdopen(os.dup(self._descriptors[array.file]), "rb")
+
+    def _settle(self, array):
+        """Has an array in the copy, as it is written so far."""
+        if array.file in self._copies:
+            start, stop = (0, END) if array.offset is None else (array.offset, array.offset + array.nbytes)
+            self._copies[array.file].settle(start, stop)
 
     def bytes(self, file, offset, count):
         """`count` bytes from `offset` on, with pending replacements written."""
         low, high = self._spans.get(file, (0, 0))
         if offset < high and low < offset + count:
             self.flush()
-        data = read_at(self._descriptors[file], count, offset)
+        read = self._copies[file].read if file in self._copies else functools.partial(read_at, self._descriptors[file])
+        data = read(count, offset)
         if len(data) < count:
             raise FileError(f"'{file}' is shorter than its header says")
         return data
@@ -91,11 +108,27 @@ class Editor:
         size = array.numpy.itemsize
         return np.frombuffer(self.bytes(array.file, array.offset + start * size, count * size), array.numpy)
 
+    def reader(self, array):
+        """A function of a start and a count that reads flat entries of an array of any file."""
+        if array.file in self._descriptors:
+            return functools.partial(self.read, array)
+        descriptor = self._stack.enter_context(array.file.open()).fileno()
+
+        def read(start, count):
+            size = array.numpy.itemsize
+            data = os.pread(descriptor, count * size, array.offset + start * size)
+            if len(data) < count * size:
+                raise FileError(f"'{array.file}' is shorter than its header says")
+            return np.frombuffer(data, array.numpy)
+
+        return read
+
     def put(self, array, flat, values):
         """Writes values to entries at ascending flat offsets.
 
         Nearby entries are joined to one replacement, so that there are few replacements for each block.
         """
+        self._settle(array)
         size = array.numpy.itemsize
         gap, block = GAP // size, BLOCK // size
         start = 0
@@ -116,7 +149,19 @@ class Editor:
 
     def put_row(self, array, start, old, new):
         """Writes consecutive entries whose old values are known."""
-        self._replace([(array.file, array.offset + start * array.numpy.itemsize, old.tobytes(), new.tobytes())])
+        offset, copy = array.offset + start * array.numpy.itemsize, self._copies.get(array.file)
+        if copy is None or copy.behind is None or self.log is not None:
+            self._replace([(array.file, offset, old.tobytes(), new.tobytes())])
+            return
+        copy.claim(offset, offset + new.nbytes)
+        copy.behind.put(functools.partial(self._overwrite, array.file, offset, old, new), new.nbytes)
+
+    def _overwrite(self, file, offset, old, new):
+        """Writes over a part of a copy, which may be absent; the checksum is updated."""
+        old, new = (np.ascontiguousarray(part).view("u1") for part in (old, new))
+        if self._sum is not None:
+            self._sum.replace(offset - self._entry.start, old, new)
+        write_all(self._descriptors[file], new, offset)
 
     def restore(self, file, offset, old):
         """Restores bytes that an earlier edit replaced."""
@@ -149,15 +194,21 @@ class Editor:
         if self.log is not None and made:
             self.log.add([(self.numbers[file], *rest) for file, *rest in made])
         for file, offset, _, new in made:
+            if file in self._copies:
+                self._copies[file].claim(offset, offset + len(new))
             write_all(self._descriptors[file], new, offset)
 
     def finish(self):
         """Writes pending replacements and the archive's checksum, and waits until all is on the disk."""
+        for copy in self._copies.values():
+            copy.settle(0, END)
         made = self._changed()
         if self._sum is not None:
             [file], new = self.paths, struct.pack("<I", self._sum.value)
             made += [(file, place, self._old_sum, new) for place in self._entry.fields if new != self._old_sum]
         self._write(made)
+        for copy in self._copies.values():
+            copy.finish()
         for descriptor in self._descriptors.values():
             os.fsync(descriptor)
 
@@ -178,8 +229,6 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
     kept = [journal.output(results[-1].path)] if keep is not None else []
     with written([*kept, *results], inputs, unchanged) as files:
         copies = dict(zip(outputs, files[len(kept) :], strict=False))
-        for source, copy in copies.items():
-            copy_of(source, copy)
         names = (os.path.basename(os.path.realpath(output.path)) for output in outputs.values())
         named = {source: (name, copy) for name, (source, copy) in zip(names, copies.items(), strict=True)}
         with of_copies(copies, entry, named, keep, files[0]) as editor:
@@ -264,21 +313,3 @@ def _take_back(path, sources, editor, cause):
             f"cannot write '{path}' or restore its old bytes: {said}",
             notes=["they are in the journal beside it; kpatch tries again when it next opens the file"],
         ) from cause
-
-
-def copy_of(source, target):
-    """Copies a file, in the kernel if the system supports it."""
-    with source.open() as read, open(target, "wb") as write:
-        left, copy = os.fstat(read.fileno()).st_size, _copier(read.fileno(), write.fileno())
-        while left > 0:
-            done = copy(min(left, CHUNK))
-            if done == 0:
-                raise FileError(f"'{source}' became shorter while it was copied")
-            left -= done
-
-
-def _copier(source, target):
-    """A function that copies the next bytes; `copy_file_range` shares blocks if the file system supports it."""
-    if hasattr(os, "copy_file_range"):
-        return lambda count: os.copy_file_range(source, target, count)
-    return lambda count: os.write(target, os.read(source, min(count, BLOCK)))

@@ -108,7 +108,7 @@ class Stored(execute.Named):
         if self.editor is None or id(array) not in self._own:
             values = array.view()
         else:
-            values = array.view(self.editor.open(array.file))
+            values = array.view(self.editor.open(array))
         return values if flat is None else values.reshape(-1)[flat]
 
     def value(self, place):
@@ -180,11 +180,11 @@ class Stored(execute.Named):
         ]
         if not all(place is None or (isinstance(place, Place) and place is not step.place) for place in places):
             return None
-        views = [place and self.array(place).reshape(-1) for place in places]
+        readers = [place and self._reader(place) for place in places]
         numbers = self._numbers(step, program, scope)
 
         def compute(start, old):
-            blocks = [old if view is None else view[start : start + len(old)] for view in views]
+            blocks = [old if read is None else read(start, len(old)) for read in readers]
             return program.compute(blocks, numbers), None
 
         return compute
@@ -199,8 +199,16 @@ class Stored(execute.Named):
             return None
         if (place.shape, place.dtype) != (step.place.shape, step.place.dtype) or id(place.variable) in self._own:
             return None
+        read = self._reader(place)
+        return lambda start, old: (read(start, len(old)), None)
+
+    def _reader(self, place):
+        """A function of a start and a count that reads flat entries; from a file, without memory for all of them."""
+        array = place.variable
+        if place.weight is None and isinstance(array, Array) and array.offset is not None:
+            return self.editor.reader(array)
         values = self.array(place).reshape(-1)
-        return lambda start, old: (values[start : start + len(old)], None)
+        return lambda start, count: values[start : start + count]
 
     def replace(self, step, values):
         self.write(step, step.selection, values)

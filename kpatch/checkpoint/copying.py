@@ -1,0 +1,205 @@
+"""Copies of large files, made while a patch runs: what the patch writes over is never copied, and the disk never waits.
+
+A copy of a small file is made at once. Of a large one
+
+* a part is copied when it is asked for, or at the end; a part that is written over as a whole is not copied at all, so
+  that it is written to the disk once, not twice;
+* a thread writes, and another has the system bring to the disk what is written, while the patch computes.
+"""
+
+import contextlib
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from kpatch.checkpoint.disk import Source, close, write_all
+from kpatch.errors import FileError
+
+SMALL = 2**24  # bytes: smaller files are copied at once, and written without threads
+CHUNK = 2**24  # bytes copied at a time
+WAITING = 8  # blocks that wait to be written
+UNSYNCED = 2**26  # bytes written before the system is asked to bring them to the disk
+END = 2**63  # beyond every file
+NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)  # a file system without copies
+
+
+class Copy:
+    """A copy of a file, of which parts may be absent.
+
+    Args:
+        source: the file.
+        target: the path of the copy.
+
+    Attributes:
+        descriptor: the copy, open for reading and writing.
+    """
+
+    def __init__(self, source: Source, target: Any) -> None:
+        self._name = str(source)
+        with contextlib.ExitStack() as stack:
+            self._source = stack.enter_context(source.open())
+            self.descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+            stack.callback(close, self.descriptor)
+            size = os.fstat(self._source.fileno()).st_size
+            os.ftruncate(self.descriptor, size)
+            self._absent = [(0, size)] if size else []
+            self.behind = Behind(self.descriptor) if size > SMALL else None
+            if self.behind is None:
+                self.ensure(0, size)
+            else:
+                stack.callback(self.behind.close)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def finish(self) -> None:
+        """Ends what runs beside; raises what failed."""
+        if self.behind is not None:
+            self.behind.finish()
+
+    def read(self, count: int, offset: int) -> bytes:
+        """The bytes as they are in the copy, or will be."""
+        parts = self._parts(offset, offset + count)
+        if parts == [(offset, offset + count)]:
+            return os.pread(self._source.fileno(), count, offset)
+        self.settle(offset, offset + count)
+        return os.pread(self.descriptor, count, offset)
+
+    def settle(self, start: int, stop: int) -> None:
+        """Copies what is absent of a part, and writes what waits."""
+        self.ensure(start, stop)
+        if self.behind is not None:
+            self.behind.drain()
+
+    def ensure(self, start: int, stop: int) -> None:
+        """Copies what is absent of a part."""
+        for low, high in self._parts(start, stop):
+            while low < high:
+                low += self._copy(low, min(high - low, CHUNK))
+        self.claim(start, stop)
+
+    def claim(self, start: int, stop: int) -> None:
+        """Notes that a part need not be copied: it has been, or will be written over."""
+        rest = []
+        for low, high in self._absent:
+            rest += [(low, min(high, start)), (max(low, stop), high)]
+        self._absent = [(low, high) for low, high in rest if low < high]
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The absent parts from `start` to `stop`."""
+        found = [(max(low, start), min(high, stop)) for low, high in self._absent]
+        return [(low, high) for low, high in found if low < high]
+
+    def _copy(self, offset: int, count: int) -> int:
+        done = self._copied(offset, count)
+        if done == 0:
+            raise FileError(f"'{self._name}' became shorter while it was copied")
+        if self.behind is not None:
+            self.behind.count(done)
+        return done
+
+    def _copied(self, offset: int, count: int) -> int:
+        """Copies in the kernel if it can: `copy_file_range` shares blocks if the file system supports it."""
+        source = self._source.fileno()
+        if hasattr(os, "copy_file_range"):
+            try:
+                return os.copy_file_range(source, self.descriptor, count, offset, offset)
+            except OSError as error:
+                if error.errno not in NO_COPY:
+                    raise
+        data = os.pread(source, min(count, 2**20), offset)
+        write_all(self.descriptor, data, offset)
+        return len(data)
+
+
+def copy_of(source: Source, target: Any) -> None:
+    """Copies a file."""
+    copy = Copy(source, target)
+    with contextlib.closing(copy):
+        copy.settle(0, END)
+        copy.finish()
+
+
+class Behind:
+    """Threads that write to a file what is handed in, in order, and bring it to the disk.
+
+    A failure is raised by the next call from the thread that hands in.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING)
+        self._error: BaseException | None = None
+        self._unsynced, self._full, self._ended = 0, threading.Event(), False
+        self._threads = [threading.Thread(target=self._write, daemon=True)]
+        if hasattr(os, "fdatasync"):
+            self._threads.append(threading.Thread(target=self._sync, daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, job: Callable[[], None], count: int) -> None:
+        """Has a job done that writes `count` bytes, after those before it."""
+        self._raise()
+        self._jobs.put(job)
+        self.count(count)
+
+    def count(self, count: int) -> None:
+        """Notes that `count` bytes are written."""
+        self._unsynced += count
+        if self._unsynced >= UNSYNCED:
+            self._unsynced = 0
+            self._full.set()
+
+    def drain(self) -> None:
+        """Waits until all is written."""
+        self._jobs.join()
+        self._raise()
+
+    def close(self) -> None:
+        """Ends the threads. What waits is not written after a failure."""
+        if self._ended:
+            return
+        self._ended = True
+        self._jobs.put(None)
+        self._full.set()
+        for thread in self._threads:
+            thread.join()
+
+    def finish(self) -> None:
+        """Ends the threads after all is written; raises what failed."""
+        self.drain()
+        self.close()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                if job is None:
+                    return
+                if self._error is None:
+                    job()
+            except BaseException as error:  # noqa: BLE001 (raised in the other thread)
+                self._error = error
+            finally:
+                self._jobs.task_done()
+
+    def _sync(self) -> None:
+        """An error of the disk is told once: to this thread, so it is kept."""
+        while True:
+            self._full.wait()
+            self._full.clear()
+            if self._ended or self._error is not None:
+                return
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._error = error
