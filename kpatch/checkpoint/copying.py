@@ -20,7 +20,7 @@ from kpatch.errors import FileError
 
 SMALL = 2**24  # bytes: smaller files are copied at once, and written without threads
 CHUNK = 2**24  # bytes copied at a time
-WAITING = 8  # blocks that wait to be written
+WAITING = 4  # blocks that wait to be written
 UNSYNCED = 2**26  # bytes written before the system is asked to bring them to the disk
 END = 2**63  # beyond every file
 NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)  # a file system without copies

@@ -4,24 +4,27 @@ Only one block is in memory for: a number under a mask, a number, `*=` with a nu
 products of arrays. Other steps need memory for all values that they compute.
 """
 
+import math
 import mmap
+from dataclasses import replace
 
 import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.backends.numpy import OPERATORS, take
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
+from kpatch.functions.reductions import TOTALS, in_blocks
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
-from kpatch.run.programs import IN_BLOCKS
+from kpatch.run.programs import IN_BLOCKS, compile_entries, compile_value
+from kpatch.run.semantics import NAMED
 from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors
 from kpatch.values.dtypes import check_available, tensor
 from kpatch.view.overview import sample
 
-LITERALS = (ast.Integer, ast.Float, ast.Boolean, ast.Constant)
 MAX_KEPT = 2**12  # changed entries whose old and new values are kept
 
 
@@ -165,14 +168,57 @@ class Stored(execute.Named):
         return self._copied(step) or self._computed(step, scope)
 
     def _numbers(self, step, program, scope):
-        """The numbers of a program, computed once; literals need no access to the array."""
-        literal = all(type(node) in LITERALS for node in program.scalars)
-        implied = step.place.unknown() if literal else tensor(self.value(step.place))
-        return program.numbers(scope.with_implied(implied))
+        """The numbers of a program, computed once: means and the like in blocks, literals without the array."""
+        known = dict(scope.locals)
+
+        def replaced(node):
+            value = self._reduced(node, step, replace(scope, locals=known))
+            if value is None:
+                return node
+            known[f"\0{len(known)}"] = value
+            return ast.Local(f"\0{len(known) - 1}", node.span)
+
+        scalars = [
+            node if any(type(part) is ast.Subscript for part in ast.walk(node)) else ast.mapped(node, replaced)
+            for node in program.scalars
+        ]
+        asked = any(type(part) is ast.Implied for node in scalars for part in ast.walk(node))
+        implied = tensor(self.value(step.place)) if asked else step.place.unknown()
+        return replace(program, scalars=tuple(scalars)).numbers(replace(scope, locals=known, implied=implied))
+
+    def _reduced(self, node, step, scope):
+        """The value of a call such as `mean(abs(_))` or `std($donor._)`, computed in blocks; or `None`."""
+        match node:
+            case ast.Call(name, (ast.Argument(None, of),)) if name in TOTALS and backends.current().arrays_are_tensors:
+                place = self.names.meaning(of, step.place) if type(of) in NAMED else step.place
+            case _:
+                return None
+        if not isinstance(place, Place) or not place.shape or place.dtype not in IN_BLOCKS or 0 in place.shape:
+            return None
+        whole = ast.Implied() if type(of) in NAMED else of
+        program = compile_entries(whole, scope.with_implied(place.unknown()), place)
+        if program is None or any(type(part) is ast.Implied for each in program.scalars for part in ast.walk(each)):
+            return None
+        read, numbers = self._reader(place), program.numbers(scope.with_implied(place.unknown()))
+
+        def part(start, count):
+            block = read(start, count)
+            return program.compute([block] * len(program.arrays), numbers)
+
+        with np.errstate(all="ignore"):
+            return tensor(in_blocks(name, math.prod(place.shape), part, place.dtype))
+
+    def _program(self, step, scope):
+        """The program of the whole new value, or `None`."""
+        op = step.statement.op[:-1]
+        if not op or step.value is not None:
+            return step.value
+        node = ast.Binary(op, ast.Implied(), step.statement.value)
+        return compile_value(node, scope.with_implied(step.place.unknown()), step.place)
 
     def _computed(self, step, scope):
         """A function for a whole new value by `+ - *`, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""
-        program = step.value
+        program = self._program(step, scope)
         if program is None or program.dtype not in IN_BLOCKS:
             return None
         places = [
@@ -266,12 +312,18 @@ class Stored(execute.Named):
 
 
 def _masked(step, numbers, number):
+    scratch = np.empty(BLOCK // step.place.variable.numpy.itemsize, as_bits(np.empty(0, number.dtype)).dtype)
+
     def compute(start, old):
         mask = step.mask.compute([old] * len(step.mask.arrays), numbers)
         mask = np.ascontiguousarray(np.broadcast_to(mask, old.shape))
         bits = as_bits(old)
-        chosen = np.negative(mask.view("u1").astype(bits.dtype))  # all ones in the mask; `where` is 8 times slower
-        return (bits ^ ((bits ^ as_bits(number)) & chosen)).view(old.dtype), mask
+        chosen = scratch[: len(bits)]  # new arrays would cost more than all the arithmetic
+        np.copyto(chosen, mask.view("u1"))
+        np.negative(chosen, out=chosen)  # all ones in the mask; `where` is 8 times slower
+        new = bits ^ as_bits(number)
+        np.bitwise_and(new, chosen, out=new)
+        return np.bitwise_xor(new, bits, out=new).view(old.dtype), mask
 
     return compute
 

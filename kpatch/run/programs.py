@@ -110,6 +110,13 @@ def compile_value(node, scope, place):
     return _compiled(node, scope, place, mask=False) if place.dtype in FLOATS else None
 
 
+def compile_entries(node, scope, place):
+    """The `Program` of entries of the place's shape and dtype in which `_` is the only tensor, else `None`."""
+    program = compile_mask(node, scope, place)
+    with arithmetic.planning():
+        return program if program is not None and ev.evaluate(node, scope).dtype == place.dtype else None
+
+
 def _compiled(node, scope, place, mask):
     compiler = _Compiler(scope, place, mask)
     try:
