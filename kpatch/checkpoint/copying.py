@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kpatch.checkpoint.disk import Source, close, write_all
+from kpatch.checkpoint.disk import BINARY, Source, close, read_at, write_all
 from kpatch.errors import FileError
 
 SMALL = 2**24  # bytes: smaller files are copied at once, and written without threads
@@ -41,16 +41,17 @@ class Copy:
         self._name = str(source)
         with contextlib.ExitStack() as stack:
             self._source = stack.enter_context(source.open())
-            self.descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+            self.descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
             stack.callback(close, self.descriptor)
             size = os.fstat(self._source.fileno()).st_size
             os.ftruncate(self.descriptor, size)
             self._absent = [(0, size)] if size else []
-            self.behind = Behind(self.descriptor) if size > SMALL else None
-            if self.behind is None:
-                self.ensure(0, size)
-            else:
+            self.behind: Behind | None = None
+            if size > SMALL and hasattr(os, "pread") and hasattr(os, "pwrite"):  # else threads share one position
+                self.behind = Behind(self.descriptor)
                 stack.callback(self.behind.close)
+            if size <= SMALL:
+                self.ensure(0, size)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -65,9 +66,9 @@ class Copy:
         """The bytes as they are in the copy, or will be."""
         parts = self._parts(offset, offset + count)
         if parts == [(offset, offset + count)]:
-            return os.pread(self._source.fileno(), count, offset)
+            return read_at(self._source.fileno(), count, offset)
         self.settle(offset, offset + count)
-        return os.pread(self.descriptor, count, offset)
+        return read_at(self.descriptor, count, offset)
 
     def settle(self, start: int, stop: int) -> None:
         """Copies what is absent of a part, and writes what waits."""
@@ -111,7 +112,7 @@ class Copy:
             except OSError as error:
                 if error.errno not in NO_COPY:
                     raise
-        data = os.pread(source, min(count, 2**20), offset)
+        data = read_at(source, min(count, 2**20), offset)
         write_all(self.descriptor, data, offset)
         return len(data)
 

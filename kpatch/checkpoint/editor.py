@@ -116,7 +116,7 @@ class Editor:
 
         def read(start, count):
             size = array.numpy.itemsize
-            data = os.pread(descriptor, count * size, array.offset + start * size)
+            data = read_at(descriptor, count * size, array.offset + start * size)
             if len(data) < count * size:
                 raise FileError(f"'{array.file}' is shorter than its header says")
             return np.frombuffer(data, array.numpy)

@@ -172,6 +172,16 @@ def test_a_file_system_that_copies_nothing_itself(at_once, behind, monkeypatch, 
     assert sum(a != b for a, b in zip(old, new, strict=True)) <= 4
 
 
+def test_a_system_without_pread(at_once, behind, monkeypatch):
+    """Threads would share one position in the file, so there are none."""
+    for name in ("pread", "pwrite", "copy_file_range"):
+        monkeypatch.delattr(os, name, raising=False)
+    checkpoint.apply(at_once / "m.safetensors", PATCHES["twice"], at_once / "out.safetensors")
+    monkeypatch.undo()
+    checkpoint.apply(at_once / "m.safetensors", PATCHES["twice"], at_once / "again.safetensors")
+    assert Path(at_once, "out.safetensors").read_bytes() == Path(at_once, "again.safetensors").read_bytes()
+
+
 def test_a_source_that_is_cut_while_it_is_copied(at_once, behind, monkeypatch):
     path, known = at_once / "m.safetensors", store.Change.add
 
