@@ -18,6 +18,7 @@ from kpatch.syntax import (
     Edit,
     Ellipsis_,
     Float,
+    For,
     Glob,
     Implied,
     Integer,
@@ -56,6 +57,7 @@ strange_names = st.sampled_from(
         "_",
         "let",
         "except",
+        "for",
         "not",
         "a/b/c",
         "a.b",
@@ -159,13 +161,23 @@ def edits(draw):
     return Edit(target, draw(st.sampled_from(ASSIGNMENTS)), draw(expressions), draw(exclusions) if several else ())
 
 
+@st.composite
+def blocks(draw):
+    selector = draw(selectors(with_globs=True))
+    inner = st.builds(Edit, st.builds(Target, implied, st.none() | indices(expressions)), st.just("="), expressions)
+    statements = draw(st.lists(inner | assertions, min_size=1, max_size=2))
+    if draw(st.booleans()):
+        statements.append(Let("inside", draw(expressions)))
+    return For(selector, draw(exclusions) if selector.is_glob else (), tuple(statements))
+
+
 assertions = st.builds(Assert, expressions, st.none() | strings)
 
 
 @st.composite
 def patches(draw):
     statements = [Let(name, Integer(place)) for place, name in enumerate(LOCALS)]
-    statements += draw(st.lists(edits() | assertions, max_size=3))
+    statements += draw(st.lists(st.one_of(edits(), assertions, blocks()), max_size=3))
     if draw(st.booleans()):
         statements.append(Let("last", draw(expressions)))
     return Patch(tuple(statements))

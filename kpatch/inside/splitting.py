@@ -88,6 +88,8 @@ class Split:
         for statement in self.patch.statements:
             if isinstance(statement, ast.Edit):
                 self._located(self._add, statement)
+            elif isinstance(statement, ast.For):
+                self._located(self._add_block, statement)
             elif isinstance(statement, ast.Let):
                 self._reading[statement.name] = self._located(self._activation_in, statement)
         self._check_bindings()
@@ -150,6 +152,9 @@ class Split:
         for statement, entry in weights:
             entries.setdefault(id(statement), []).append(entry)
         for statement in self.with_lets([statement for statement, _ in weights]):
+            if isinstance(statement, ast.For):
+                message = "a layer that is patched in a new model takes no 'for' block; write a statement for each edit"
+                raise UnsupportedError(message).locate(statement.span, self.patch.source)
             for entry in entries.get(id(statement), [None]):
                 place = None if entry is None else self._names.of_entry(entry)
                 new = ast.mapped(statement, lambda node, place=place: changed(node, place))
@@ -190,6 +195,16 @@ class Split:
         for key, part in self._without_excluded(statement, found).items():
             self._parts.setdefault(key, part).edits.append(statement)
 
+    def _add_block(self, statement):
+        """Adds a `for` block to `weights`."""
+        for each in statement.selector.alternatives:
+            if self.activations(each)[0]:
+                message = f"'{each}' is an activation; a 'for' block edits weights"
+                raise UnsupportedError(message).locate(each.span)
+        matches = self._names.matches(statement.selector, statement.exclusions)
+        self._refuse_activations_in(statement)
+        self.weights += [(statement, place.entry) for _, place in matches]
+
     def _without_excluded(self, statement, found):
         """The activations that a statement writes."""
         taken = set()
@@ -214,10 +229,13 @@ class Split:
             raise UnsupportedError(
                 "one statement cannot draw random numbers for several variables; name them one by one"
             )
+        self._refuse_activations_in(statement)
+        self.weights += [(statement, entry) for entry in entries]
+
+    def _refuse_activations_in(self, statement):
         if node := self._activation_in(statement):
             message = f"'{node.selector}' is an activation; an edit of weights can read only weights"
             raise UnsupportedError(message).locate(node.span)
-        self.weights += [(statement, entry) for entry in entries]
 
     def _activation_in(self, statement):
         """The first reference to an activation in a statement, or in a `let` that it names; or `None`."""
@@ -246,7 +264,7 @@ class Split:
         """The assertions and `let`s that read no activations, which are checked once; raises for other assertions."""
         kept = []
         for statement in self.patch.statements:
-            if isinstance(statement, ast.Edit):
+            if isinstance(statement, (ast.Edit, ast.For)):
                 continue
             read = self._located(self._activation_in, statement)
             if read is None:

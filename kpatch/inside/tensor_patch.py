@@ -123,7 +123,7 @@ class TensorPatch(Holder):
         names = TensorNames(None, Bindings({}), self.owner)
         try:
             for part in _nodes(self.patch):
-                if type(part) in (ast.Target, ast.Reference) and isinstance(part.selector, ast.Selector):
+                if type(part) in (ast.Target, ast.Reference, ast.For) and isinstance(part.selector, ast.Selector):
                     names.place(part.selector)
         except PatchError as error:
             raise error.locate(None, self.patch.source) from None

@@ -110,6 +110,9 @@ class Names:
         """
         return list(enumerate(self.places(selector)))
 
+    def count(self, matches):
+        """Counts further matches of globs; `LimitError` if they are too many."""
+
     def meaning(self, node, target):
         """What a `Reference` or a `Binding` stands for: a `Place`, or a `Value`.
 
@@ -151,10 +154,13 @@ class ModelNames(Names):
         if selector is None or not selector.is_glob:
             return [self.place(selector)]
         places = self._of_glob(selector)
-        self._matches += len(places)
+        self.count(len(places))
+        return places
+
+    def count(self, matches):
+        self._matches += matches
         if self._matches > MAX_MATCHES:
             raise LimitError(f"the globs of a patch match at most {MAX_MATCHES} variables, all statements together")
-        return places
 
     def _of_glob(self, selector):
         places = self._by_glob.get(selector)

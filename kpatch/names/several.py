@@ -224,7 +224,9 @@ def _of_model(node: Any, key: ast.Key) -> ast.Node:
         return ast.Reference(_under(key, node.selector), node.span)
     if kind is ast.Target:
         return ast.Target(_under(key, node.selector), node.index, node.span)
-    if kind is ast.Edit and node.exclusions:
+    if kind is ast.For:
+        node = replace(node, selector=_under(key, node.selector))
+    if kind in (ast.Edit, ast.For) and node.exclusions:
         return replace(node, exclusions=tuple(_under(key, each) for each in node.exclusions))
     return node
 

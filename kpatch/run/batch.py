@@ -42,7 +42,7 @@ class BatchStep:
     prepared: Any = None
 
     fresh = may_fail = open_ended = False
-    stream = 0
+    stream, block = 0, None
 
     @property
     def statement(self):

@@ -36,6 +36,8 @@ class Scope:
             `let`.
         unproved: the index nodes, by `id`, whose tensors are not proved to be in range; found while planning.
         source: the text of the patch, for errors of a running graph.
+        match: the match of a `for` block that is under way, or `None`.
+        outside: of `grown`, what is of the `let`s before that block.
     """
 
     look_up: Callable[..., Value]
@@ -48,9 +50,16 @@ class Scope:
     grown: list[int] = field(default_factory=lambda: [0, 0])
     unproved: set[int] = field(default_factory=set)
     source: str | None = None
+    match: tuple[int, int] | None = None
+    outside: int = 0
 
-    def begin(self, target=None, stream=0):
-        """Begins a statement: the results of the last one are freed, except those of a `let`."""
+    def begin(self, target=None, stream=0, block=None):
+        """Begins a statement: the results of the last one are freed, except those of a `let` outside of a block."""
+        match = None if block is None else (id(block), stream)
+        if match != self.match:
+            if self.match is not None:  # its locals are gone
+                self.grown[1] = self.outside
+            self.match, self.outside = match, self.grown[1]
         self.grown[0] = self.grown[1]
         self.target, self.stream = target, stream
 

@@ -31,8 +31,8 @@ def run(checked, store):
             if scope is None:
                 _write(step, store, None)
                 continue
-            scope.begin(step.place, step.stream)
-            scope.implied = store.implied if step.place is None else None
+            scope.begin(step.place, step.stream, step.block)
+            scope.implied = _implied(step, store)
             if type(step) is LetStep:
                 scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
             elif type(step) is AssertStep:
@@ -43,10 +43,17 @@ def run(checked, store):
         raise _located(error, step, checked.patch) from error.__cause__
 
 
+def _implied(step, store):
+    """`_` in a `let` or an assertion: the match of its block, or the tensor that the patch is of."""
+    if type(step) not in (LetStep, AssertStep):
+        return None
+    return store.implied if step.place is None else tensor(store.value(step.place))
+
+
 def _located(error, step, patch):
     """The error with the span of its statement and, for a glob, a note on the match."""
-    if type(step) is EditStep:
-        semantics.in_match(error, step.statement, step.place, step.stream)
+    if type(step) is not BatchStep:
+        semantics.in_match(error, step.statement, step.place, step.stream, step.block)
     return error.locate(step.statement.span, patch.source)
 
 
@@ -186,24 +193,25 @@ def counts(checked, store):
     """
     scope = ev.Scope(store.look_up, store.read)
     dynamic = [position for position, step in enumerate(checked.steps) if _is_dynamic(step)]
-    written, fresh = set(), True
+    written, stale = set(), set()  # places, and locals whose values depend on what is written
     for position, step in enumerate(checked.steps):
         if isinstance(step, AssertStep):
             continue
         if isinstance(step, LetStep):
-            fresh = fresh and not _reads(step.statement.value, checked, checked.names.implied) & written
-            if fresh and dynamic and position < dynamic[-1]:
-                scope.begin()
-                scope.implied = store.implied
-                scope.bind(
-                    step.statement.name, _call_located(step, checked.patch, ev.evaluate, step.statement.value, scope)
-                )
+            name, value = step.statement.name, step.statement.value
+            stale.discard(name)  # of the match before
+            if _depends(value, checked, step.place or checked.names.implied, written, stale):
+                stale.add(name)
+            elif dynamic and position < dynamic[-1]:
+                scope.begin(step.place, step.stream, step.block)
+                scope.implied = _implied(step, store)
+                scope.bind(name, _call_located(step, checked.patch, ev.evaluate, value, scope))
             continue
         if not _is_dynamic(step):
             yield static_count(step)
         else:
             index = step.statement.target.index
-            known = fresh and not any(_reads(node, checked, step.place) & written for node in index)
+            known = not any(_depends(node, checked, step.place, written, stale) for node in index)
             yield _dynamic_count(step, store, scope, checked.patch) if known else None
         written.update(map(id, step.place.parts))
 
@@ -226,6 +234,12 @@ def _is_dynamic(step):
     return isinstance(step, EditStep) and step.selection is None
 
 
+def _depends(node, checked, implied, written, stale):
+    """Whether an expression reads a place that is written, or a stale local."""
+    names = {part.name for part in ast.walk(node) if isinstance(part, ast.Local)}
+    return bool(names & stale or _reads(node, checked, implied) & written)
+
+
 def _reads(node, checked, implied):
     """The ids of the places that an expression reads."""
     parts = list(ast.walk(node))
@@ -236,7 +250,7 @@ def _reads(node, checked, implied):
 
 
 def _dynamic_count(step, store, scope, patch):
-    scope.begin(step.place, step.stream)
+    scope.begin(step.place, step.stream, step.block)
     return entries(_call_located(step, patch, dynamic_selection, step, store, scope))
 
 

@@ -4,6 +4,7 @@ There is one step for each statement and variable. Consecutive statements that e
 step for each variable, so that ten thousand of them cost one write.
 """
 
+import contextlib
 import functools
 from dataclasses import replace
 
@@ -40,7 +41,7 @@ def make(patch, names, implied=None, traced=False):
         steps += _edits(edits, names, scope, errors)
         edits = []
         if statement is not None:
-            steps += _collect(errors, _OTHERS[type(statement)], with_names(statement), scope)
+            steps += _plan_other(with_names(statement), names, scope, errors)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
     return Checked(patch, tuple(steps), names, frozenset(scope.unproved), traced)
@@ -49,10 +50,15 @@ def make(patch, names, implied=None, traced=False):
 def _unknown(names, node, target):
     """The value of a name without data."""
     meaning = names.meaning(node, target)
-    if isinstance(meaning, Place) and meaning.weight is not None and meaning.weight.unreadable:
-        message = f"'{meaning.path}' cannot be read: {meaning.weight.unreadable}"
-        raise UnsupportedError(message, notes=[f"'{meaning.entry.stored.path}' names what is stored"])
-    return meaning.unknown() if isinstance(meaning, Place) else meaning
+    return _read(meaning) if isinstance(meaning, Place) else meaning
+
+
+def _read(place):
+    """The value of a place without data."""
+    if place.weight is not None and place.weight.unreadable:
+        message = f"'{place.path}' cannot be read: {place.weight.unreadable}"
+        raise UnsupportedError(message, notes=[f"'{place.entry.stored.path}' names what is stored"])
+    return place.unknown()
 
 
 def _edits(edits, names, scope, errors):
@@ -97,14 +103,55 @@ def _plan_edits(statement, names, scope, errors):
 
 def _plan_match(statement, place, stream, own, planned, names, scope):
     """The step of one match: a copy of a step `planned` for a match of the same shape and dtypes, if there is one."""
-    try:
-        key = (place.shape, place.dtype, type(place.weight), *[names.meaning(node, place).dtype for node in own])
-    except PatchError:
-        key = None  # planning the match raises the error again
+    key = _likeness(place, own, names)
     if key in planned:
         return replace(planned[key], place=place, stream=stream)
     planned[key] = step = plan_edit(statement, place, stream, scope)
     return step
+
+
+def _likeness(place, own, names):
+    """What decides the steps of a match: its shape and dtype, and those of its counterparts, the nodes `own`."""
+    try:
+        return place.shape, place.dtype, type(place.weight), *[names.meaning(node, place).dtype for node in own]
+    except PatchError:
+        return None  # planning the match raises the error again
+
+
+def _plan_block(block, names, scope, errors):
+    """The steps of a `for` block: for each match, in order, those of its statements."""
+    [matches] = _collect(errors, _matches, block, names) or [()]
+    own = [node for node in ast.walk(block) if _is_of_target(node)]
+    steps, planned, first, failing = [], {}, [], 0
+    for stream, place in matches:
+        key = _likeness(place, own, names)
+        if key not in planned:
+            failed: list = []
+            made = [
+                _collect(failed, _plan_inside, statement, block, place, stream, scope) for statement in block.statements
+            ]
+            if failed:
+                first, failing = first or failed, failing + 1
+                continue
+            planned[key] = [step for [step] in made]
+        steps += [replace(step, place=place, stream=stream) for step in planned[key]]
+    if failing > 1:
+        first[0].notes += (f"{failing} of the {len(matches)} matches fail",)
+    errors += first
+    return steps
+
+
+def _plan_inside(statement, block, place, stream, scope):
+    if isinstance(statement, ast.Edit):
+        return plan_edit(statement, place, stream, scope, block)
+    return _OTHERS[type(statement)](statement, scope, place, stream, block)
+
+
+def _plan_other(statement, names, scope, errors):
+    """The steps of a statement that is no edit."""
+    if isinstance(statement, ast.For):
+        return _plan_block(statement, names, scope, errors)
+    return _collect(errors, _OTHERS[type(statement)], statement, scope)
 
 
 def _is_of_target(node):
@@ -119,15 +166,16 @@ def _of_matches(failed, count):
     return failed[0]
 
 
-def plan_edit(statement, place, stream, scope):
-    scope.begin(place, stream)
+def plan_edit(statement, place, stream, scope, block=None):
+    scope.begin(place, stream, block)
     try:
         _check_written(statement, place)
         with arithmetic.planning(scope.traced) as found:
             step = _planned_edit(statement, place, stream, scope)
     except PatchError as error:
-        raise semantics.in_match(error, statement, place, stream) from error.__cause__
+        raise semantics.in_match(error, statement, place, stream, block) from error.__cause__
     step.may_fail = found.doubtful or place.weight is not None
+    step.block = block
     return step
 
 
@@ -182,9 +230,12 @@ def _is_computed(node):
 
 def _matches(statement, names):
     """The places that a statement writes, each with its number, which tells the stream of random numbers."""
-    selector = statement.target.selector
+    selector = statement.selector if isinstance(statement, ast.For) else statement.target.selector
     try:
-        return names.matches(None if isinstance(selector, ast.Implied) else selector, statement.exclusions)
+        found = names.matches(None if isinstance(selector, ast.Implied) else selector, statement.exclusions)
+        if isinstance(statement, ast.For):
+            names.count(len(found) * (len(statement.statements) - 1))  # a match for each statement
+        return found
     except PatchError as error:
         raise error.locate(selector.span) from None
 
@@ -231,19 +282,29 @@ def _implied_under_mask(statement, place, scope):
     return place.unknown()
 
 
-def _plan_assert(statement, scope):
-    scope.begin()
-    with arithmetic.planning(scope.traced) as found:
-        semantics.check_assertion(statement, scope)
-    return AssertStep(statement, found.doubtful)
+def _plan_assert(statement, scope, place=None, stream=0, block=None):
+    scope.begin(place, stream, block)
+    with _planning(statement, scope, place, stream, block) as (found, inside):
+        semantics.check_assertion(statement, inside)
+    return AssertStep(statement, found.doubtful, place, stream, block)
 
 
-def _plan_let(statement, scope):
-    scope.begin()
+def _plan_let(statement, scope, place=None, stream=0, block=None):
+    scope.begin(place, stream, block)
     scope.locals[statement.name] = None  # poisoned while it fails
-    with arithmetic.planning(scope.traced) as found:
-        scope.bind(statement.name, ev.evaluate(statement.value, scope))
-    return LetStep(statement, found.doubtful)
+    with _planning(statement, scope, place, stream, block) as (found, inside):
+        scope.bind(statement.name, ev.evaluate(statement.value, inside))
+    return LetStep(statement, found.doubtful, place, stream, block)
+
+
+@contextlib.contextmanager
+def _planning(statement, scope, place, stream, block):
+    """Plans a `let` or an assertion, in a block with the match as `_`; its errors name the match."""
+    try:
+        with arithmetic.planning(scope.traced) as found:
+            yield found, scope if place is None else scope.with_implied(_read(place))
+    except PatchError as error:
+        raise semantics.in_match(error, statement, place, stream, block) from error.__cause__
 
 
 _OTHERS = {ast.Assert: _plan_assert, ast.Let: _plan_let}

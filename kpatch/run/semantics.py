@@ -15,14 +15,16 @@ NAMED = (ast.Reference, ast.Binding)
 MAX_SHOWN = 8  # entries of an operand that a failed assertion shows
 
 
-def in_match(error, statement, place, stream):
-    """The error, with a note on the variable if the target matches several, or is one of several models."""
-    selector = statement.target.selector
+def in_match(error, statement, place, stream, block=None):
+    """The error, with a note on the variable if it is one of several matches or models, or the match of a block."""
+    if place is None:
+        return error
+    selector = statement.target.selector if block is None else block.selector
     if isinstance(selector, ast.Implied):
         return error
     if selector.is_glob:
         error.notes += (f"for {place!r}, match {stream + 1} of '{selector}'",)
-    elif type(selector.parts[0]) is ast.Key:
+    elif type(selector.parts[0]) is ast.Key or block is not None:
         error.notes += (f"for {place!r}",)
     return error
 

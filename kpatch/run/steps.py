@@ -26,6 +26,7 @@ class EditStep:
         prepared: the constant in the form that the backend writes fastest, set at the first run.
         open_ended: unknown lengths decide whether the value fits.
         may_fail: the step can still fail, depending on values.
+        block: the `ast.For` that holds the statement, or `None`.
     """
 
     statement: ast.Edit
@@ -41,6 +42,7 @@ class EditStep:
     prepared: Any = None
     open_ended: bool = False
     may_fail: bool = True
+    block: ast.For | None = None
 
     @property
     def statements(self):
@@ -49,18 +51,22 @@ class EditStep:
 
 @dataclass(eq=False, slots=True)
 class AssertStep:
+    """An assertion; in a block `place` is the match, which is its `_`, as in a `LetStep`."""
+
     statement: ast.Assert
     may_fail: bool = True
-
-    place, stream = None, 0
+    place: Place | None = None
+    stream: int = 0
+    block: ast.For | None = None
 
 
 @dataclass(eq=False, slots=True)
 class LetStep:
     statement: ast.Let
     may_fail: bool = True
-
-    place, stream = None, 0
+    place: Place | None = None
+    stream: int = 0
+    block: ast.For | None = None
 
 
 def writing(steps):

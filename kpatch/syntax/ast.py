@@ -91,6 +91,19 @@ class Let(Node):
         return f"let {self.name} = {self.value}"
 
 
+@dataclass(frozen=True, slots=True)
+class For(Node):
+    """`for selector except exclusions { statements }`: the statements for each match, which is their `_`."""
+
+    selector: Selector
+    exclusions: tuple
+    statements: tuple
+    span: tuple = no_span()
+
+    def __str__(self):
+        return f"for {self.selector}{_except(self.exclusions)} {{ {'; '.join(map(str, self.statements))} }}"
+
+
 # Literals and names in an expression
 
 

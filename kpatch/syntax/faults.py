@@ -7,6 +7,7 @@ from kpatch.syntax.ast import MAX_DEPTH
 from kpatch.syntax.lexer import misnamed, odd_name, shorten
 from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS, KEYWORDS, quote
 
+BLOCK = "a block is 'for **.kernel { _ *= 2 }'"
 ENDS = ("end", "")  # the kinds of token that end a statement
 _RUN = re.compile(r"[\w.$]+|[-+*/=<>!]+|\S")
 
@@ -30,7 +31,8 @@ def no_target(p):
         return p.fail(f"the target before '{kind}' is missing")
     if kind == "binding":
         return p.fail("a binding is a value; it cannot be assigned to")
-    return p.fail(f"a statement begins with a target, 'let' or 'assert', found {p.found()}")
+    note = ["alternatives are written (a|b).bias"] if kind == "{" else []
+    return p.fail(f"a statement begins with a target, 'let', 'assert' or 'for', found {p.found()}", *note)
 
 
 def no_assignment(p):
@@ -141,6 +143,8 @@ def unexpected(p):
     kind = p.kind
     if kind in (")", "]"):
         return p.fail(f"no bracket is open for '{kind}'")
+    if kind == "}":
+        return p.fail("no block is open for '}'")
     if kind == ",":
         return p.fail("there are no tuples; a list is written '[1, 2]'")
     return misplaced(p) or p.fail(
@@ -175,8 +179,8 @@ def misplaced(p):
         return p.fail("a slice is allowed only in an index")
     if kind == "name" and p.value == "if":
         return p.fail("there is no 'if'; 'where(condition, a, b)' chooses element by element")
-    if kind == "name" and p.value == "for":
-        return p.fail("there are no loops; operators and functions work on whole tensors")
+    if kind == "for":
+        return p.fail("an expression has no loops; operators and functions work on whole tensors")
     return None
 
 

@@ -41,7 +41,7 @@ _TARGET = rf"""
   | (?P<beside> [A-Za-z0-9_*?]+ (?={_CHOICE}) )
   | (?P<choice> (?<![\w*?"'\]]) \( | (?={_CHOICE}) \( )
   | (?P<glob> (?= \w* [*?]) {_LETTERS} )
-  | (?P<symbol> \. | == | //=? | [%@]= | [-+/%@,:] )
+  | (?P<symbol> \. | == | //=? | [%@]= | [-+/%@,:{{}}] )
 """
 _EXPRESSION = r"""
     (?P<name> [A-Za-z_][A-Za-z0-9_]* (?!\w) )
@@ -71,7 +71,7 @@ def _mode(space, alternatives):
 
 TARGET = _mode(r" \t", _TARGET + _END + _COMMON)
 AFTER_COMMA = _mode(r" \t\r\n", _TARGET + _END + _COMMON)
-LINE = _mode(r" \t", _EXPRESSION + _END + _COMMON)
+LINE = _mode(r" \t", _EXPRESSION + r"| (?P<block> \} )" + _END + _COMMON)
 BRACKET = _mode(r" \t\r\n", _EXPRESSION + _COMMON)
 CHOICE = _mode(r" \t\r\n", _ALTERNATIVE + _COMMON)
 
@@ -114,6 +114,9 @@ def tokens(text, position=0):
             kind = value
         elif kind == "end":
             match = TARGET
+        elif kind == "block":
+            match = TARGET
+            kind = value
         elif kind == "string":
             value = value[1:-1]
         elif kind == "escaped":

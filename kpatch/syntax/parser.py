@@ -1,10 +1,11 @@
 """Tokens to tree: a Pratt parser. The binding powers are in `kpatch.syntax.words.LEVELS`.
 
     patch      = { statement ( NEWLINE | ";" ) }
-    statement  = edit | assertion | local
+    statement  = edit | assertion | local | block
     edit       = target ( "=" | "+=" | "-=" | "*=" | "/=" | "**=" ) expression [ "except" selector { "," selector } ]
     assertion  = "assert" expression [ "," string ]
     local      = "let" name "=" expression
+    block      = "for" selector [ "except" selector { "," selector } ] "{" { statement ( NEWLINE | ";" ) } "}"
     target     = ( "_" | selector ) [ "[" index { "," index } [ "," ] "]" ]
     selector   = part { "." part }
     part       = name | string | digits | "layers" "[" integer "]" | glob | choice
@@ -37,7 +38,7 @@ MAX_ERRORS = 100  # errors reported together; then the parser stops
 RECOVERY = 10_000  # characters searched for the end of a faulty statement
 
 _STOPS = ("\n", "\r\n", "\r", ";")
-_LANDMARK = re.compile(r"\#[^\r\n]*|\"(?:[^\"\\\r\n]|\\.){0,999}\"|'(?:[^'\\\r\n]|\\.){0,999}'|[\[\]();]|\r\n|[\r\n]")
+_LANDMARK = re.compile(r"\#[^\r\n]*|\"(?:[^\"\\\r\n]|\\.){0,999}\"|'(?:[^'\\\r\n]|\\.){0,999}'|[\[\](){};]|\r\n|[\r\n]")
 
 
 def read_statements(text):
@@ -89,9 +90,9 @@ def _recover(text, begin, fault):
         line = None
     for found in _LANDMARK.finditer(text, begin, fault + RECOVERY):
         mark = found[0]
-        if mark in "[(":
+        if mark in "[({":
             depth += 1
-        elif mark in "])":
+        elif mark in "])}":
             depth -= depth > 0
         elif mark in _STOPS:
             position = found.end()

@@ -51,14 +51,16 @@ class Parser:
     Attributes:
         text: the source.
         locals: the names that `let` has bound so far.
+        block: a `for` block is read.
         shape: the shape of the last list read.
     """
 
-    __slots__ = ("depth", "end", "height", "kind", "locals", "next", "shape", "start", "stop", "text", "value")
+    __slots__ = ("block", "depth", "end", "height", "kind", "locals", "next", "shape", "start", "stop", "text", "value")
 
     def __init__(self, text):
         self.text = text
         self.locals = set()
+        self.block = False
         self.depth = 0
         self.height = 1
         self.shape = ()

@@ -1,8 +1,9 @@
 """Statements: edits, `let` and `assert`."""
 
 from kpatch.syntax import faults
-from kpatch.syntax.ast import Assert, Edit, Implied, Let, Selector, Target
+from kpatch.syntax.ast import Assert, Edit, For, Implied, Let, Selector, Target
 from kpatch.syntax.choices import read_part
+from kpatch.syntax.faults import ENDS
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.pratt import PARTS, Parser
 from kpatch.syntax.selectors import read_implied, read_selector
@@ -10,13 +11,15 @@ from kpatch.syntax.subscripts import read_index
 from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS
 
 
-def read_statement(p: Parser) -> Edit | Let | Assert:
+def read_statement(p: Parser) -> Edit | Let | Assert | For:
     kind = p.kind
     start = p.start
     if kind == "let":
         return read_let(p, start)
     if kind == "assert":
         return read_assertion(p, start)
+    if kind == "for" or (kind == "text" and p.value == "for"):
+        return read_block(p, start)
     target = read_target(p)
     op = p.kind
     if op not in ASSIGNMENTS:
@@ -42,6 +45,49 @@ def read_exclusions(p: Parser, selector: Selector | Implied) -> tuple[Selector, 
             raise p.fail("an exclusion names whole variables; it has no index")
         exclusions.append(exclusion)
     return tuple(exclusions)
+
+
+def read_block(p: Parser, start: int) -> For:
+    if p.block:
+        raise p.fail("a block cannot hold another block")
+    p.advance()
+    if p.kind in (".", "[") or p.kind in ASSIGNMENTS:
+        raise faults.keyword("for", (start, p.end))
+    if p.kind not in PARTS:
+        raise p.fail(f"a selector is missing after 'for', found {p.found()}", faults.BLOCK)
+    first = p.start
+    selector, index = read_selector(p, read_part(p), first)
+    if index is not None or p.kind == "[":
+        raise p.fail("a block is for whole variables; inside it '_' takes an index")
+    exclusions = read_exclusions(p, selector) if p.kind == "except" else ()
+    if p.kind != "{":
+        raise p.fail(f"expected '{{' after the selector of 'for', found {p.found()}", faults.BLOCK)
+    known, p.block = set(p.locals), True
+    try:
+        statements = read_inside(p)
+    finally:
+        p.locals, p.block = known, False
+    return For(selector, exclusions, statements, (start, p.end))
+
+
+def read_inside(p: Parser) -> tuple[Edit | Let | Assert | For, ...]:
+    """The statements of a block, whose targets are `_`."""
+    opened = p.start
+    p.advance()
+    statements = []
+    while p.kind != "}":
+        if p.kind == "":
+            raise faults.unclosed(p, opened, "")
+        if p.kind == "end":
+            p.advance()
+            continue
+        statements.append(read_statement(p))
+        if p.kind not in (*ENDS, "}"):
+            raise faults.unexpected(p)
+    if not statements:
+        raise p.fail("the block has no statement")
+    p.advance()
+    return tuple(statements)
 
 
 def read_let(p: Parser, start: int) -> Let:
@@ -75,6 +121,8 @@ def read_assertion(p: Parser, start: int) -> Assert:
 
 def read_target(p: Parser) -> Target:
     start = p.start
+    if p.block and p.kind in PARTS:
+        raise p.fail("inside a block the target is '_', the variable of the match")
     index: tuple | None = None
     selector: Selector | Implied
     if p.kind == "_":

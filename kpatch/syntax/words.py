@@ -2,7 +2,7 @@
 
 import re
 
-KEYWORDS = frozenset({"let", "assert", "except", "and", "or", "not", "true", "false"})
+KEYWORDS = frozenset({"let", "assert", "except", "for", "and", "or", "not", "true", "false"})
 CONSTANTS = frozenset({"inf", "nan", "pi", "e"})
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "**=")

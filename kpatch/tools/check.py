@@ -165,6 +165,9 @@ def _selectors(patch: Patch) -> Iterator[tuple[ast.Selector, tuple[ast.Selector,
             if isinstance(node.target.selector, ast.Selector):
                 yield node.target.selector, node.exclusions
             stack += [node.value, *reversed(node.target.index or ())]
+        elif isinstance(node, ast.For):
+            yield node.selector, node.exclusions
+            stack += reversed(node.statements)
         elif isinstance(node, ast.Selector):
             yield node, ()
         elif not isinstance(node, ast.Binding):

@@ -54,7 +54,7 @@ MESSAGES = [
     ('let "pi" = 1', "the name of a local is not quoted"),
     ("let pi = 1", "'pi' is a constant; 'let' needs another name"),
     # words that other languages have, and names that are like them
-    ("x = 1 for", "there are no loops; operators and functions work on whole tensors"),
+    ("x = 1 for", "an expression has no loops; operators and functions work on whole tensors"),
     ("x = 1 $for", "expected the end of the statement, found '$for'"),
     ("x = 1 'for'", "expected the end of the statement, found ''for''"),
     ("x = 1 if", "there is no 'if'; 'where(condition, a, b)' chooses element by element"),

@@ -98,7 +98,7 @@ def spaced(draw):
 
 def _alone(text, node, name):
     """Parses a node's text where such a node may stand."""
-    if name in ("Edit", "Assert", "Let"):
+    if name in ("Edit", "Assert", "Let", "For"):
         bound = name == "Let" and node.name in strategies.LOCALS
         return parse(text if bound else LETS + text).statements[-1]
     if name in ("Target", "Selector", "Name", "Glob", "Choice") or name == "Implied":
