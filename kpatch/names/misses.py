@@ -46,7 +46,7 @@ class Miss:
         for form in self.index.forms(self.selector, self.keys):
             for entry in self.index.entries_ending(form):
                 message = f"no variable '{self.selector}'; did you mean '{entry.path}'?"
-                note = "a seed generator's state and a metric's variables are reached by their full names only"
+                note = "what is no weight (states, metrics, seed generators) is reached by its full name only"
                 return ResolutionError(message, span=self.selector.span, notes=[note])
         return None
 

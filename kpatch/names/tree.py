@@ -19,6 +19,7 @@ from itertools import chain
 from operator import itemgetter
 
 from kpatch.errors import PatchError
+from kpatch.names.modules import buffers, parameters, watch_module, wraps_module
 from kpatch.names.watch import CONTAINERS, Watch
 from kpatch.names.weights import weight_of
 from kpatch.syntax.ast import Name, Position
@@ -183,6 +184,7 @@ class Walk:
         self._by_id = {id(root): self.root}
         self._entry_by_id = {}
         self._seen = set()  # lists in the attributes of the current layer
+        self._loose = []  # (node, chain of names, variable): in attributes of which Keras tracks nothing
         visits = {LAYER: self._visit_layer, METRIC: self._visit_metric, SEED: self._visit_seed}
         visited, stack = set(), [self.root]
         while stack:  # no recursion: a model can be nested deeper than Python's stack
@@ -190,6 +192,8 @@ class Walk:
             if node not in visited:
                 visited.add(node)
                 stack += visits[node.kind](node)[::-1]
+        for node, names, variable in self._loose:
+            self._add_loose(node, names, variable)
 
     def _visit_layer(self, node):
         import keras
@@ -204,6 +208,10 @@ class Walk:
             self.watch.sequence(state[name])
         known = set(map(id, chain(variables, layers, seeds, metrics)))
         held = self._held(node, state, known)
+        if wraps_module(node.item):
+            held += parameters(node.item)
+            self._loose += [(node, *pair) for pair in buffers(node.item)]
+            watch_module(node.item, self.watch)
         # Keras does not track `self.blocks[0] = layer`; tracked items come first, in Keras's order.
         items = [item for _, item in held if id(item) not in known]
         variables = distinct(variables + [item for item in items if isinstance(item, keras.Variable)])
@@ -309,21 +317,24 @@ class Walk:
 
         ours = type(node.item).__module__.startswith("keras.") and type(node.item) is not keras.Layer
         modules = state.get("_modules", {})  # torch keeps attributes that are layers here
-        base, tracker, held = _base_attributes(), state["_tracker"], []
+        base, tracker, held, loose = _base_attributes(), state["_tracker"], [], []
         self._seen.clear()
         names = [name for name in state if name not in base]
         for name, value in chain([(name, state[name]) for name in names], modules.items()):
             if id(value) in known:
                 held.append(((name,), value))
+            elif isinstance(value, keras.Variable):
+                loose.append(((name,), value))
             elif isinstance(value, CONTAINERS):
-                self._hold((name,), value, known, tracker, ours, held)
+                self._hold((name,), value, known, tracker, ours, held, loose)
+        self._loose += [(node, *pair) for pair in loose]
         if ours:
-            holding = {chain_[0] for chain_, _ in held}
+            holding = {chain_[0] for chain_, _ in (*held, *loose)}
             names = [name for name in names if name in holding]
         self._watch_attributes(node, names, ours)
         return held
 
-    def _hold(self, names, container, known, tracker, ours, held):
+    def _hold(self, names, container, known, tracker, ours, held, loose):
         """Adds the contents of a list, tuple or dict."""
         import keras
 
@@ -331,14 +342,16 @@ class Walk:
         hidden = not tracked and len(names) == 1 and not isinstance(container, tuple)  # not tracked by Keras
         if hidden and names[0].startswith("_"):
             return  # such as the `_operations` of a functional model; those of keras_hub's models are public
-        before = len(held)
+        before = len(held), len(loose)
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
             if id(value) in known or (tracked and isinstance(value, (keras.Layer, keras.Variable))):
                 held.append(((*names, str(key)), value))
+            elif isinstance(value, keras.Variable):
+                loose.append(((*names, str(key)), value))
             elif isinstance(value, CONTAINERS) and len(names) < MAX_NESTED and id(value) not in self._seen:
                 self._seen.add(id(value))  # a list can contain itself
-                self._hold((*names, str(key)), value, known, tracker, ours, held)
-        if len(held) > before or (not ours and not hidden and len(container) <= MAX_WATCHED):
+                self._hold((*names, str(key)), value, known, tracker, ours, held, loose)
+        if (len(held), len(loose)) > before or (not ours and not hidden and len(container) <= MAX_WATCHED):
             self.watch.container(container)
 
     def _watch_attributes(self, node, names, ours):
@@ -371,6 +384,13 @@ class Walk:
             if holder is not node:
                 self._name_node(holder, item.name, child, _PRIVATE)
                 holder.numbered.append(child)
+
+    def _add_loose(self, node, names, variable):
+        """Adds a variable that is no weight, such as the state of a recurrent layer."""
+        if id(variable) not in self._entry_by_id:
+            entry = self._entry_by_id[id(variable)] = Entry(variable, node, len(self.entries))
+            self.entries.append(entry)
+        self._add_attributes(node, [(names, variable)])
 
     def _group(self, holder, name, rank):
         for child in holder.children.get(name, ()):

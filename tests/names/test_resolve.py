@@ -401,7 +401,7 @@ def test_hidden_state_by_its_full_name_only():
             "  line 1, column 1\n"
             f"    {text} = 0\n"
             f"    {'^' * len(text)}\n"
-            "  a seed generator's state and a metric's variables are reached by their full names only"
+            "  what is no weight (states, metrics, seed generators) is reached by its full name only"
         )
     hidden = [entry.path for entry in index(model).entries if entry.hidden]
     assert hidden == ["drop.seed_generator.seed_generator_state"]
