@@ -530,6 +530,8 @@ def run(code, **environment):
         "from kpatch.indexing import *\n"
         "from kpatch import backends\n"
         "from kpatch.backends import jax_entries as entries\n"
+        "from kpatch.backends import jax_host\n"
+        "jax_host.BUDGET = 0  # as the fixture `compiled`\n"
         "writer = backends.current()\n"
         "def region(shape, items):\n"
         "    return select(shape, items if isinstance(items, tuple) else (items,))\n"
