@@ -12,6 +12,8 @@ from kpatch.errors import FileError
 
 WEIGHTS = "model.weights.h5"
 LARGEST_CONFIG = 2**26  # bytes of a config.json
+LARGEST_UNPACKED = 2**28  # bytes of any entry, or else
+LARGEST_RATIO = 100  # times its compressed bytes
 VERIFIED = (
     2**24
 )  # bytes: the checksum of weights up to this size is verified; a wrong one of larger weights stays wrong
@@ -48,7 +50,7 @@ def read(path, file):
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
-            _check_names(path, infos)
+            check(path, infos)
             known = {info.filename: info for info in infos}
             if "config.json" not in known or WEIGHTS not in known:
                 raise FileError(f"'{path}' is not a Keras model: the archive lacks its config.json or its {WEIGHTS}")
@@ -77,7 +79,8 @@ def is_plain(path):
     return plain or not known.keys() & {WEIGHTS, "model.weights.npz"}
 
 
-def _check_names(path, infos):
+def check(path, infos):
+    """Raises a `FileError` if entries of an archive lead out of it, are there twice, or unpack to far more."""
     names = [info.filename for info in infos]
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/"))
@@ -85,6 +88,9 @@ def _check_names(path, infos):
             raise FileError(f"'{path}' is refused: its entry '{name}' leads out of the archive")
     if len(set(names)) < len(names):
         raise FileError(f"'{path}' is refused: it holds two entries of one name")
+    for info in infos:
+        if info.file_size > max(LARGEST_UNPACKED, LARGEST_RATIO * info.compress_size):
+            raise FileError(f"'{path}' is refused: its {info.filename} would unpack to {info.file_size} bytes")
 
 
 def _entry(path, file, directory, info, infos):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kpatch.checkpoint.archive import check
 from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.outputs import Inputs, Output, written
 from kpatch.errors import FileError, reason
@@ -71,6 +72,7 @@ def _saved_by(source: Source) -> str:
     path = source.path
     try:
         with source.parsed() as file, zipfile.ZipFile(file) as archive:
+            check(path, archive.infolist())
             names = archive.namelist()
             if "config.json" not in names or not any(name in names for name in WEIGHTS):
                 raise FileError(f"'{path}' is not a Keras model: the archive lacks its config.json or its weights")

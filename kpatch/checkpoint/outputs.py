@@ -7,14 +7,13 @@
 
 import contextlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kpatch.checkpoint.disk import Source, dress, failing, sync
+from kpatch.checkpoint.workplaces import workplace
 from kpatch.errors import FileError
 
 MODEL = "is the model itself; in_place=True (--in-place) edits it in place"
@@ -100,22 +99,18 @@ def folder(path: Path, unchanged: Iterable[Source]) -> Iterator[Path]:
         FileError: the name is taken, a source has changed, or the folder cannot be written.
     """
     check_folder(path)
-    with failing(f"cannot write '{path}'"):
-        around = Path(tempfile.mkdtemp(prefix=".kpatch-", dir=path.parent))
-        try:
-            made = around / path.name
-            made.mkdir()
-            yield made
-            for each in sorted(made.rglob("*"), reverse=True):
-                sync(each)
-            sync(made)
-            for source in unchanged:
-                source.check()
-            check_folder(path)
-            os.rename(made, path)
-            sync(path.parent)
-        finally:
-            shutil.rmtree(around, ignore_errors=True)
+    with failing(f"cannot write '{path}'"), workplace(path.parent) as around:
+        made = around / path.name
+        made.mkdir()
+        yield made
+        for each in sorted(made.rglob("*"), reverse=True):
+            sync(each)
+        sync(made)
+        for source in unchanged:
+            source.check()
+        check_folder(path)
+        os.rename(made, path)
+        sync(path.parent)
 
 
 def begins(mark: bytes) -> Callable[[Path], bool]:
@@ -146,10 +141,10 @@ def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Sourc
     targets = check(outputs, inputs)
     main = outputs[-1].path if outputs else None
     folders: list[Path] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for output, target in zip(outputs, targets, strict=True):
             with failing(f"cannot write '{output.path}'"):
-                folders.append(Path(tempfile.mkdtemp(prefix=".kpatch-", dir=target.parent)))
+                folders.append(stack.enter_context(workplace(target.parent)))
         files = [folder / output.path.name for folder, output in zip(folders, outputs, strict=True)]
         with failing(f"cannot write '{main}'"):
             yield files
@@ -163,9 +158,6 @@ def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Sourc
                 os.replace(file, target)
             for folder in {target.parent for target in targets}:
                 sync(folder)
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _dress(outputs: Sequence[Output], files: list[Path], targets: list[Path], inputs: Inputs) -> None:

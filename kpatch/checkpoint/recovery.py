@@ -22,6 +22,7 @@ from kpatch.checkpoint.journal import (
     read,
     way_out,
 )
+from kpatch.checkpoint.workplaces import sweep
 from kpatch.errors import FileError, UndoError
 
 
@@ -31,14 +32,15 @@ def recover(path):
     Raises:
         FileError: the journal is damaged or belongs to another file, the file has changed, or the edit is in progress.
     """
+    sweep(path.parent)
     if not begun(path).exists():
-        _sweep(path)
+        _drop_fresh(path)
         return False
     with failing(f"cannot put back an edit of '{path}' that was cut off"), lock(path):
         return roll_back(path)
 
 
-def _sweep(path):
+def _drop_fresh(path):
     """Removes the journal of an edit that was cut off before it wrote."""
     if fresh(path).exists():
         with contextlib.suppress(OSError, FileError), lock(path):
