@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from kpatch.checkpoint import legacy
+from kpatch.checkpoint import heaps, legacy
 from kpatch.checkpoint.arrays import BY_NAME, Array
 from kpatch.errors import FileError
 
@@ -59,7 +59,9 @@ def arrays(source, file, start=0, length=None):
     try:
         with Window(file, start, length) as window, h5py.File(window, "r") as opened:
             found = sorted(_walk(opened, source, start, length), key=_order)
-            legacy.name(opened, found)
+            if legacy.is_one(opened):
+                heaps.check(source, file, start, length)
+                legacy.name(opened, found)
             return found
     except FileError:
         raise
@@ -110,8 +112,11 @@ def _add_name(array, keys):
 
 
 def _dtype(dataset):
-    """The dtype's name; `None` for strings and the like. HDF5 has no bfloat16: Keras stores it in an attribute."""
-    if dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
+    """The dtype's name; `None` for strings and the like.
+
+    HDF5 has no bfloat16: Keras stores two bytes of no kind, and an attribute, whose text need not be read.
+    """
+    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and "dtype" in dataset.attrs:
         return "bfloat16"
     return dataset.dtype.name if dataset.dtype.name in BY_NAME else None
 

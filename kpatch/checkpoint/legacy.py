@@ -14,16 +14,24 @@ SLOTS = "optimizer_weights"
 _NUMBER = re.compile(r":\d+$")  # TensorFlow's number of an output: `kernel:0`
 
 
+def is_one(file):
+    """Whether an open file lists its layers."""
+    return bool({"layer_names", "layer_names0"} & set(_base(file)[1].attrs))
+
+
+def _base(file):
+    """The chain of names of the group with the layers, and the group."""
+    whole = file.get("model_weights")
+    return (("model_weights",), whole) if hasattr(whole, "keys") else ((), file)
+
+
 def name(file, arrays):
     """Names the arrays of an open file by layer and weight, if it lists them: `dense_1.kernel`.
 
     The chains of groups stay names as well. Slots of an optimizer are reached by these alone.
     """
-    whole = file.get("model_weights")
-    base, weights = (("model_weights",), whole) if hasattr(whole, "keys") else ((), file)
+    base, weights = _base(file)
     layers = _texts(weights, "layer_names")
-    if not layers:
-        return
     places = {}
     for layer in [*layers, TOP]:
         path = tuple(layer.split("/"))

@@ -90,6 +90,25 @@ def test_weights_of_keras_2_whose_list_is_split():
     assert list(checkpoint.open("w.h5")) == ["a.kernel", "b.kernel"]
 
 
+def test_a_heap_of_names_that_does_not_end():
+    """libhdf5 would read it for ever."""
+    keras_2("old.h5")
+    data = bytearray(Path("old.h5").read_bytes())
+    at, damaged = data.find(b"GCOL"), 0
+    while at >= 0:  # the free space behind the texts has the number 0, and leads nowhere
+        size = int.from_bytes(data[at + 8 : at + 16], "little")
+        place = at + 16
+        while place + 16 <= at + size and (number := data[place]):
+            place += 16 + (data[place + 8] + 7) // 8 * 8
+        if place + 16 <= at + size and not number:
+            data[place + 8 : place + 16] = bytes(8)
+            damaged += 1
+        at = data.find(b"GCOL", at + 4)
+    assert damaged
+    Path("old.h5").write_bytes(data)
+    assert message(checkpoint.open, "old.h5") == "'old.h5' is damaged: a heap of texts in it does not end"
+
+
 @pytest.mark.parametrize("names", [5, "x", [b"\xff"], ["/"], [""], ["a", "a"], ["a/kernel:0"]])
 def test_lists_of_layers_that_lie(names):
     with h5py.File("w.h5", "w") as file:
