@@ -170,8 +170,7 @@ class ModelNames(Names):
         return places
 
     def _entries(self, selector):
-        walked = sum(each.is_glob for each in selector.alternatives) * len(selector.parts)
-        self._walk += len(self.index.nodes) * walked
+        self._walk += len(self.index.nodes) * selector.walks * len(selector.parts)
         if self._walk > MAX_WALK:
             raise LimitError(f"the globs of a patch take at most {MAX_WALK} steps, in all layers for all their parts")
         return find_every(self.index, selector)
@@ -186,6 +185,7 @@ class ModelNames(Names):
         places = self._of_glob(selector)
         taken = set()
         for each in ast.alternatives_of(exclusions):
+            self.count(len(places))
             entries = self._excluding(each)
             variables = {id(self.variable_of(entry)) for entry in entries}
             every = getattr(each.parts[-1], "pattern", None) in ("*", "**")  # means scales and factors, too

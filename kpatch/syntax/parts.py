@@ -1,6 +1,7 @@
 """The nodes of names: the parts of a selector, and the selector. `kpatch.syntax.ast` has all nodes."""
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 from kpatch.syntax.words import KEYWORDS, is_digits, is_name, quote
@@ -84,10 +85,9 @@ class Choice(Node):
         texts = ["|".join(map(shown, piece)) for piece in self.pieces]
         return "".join(f"({t})" if len(p) > 1 else t for p, t in zip(self.pieces, texts, strict=True))
 
-    @property
-    def parts(self):
-        """The `Name`s and `Glob`s that it stands for; the span of each is that of its alternatives."""
-        return [_side_by_side(chosen, self.pieces) for chosen in itertools.product(*self.pieces)]
+    def chosen(self, choices):
+        """The `Name` or `Glob` of one choice, the next item of `choices` from each piece; its span is that of these."""
+        return _side_by_side(list(itertools.islice(choices, len(self.pieces))), self.pieces)
 
 
 def letters(part):
@@ -120,13 +120,22 @@ class Selector(Node):
 
     @property
     def alternatives(self):
-        """The selectors that it stands for: itself, or one without a `Choice` for each choice."""
-        choices = [part.parts if type(part) is Choice else [part] for part in self.parts]
+        """The selectors that it stands for, one after the other: itself, or one without a `Choice` for each choice."""
         at = [place for place, part in enumerate(self.parts) if type(part) is Choice]
         if not at:
-            return [self]
-        every = itertools.product(*choices)
-        return [Selector(parts, (parts[at[0]].span[0], parts[at[-1]].span[1])) for parts in every]
+            yield self
+            return
+        for every in itertools.product(*[piece for place in at for piece in self.parts[place].pieces]):
+            choices = iter(every)
+            parts = tuple([part.chosen(choices) if type(part) is Choice else part for part in self.parts])
+            yield Selector(parts, (parts[at[0]].span[0], parts[at[-1]].span[1]))
+
+    @property
+    def walks(self):
+        """How many of these have globs, at most."""
+        pieces = [piece for part in self.parts if type(part) is Choice for piece in part.pieces]
+        globs = any(type(part) is Glob for part in itertools.chain(self.parts, *pieces))
+        return math.prod(map(len, pieces)) if globs else 0
 
 
 def alternatives_of(selectors):

@@ -168,6 +168,13 @@ def test_an_error_in_one_alternative_names_the_variable():
     assert models.snapshot(net) == before
 
 
+@pytest.mark.backend_free
+def test_alternatives_are_made_one_by_one():
+    selector = kpatch.parse(f"{'(a|b)' * 10}.kernel = 0").statements[0].target.selector
+    assert str(next(iter(selector.alternatives))) == "aaaaaaaaaa.kernel"
+    assert len({str(each) for each in selector.alternatives}) == 1024
+
+
 def test_alternatives_of_several_models():
     one, two = chain("a", "b"), chain("a", "b")
     assert failure(kpatch.apply, {"one": one, "two": two}, "(one|tow).a.bias = 5").startswith("no model 'tow'")

@@ -9,6 +9,7 @@ import kpatch
 import kpatch.callbacks
 import kpatch.layers
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.names import meanings
 from kpatch.tools import check
 from kpatch.values.tensors import to_numpy
 
@@ -108,6 +109,15 @@ def test_whole_errors():
     assert failure(kpatch.apply, net, "**.bias = 0 except head.*", expect=3).startswith("the patch matches 2 variables")
     assert failure(kpatch.edit, np.ones(3), "** = 1 except a").startswith("no variable '**': kpatch.edit knows one")
     assert models.snapshot(net) == before
+
+
+@pytest.mark.backend_free
+def test_exclusions_are_bounded(monkeypatch):
+    monkeypatch.setattr(meanings, "MAX_MATCHES", 30)
+    net = chain("a", "b", "c")
+    assert len(written(net, "** = 0 except a.*, a.*, a.*")) == 4
+    message = failure(kpatch.plan, net, f"** = 0 except {', '.join(['a.*'] * 9)}", kind=kpatch.LimitError)
+    assert message.startswith("the globs of a patch match at most 30 variables")
 
 
 def test_several_models():
