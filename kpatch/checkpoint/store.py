@@ -17,7 +17,7 @@ from kpatch.functions.reductions import TOTALS, in_blocks
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
-from kpatch.run.programs import IN_BLOCKS, compile_entries, compile_value
+from kpatch.run.programs import IN_BLOCKS, compile_entries, compile_value, evaluated
 from kpatch.run.semantics import NAMED
 from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
@@ -196,7 +196,7 @@ class Stored(execute.Named):
         if not isinstance(place, Place) or not place.shape or place.dtype not in IN_BLOCKS or 0 in place.shape:
             return None
         whole = ast.Implied() if type(of) in NAMED else of
-        program = compile_entries(whole, scope.with_implied(place.unknown()), place)
+        program = compile_entries(whole, evaluated(whole, scope.with_implied(place.unknown())), place)
         if program is None or any(type(part) is ast.Implied for each in program.scalars for part in ast.walk(each)):
             return None
         read, numbers = self._reader(place), program.numbers(scope.with_implied(place.unknown()))
@@ -214,7 +214,7 @@ class Stored(execute.Named):
         if not op or step.value is not None:
             return step.value
         node = ast.Binary(op, ast.Implied(), step.statement.value)
-        return compile_value(node, scope.with_implied(step.place.unknown()), step.place)
+        return compile_value(node, evaluated(node, scope.with_implied(step.place.unknown())), step.place)
 
     def _computed(self, step, scope):
         """A function for a whole new value by `+ - *`, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""

@@ -34,7 +34,7 @@ def _line(x, axis):
 def sort(x: Tensor, axis: Axis = -1):
     x, axis = _line(x, axis)
     if x.weak:
-        return fold(x.shape, lambda a: np.sort(a, axis=axis, kind="stable"), x)
+        return fold(x.shape, lambda a: np.sort(a, axis=axis, kind="stable"), x, moves=True)
     return compute(x.dtype, x.shape, lambda a: in_rows(lambda rows: _sorted(rows, x.dtype), a, axis), x)
 
 
@@ -51,7 +51,7 @@ def _sorted(x, dtype):
 def argsort(x: Tensor, axis: Axis = -1):
     x, axis = _line(x, axis)
     if x.weak:
-        return fold(x.shape, lambda a: np.argsort(a, axis=axis, kind="stable"), x, dtype="int")
+        return fold(x.shape, lambda a: np.argsort(a, axis=axis, kind="stable"), x, dtype="int", moves=True)
     return compute("int32", x.shape, lambda a: order(a, axis, x.dtype), x)
 
 

@@ -71,7 +71,7 @@ def ones_like(x: Tensor, dtype: DType = None):
 def _filled_like(x, number, dtype):
     """A literal if `x` is one and no dtype is given."""
     if x.weak and dtype is None:
-        return fold(x.shape, lambda a: np.full_like(a, number), x)
+        return fold(x.shape, lambda a: np.full_like(a, number), x, moves=True)
     dtype = dtype or x.dtype
     if None in x.shape:
         return compute(dtype, x.shape, lambda a: numerics.filled_like(a, number, dtype), x)

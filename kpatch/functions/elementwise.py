@@ -337,7 +337,7 @@ def where(condition: Tensor, x1: Tensor, x2: Tensor):
         error.argument = ("x1", "x2")[error.argument]
         raise
     if condition.weak and x1.weak and x2.weak:
-        return fold(shape, np.where, condition, x1, x2, dtype=dtype)
+        return fold(shape, np.where, condition, x1, x2, dtype=dtype, moves=True)
     if dtype in ("int", "float", "bool"):
         a, b = strong(x1, x2)
         dtype = a.dtype

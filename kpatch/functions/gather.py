@@ -80,7 +80,8 @@ def _picked(name, shape_of, kernel, x, indices, axis, traced):
     dtypes.check_size(shape, x, indices)
     _check_bounds(name, x, indices, axis, traced)
     if x.weak and indices.weak:
-        return fold(shape, lambda a, i: getattr(np, name)(a, i.astype("int64"), axis=axis), x, indices, dtype=x.dtype)
+        picked = lambda a, i: getattr(np, name)(a, i.astype("int64"), axis=axis)  # noqa: E731
+        return fold(shape, picked, x, indices, dtype=x.dtype, moves=True)
     x = strong(x)[0] if x.weak else x
     return compute(x.dtype, shape, lambda a, i: kernel(a, _normal(i, a, axis), axis, x.dtype), x, indices)
 

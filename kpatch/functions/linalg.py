@@ -13,18 +13,17 @@ import math
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import FunctionError, LimitError, ShapeError
+from kpatch.errors import FunctionError, ShapeError
 from kpatch.functions.axes import differ
 from kpatch.functions.operands import as_floats, float_of, need_lengths
 from kpatch.functions.parameters import Numeric
 from kpatch.functions.registry import Group
 from kpatch.indexing import broadcast
 from kpatch.values import dtypes, numerics
-from kpatch.values.arithmetic import compute, doubt, fold
+from kpatch.values.arithmetic import compute, count_work, doubt, fold
 from kpatch.values.tensors import to_numpy
 
 LINEAR_ALGEBRA = Group("Linear algebra")
-MAX_WORK = 2**38  # approximate multiplications of one call: the inverse of a matrix of 6,500 by 6,500
 FAILURES = ("LinAlgError", "_LinAlgError", "InvalidArgumentError", "ValueError")  # the backends' errors for a matrix
 
 
@@ -41,7 +40,7 @@ def _of_matrix(description, example, shape=lambda shape: shape, square=True):
 
         def rule(x: Numeric):
             _need_matrix(name, x.shape, square)
-            _check_work(name, x.shape, min(_known(x.shape[-2:])))
+            _count_work(x.shape, min(_known(x.shape[-2:])), x)
             return _computed(name, kernel, shape(x.shape), x)
 
         LINEAR_ALGEBRA(description, example, name)(rule)
@@ -88,10 +87,8 @@ def _known(lengths):
     return [1 if length is None else length for length in lengths]
 
 
-def _check_work(name, shape, depth):
-    work = math.prod(_known(shape)) * depth
-    if work > MAX_WORK:
-        raise LimitError(f"{name}() of the shape {shape} takes about {work} steps, at most {MAX_WORK} are allowed")
+def _count_work(shape, depth, *operands):
+    count_work(math.prod(_known(shape)) * depth, *operands)
 
 
 def _least(shape):
@@ -197,7 +194,7 @@ def solve(a: Numeric, b: Numeric):
         raise ShapeError(message, argument=1)
     batch = broadcast([a.shape[:-2], () if vector else b.shape[:-2]])
     size = a.shape[-1] if rows is None else rows
-    _check_work("solve", (*batch, size, size), max(_known((size, columns))))
+    _count_work((*batch, size, size), max(_known((size, columns))), a, b)
     return _computed("solve", _solve, (*batch, size) if vector else (*batch, size, columns), a, b)
 
 

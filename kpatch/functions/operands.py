@@ -69,7 +69,7 @@ def moved(name, x, shape, *options):
     if x.weak and None in shape:
         return Value(x.dtype, shape, None, True, x.is_list)  # `broadcast_to(0, shape(_))`, planned under a mask
     if x.weak:
-        return fold(shape, lambda a: getattr(np, name)(a, *options), x, dtype=x.dtype)
+        return fold(shape, lambda a: getattr(np, name)(a, *options), x, dtype=x.dtype, moves=True)
     return compute(x.dtype, shape, lambda a: numerics.move(name, a, options, x.dtype), x)
 
 
@@ -98,7 +98,7 @@ def join(name, values, axis):
     dtypes.check_size(shape, *values)
     dtype = dtypes.common(values)
     if all(value.weak for value in values):
-        return fold(shape, lambda *arrays: np.concatenate(arrays, axis=axis), *values, dtype=dtype)
+        return fold(shape, lambda *arrays: np.concatenate(arrays, axis=axis), *values, dtype=dtype, moves=True)
     return compute(dtype, shape, lambda *x: numerics.concatenate(x, axis, dtype), *values, to=dtype)
 
 

@@ -249,14 +249,15 @@ def _summed(x, letters, kept):
 
 def _join_best(parts, result, lengths):
     """The parts, with the pair that has the smallest product contracted."""
+    terms = [set(letters) for _, letters in parts]
+    uses = Counter(itertools.chain(result, *terms))  # a letter is needed if others than the pair use it
 
     def needed(pair):
-        others = (letters for place, (_, letters) in enumerate(parts) if place not in pair)
-        return set(result).union(*others)
+        first, second = (terms[place] for place in pair)
+        return {letter for letter in first | second if uses[letter] > (letter in first) + (letter in second)}
 
     def size(pair):
-        letters = {letter for place in pair for letter in parts[place][1]}
-        return math.prod(lengths[letter] for letter in letters & needed(pair))
+        return math.prod(lengths[letter] for letter in needed(pair))
 
     pair = min(itertools.combinations(range(len(parts)), 2), key=size)
     joined = _joined(parts[pair[0]], parts[pair[1]], needed(pair), lengths)

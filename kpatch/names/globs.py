@@ -1,8 +1,8 @@
 """Selectors with globs → variables: one walk over a model's graph of names, without backtracking.
 
-`*` and `?` match inside one name, `**` any number of names. A state of the walk is a node and a number of matched
-parts. Each state is visited once, so the cost is at most the size of the graph times the number of parts, even with
-shared layers, cycles and many `**`.
+`*` and `?` match inside one name, `**` any number of names. The walk goes from part to part, with the set of the nodes
+that the parts before lead to. So the cost is at most the size of the graph times the number of parts, even with shared
+layers, cycles and many `**`.
 """
 
 import re
@@ -41,31 +41,33 @@ def matching(root, keys, counted=False):
 
 def walk(root, keys, counted=False):
     """The nodes matched by all keys but the last, each with the last key; for a final `**`, also all nodes below."""
-    seen, stack = set(), [(root, 0)]
-    matchers = [matcher(key.pattern) if type(key) is Glob and key != ANY_DEPTH else None for key in keys]
+    nodes = [root]
+    for key in keys[:-1]:
+        nodes = _reached(nodes, key, counted)
+    yield from ((node, keys[-1]) for node in (_and_below(nodes) if keys[-1] == ANY_DEPTH else nodes))
+
+
+def _reached(nodes, key, counted):
+    """The nodes that a key leads to, each once."""
+    if key == ANY_DEPTH:
+        return _and_below(nodes)
+    if type(key) is not Glob:
+        return descend(nodes, [key], counted)
+    matches = matcher(key.pattern)
+    return distinct(
+        [child for node in nodes for name, children in node.children.items() if matches(name) for child in children]
+    )
+
+
+def _and_below(nodes):
+    """The nodes, and all nodes below, each once."""
+    found = dict.fromkeys(nodes)
+    stack = list(found)
     while stack:
-        state = stack.pop()
-        if state in seen:
-            continue
-        seen.add(state)
-        node, at = state
-        key, last = keys[at], at == len(keys) - 1
-        if last:
-            yield node, key
-        if key == ANY_DEPTH:
-            stack += [(child, at) for child in _children(node)]
-            stack += [(node, at + 1)] * (not last)
-        elif last:
-            continue
-        elif (matches := matchers[at]) is not None:
-            names = [name for name in node.children if matches(name)]
-            stack += [(child, at + 1) for name in names for child in node.children[name]]
-        else:
-            stack += [(child, at + 1) for child in descend([node], [key], counted)]
-
-
-def _children(node):
-    return distinct([child for children in node.children.values() for child in children] + node.layers)
+        new = [child for child in stack.pop().below if child not in found]
+        found.update(dict.fromkeys(new))
+        stack += new
+    return list(found)
 
 
 def matcher(pattern):

@@ -136,7 +136,7 @@ class ModelIndex:
         """
         forms = self.forms(selector, keys)
         if selector.is_glob:
-            tries = (globs.matching(self.root, form, counted) for counted in (False, True) for form in forms)
+            tries = (globs.matching(self.root, form, counted) for counted in _ways(keys) for form in forms)
             return next(filter(None, tries), [])
         for form in forms:
             if found := variables_of(descend([self.root], form[:-1]), form[-1]):
@@ -319,6 +319,11 @@ def keys_of(selector):
         else:
             keys.append(part.index if type(part) is Position else part)
     return keys
+
+
+def _ways(keys):
+    """Whether names in front of the last may be those of a weights file: first not, then also."""
+    return (False, True) if any(type(key) is str for key in keys[:-1]) else (False,)
 
 
 def _is_keras_path(selector):

@@ -11,8 +11,8 @@ from kpatch.names.misses import excludes_nothing, leave_nothing
 from kpatch.syntax import ast
 from kpatch.values.dtypes import Value, dtype_name
 
-MAX_MATCHES = 2**20  # variables that the globs of a patch match, all statements together
-MAX_WALK = 2**22  # layers that its globs are looked up in, times their parts; each glob is looked up once
+MAX_MATCHES = 2**18  # variables that the globs of a patch match, all statements together
+MAX_WALK = 2**20  # layers that its globs are looked up in, times their parts; each glob is looked up once
 
 
 @dataclass(eq=False, slots=True)

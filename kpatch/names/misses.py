@@ -53,6 +53,8 @@ class Miss:
     def _no_match(self):
         """The error of a glob without a match: the first part that matches nothing, and the names at that level."""
         form = self.index.forms(self.selector, self.keys)[-1]
+        if not self.index.may_suggest():
+            return ResolutionError(f"no variable matches '{self.selector}'", span=self.selector.span)
         message, root = f"no variable matches '{self.selector}'", self.index.root
         if below := globs.matching(root, [*form, globs.ANY_DEPTH], counted=True):
             note = f"'{self.selector}.**' matches {_listed(below)}"
@@ -66,7 +68,7 @@ class Miss:
             at, nodes = at + 1, further
         names = _names(nodes, "variables" if at == len(form) - 1 else "children")
         pattern = form[at].pattern if type(form[at]) is Glob else form[at]
-        if type(pattern) is str and self.index.may_suggest() and (near := nearest(pattern, names)):
+        if type(pattern) is str and (near := nearest(pattern, names)):
             better = [*form[:at], near, *form[at + 1 :]]
             if globs.matching(root, better, counted=True):
                 message += f"; did you mean '{spelled(better)}'?"

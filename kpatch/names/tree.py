@@ -131,8 +131,8 @@ class LayerNode:
     """
 
     __slots__ = (
-        "_counted", "children", "item", "kind", "layers", "metrics", "numbered", "own", "parent", "routes", "scope",
-        "variables",
+        "_below", "_counted", "children", "item", "kind", "layers", "metrics", "numbered", "own", "parent", "routes",
+        "scope", "variables",
     )  # fmt: skip
 
     def __init__(self, item, kind, parent, scope=None):
@@ -147,6 +147,7 @@ class LayerNode:
         self._counted = None
         self.metrics = []
         self.own = []
+        self._below = None
         self.routes = []  # (rank, node, name)
 
     @property
@@ -155,6 +156,13 @@ class LayerNode:
         if self._counted is None:
             self._counted = _by_count(self.numbered)
         return self._counted
+
+    @property
+    def below(self):
+        """The nodes of all children and layers, each once."""
+        if self._below is None:  # the graph is complete when it is first asked for
+            self._below = distinct([child for children in self.children.values() for child in children] + self.layers)
+        return self._below
 
     def keys(self):
         """The canonical chain of names from the root: strings, and integers for `layers[i]`."""

@@ -13,9 +13,12 @@ from kpatch.errors import DTypeError, LimitError, PatchError, ResolutionError, S
 from kpatch.functions import ranges
 from kpatch.syntax import ast
 from kpatch.values import arithmetic, grids, numerics, tensors
+from kpatch.values.budget import Budget, size_of
 from kpatch.values.dtypes import MAX_SIZE, RANGES, Value, constant, literal, tensor
 
 MAX_BLOCK = 2**31 - 1  # entries of the axes with index tensors, whose offsets are int32
+NAMED = (ast.Reference, ast.Binding)
+UNREAD = ("shape", "size", "ndim")  # functions that do not read the entries of their operand
 CONSTANTS = {"inf": math.inf, "nan": math.nan, "pi": math.pi, "e": math.e}
 
 
@@ -34,6 +37,9 @@ class Scope:
         traced: in a compiled function, whose values are unknown.
         grown: the number of entries by which results exceeded their inputs: with this statement, and up to the last
             `let`.
+        budget: counts the entries that names touch, while planning and if sizes are known only at the run; or `None`.
+        bound: the shape of the place if `_` is what is assigned to in it; repeated entries are touched once.
+        seen: the value of each node, by `id`, that the statement being planned has evaluated; or `None`.
         unproved: the index nodes, by `id`, whose tensors are not proved to be in range; found while planning.
         source: the text of the patch, for errors of a running graph.
         match: the match of a `for` block that is under way, or `None`.
@@ -48,6 +54,9 @@ class Scope:
     stream: int = 0
     traced: bool = False
     grown: list[int] = field(default_factory=lambda: [0, 0])
+    budget: Budget | None = None
+    bound: tuple | None = None
+    seen: dict[int, Value] | None = None
     unproved: set[int] = field(default_factory=set)
     source: str | None = None
     match: tuple[int, int] | None = None
@@ -67,6 +76,14 @@ class Scope:
         self.locals[name] = value
         self.grown[1] = self.grown[0]
 
+    def touched(self, value, bound=None):
+        """The value of a name; its entries are counted, at most as many as the shape `bound` has."""
+        if self.budget is not None and value.weak:
+            self.budget.allow(_size(value))
+        elif self.budget is not None:
+            self.budget.touch(value.shape, bound)
+        return value
+
     def account(self, result, inputs):
         """The result; `LimitError` if results grow beyond `MAX_SIZE` entries in all."""
         if not result.weak:
@@ -82,12 +99,12 @@ class Scope:
         """Whether a compiled function is planned, so that ranges are computed."""
         return self.traced and arithmetic.is_planning()
 
-    def with_implied(self, value):
-        return replace(self, implied=value)
+    def with_implied(self, value, bound=None):
+        return replace(self, implied=value, bound=bound)
 
 
 def _size(value):
-    return math.prod(1 if length is None else length for length in value.shape)
+    return size_of(value.shape)
 
 
 class PoisonedError(Exception):
@@ -97,9 +114,12 @@ class PoisonedError(Exception):
 def evaluate(node, scope):
     """The value of an expression; its `data` is `None` if that of a tensor in it is."""
     try:
-        return _EVALUATORS[type(node)](node, scope)
+        value = _EVALUATORS[type(node)](node, scope)
     except PatchError as error:
         raise error.locate(node.span) from error.__cause__
+    if scope.seen is not None:
+        scope.seen[id(node)] = value
+    return value
 
 
 def index_items(nodes, scope):
@@ -110,6 +130,11 @@ def index_items(nodes, scope):
 def known(items):
     """Whether no item is a tensor, so that the selection does not depend on values."""
     return not any(isinstance(item, Value) for item in items)
+
+
+def lists(items):
+    """Whether an item is an index array or a mask, so that entries are listed one by one."""
+    return any(isinstance(item, (Value, np.ndarray)) for item in items)
 
 
 def select(shape, items, nodes):
@@ -175,6 +200,7 @@ def _bound(node, scope):
 
 def _list(node, scope):
     items = [evaluate(item, scope) for item in node.items]
+    arithmetic.count_constants(sum(_size(item) for item in items if item.weak))
     if all(item.weak and item.data is not None for item in items):
         return literal([item.data.tolist() for item in items])
     return functions.call("stack", [items], {}, scope.traced)
@@ -186,7 +212,7 @@ def _implied(node, scope):
             "'_' means nothing here: there is no implied tensor",
             notes=["in an edit of a model '_' stands for the entries being assigned; name a variable instead"],
         )
-    return scope.implied
+    return scope.touched(scope.implied, scope.bound)
 
 
 def _local(node, scope):
@@ -216,7 +242,7 @@ def _compare(node, scope):
     for i, op in enumerate(node.ops):
         link = _at_arguments(node.operands[i : i + 2], arithmetic.compare, op, values[i], values[i + 1])
         result = link if result is None else arithmetic.binary("and", result, link)
-    result = _existing(result, values)
+    result = _existing(scope.account(result, values), values)
     return ranges.compare(result, values) if scope.proves else result
 
 
@@ -227,7 +253,8 @@ def _call(node, scope):
     named = {a.name: a for a in node.arguments if a.name is not None}
     at = {**dict(enumerate(positional)), **named}
     try:
-        given = {key: _argument(argument.value, scope) for key, argument in at.items()}
+        unread = replace(scope, budget=None) if node.function in UNREAD else scope
+        given = {key: _argument(argument.value, unread) for key, argument in at.items()}
         args = [given[place] for place in range(len(positional))]
         kwargs = {name: given[name] for name in named}
         inputs = [value for value in given.values() if isinstance(value, Value)]
@@ -276,12 +303,15 @@ def _argument(node, scope):
 def _subscript(node, scope):
     if scope.traced and (found := _axis(node, scope)) and found[0].shape[found[1]] is not None:
         return literal(found[0].shape[found[1]])
-    value = evaluate(node.value, scope)
+    named = type(node.value) in NAMED
+    value = scope.look_up(node.value, scope.target) if named else evaluate(node.value, scope)
     items = index_items(node.index, scope.with_implied(value))
     if scope.traced and (not known(items) or None in value.shape):
         result = _traced_entries(value, items, node, scope)
     else:
         result = _entries(value, items, node, scope)
+    if named:
+        scope.touched(value, result.shape)
     result = _existing(result, (value, *(item for item in items if isinstance(item, Value))), False)
     return ranges.entries(result, value, items) if scope.proves else result
 
@@ -298,13 +328,15 @@ def _existing(result, operands, elementwise=True):
 
 
 def _entries(value, items, node, scope):
+    if scope.budget is not None:
+        arithmetic.count(infer(value.shape, items, node.index), value.weak)
     if value.data is None or any(isinstance(item, Value) and item.data is None for item in items):
         weak = value.weak and all(item.weak for item in items if isinstance(item, Value))
         if any(isinstance(item, Value) and item.data is None and item.dtype != "bool" for item in items):
             arithmetic.doubt()  # whether it is in range
         return Value(value.dtype, infer(value.shape, items, node.index), None, weak)
     selection = select(value.shape, items, node.index)
-    if scope.read is not None and type(node.value) in (ast.Reference, ast.Binding):
+    if scope.read is not None and type(node.value) in NAMED:
         return scope.read(node.value, scope.target, selection)
     return entries(value, selection)
 
@@ -391,7 +423,7 @@ def _at(span, function, *args):
 
 
 def _named(node, scope):
-    return scope.look_up(node, scope.target)
+    return scope.touched(scope.look_up(node, scope.target))
 
 
 def _at_arguments(nodes, function, *args):

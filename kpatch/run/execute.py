@@ -14,16 +14,32 @@ from kpatch.run import semantics
 from kpatch.run.batch import BatchStep
 from kpatch.run.steps import AssertStep, EditStep, LetStep
 from kpatch.syntax import ast
-from kpatch.values import tensors
+from kpatch.values import arithmetic, tensors
+from kpatch.values.budget import Budget
 from kpatch.values.dtypes import Value, tensor
+
+MAX_COUNTED = 2**18  # parts of expressions that `counts` computes, so that a dry run ends soon
 
 
 def run(checked, store):
-    """Runs the steps in order; `store` holds the values of the places."""
+    """Runs the steps in order; `store` holds the values of the places.
+
+    Sizes that planning did not know are counted now, so that a `LimitError` comes before the memory is asked for.
+    """
+    if not checked.open or checked.traced:
+        _run(checked, store, None)
+        return
+    budget = Budget()
+    with arithmetic.metered(budget):
+        _run(checked, store, budget)
+
+
+def _run(checked, store, budget):
     scope = None
     if not checked.plain or store.stream is not None:
         source, unproved = checked.patch.source, checked.unproved
-        scope = ev.Scope(store.look_up, store.read, traced=checked.traced, unproved=unproved, source=source)
+        read = store.look_up, store.read
+        scope = ev.Scope(*read, traced=checked.traced, budget=budget, unproved=unproved, source=source)
     try:
         for number, step in enumerate(checked.steps):
             if store.lets_go:
@@ -187,20 +203,24 @@ def _masked(mask, step):
 
 
 def counts(checked, store):
-    """The number of entries that each writing step would write now; `None` if it depends on earlier statements.
+    """The number of entries that each writing step would write now.
 
+    It is `None` if it depends on earlier statements, or if `MAX_COUNTED` parts of expressions were computed before it.
     Values are read if a step's entries depend on them; nothing is written.
     """
     scope = ev.Scope(store.look_up, store.read)
     dynamic = [position for position, step in enumerate(checked.steps) if _is_dynamic(step)]
-    written, stale = set(), set()  # places, and locals whose values depend on what is written
+    written, stale, left = set(), set(), MAX_COUNTED  # places, and locals whose values depend on what is written
+    parts: dict[int, list] = {}  # of each statement, which globs repeat
     for position, step in enumerate(checked.steps):
         if isinstance(step, AssertStep):
             continue
         if isinstance(step, LetStep):
             name, value = step.statement.name, step.statement.value
             stale.discard(name)  # of the match before
-            if _depends(value, checked, step.place or checked.names.implied, written, stale):
+            found = _parts(step, value, parts)
+            left -= len(found)
+            if left < 0 or _depends(found, checked, step.place or checked.names.implied, written, stale):
                 stale.add(name)
             elif dynamic and position < dynamic[-1]:
                 scope.begin(step.place, step.stream, step.block)
@@ -210,8 +230,9 @@ def counts(checked, store):
         if not _is_dynamic(step):
             yield static_count(step)
         else:
-            index = step.statement.target.index
-            known = not any(_depends(node, checked, step.place, written, stale) for node in index)
+            found = _parts(step, step.statement.target, parts)
+            left -= len(found)
+            known = left >= 0 and not _depends(found, checked, step.place, written, stale)
             yield _dynamic_count(step, store, scope, checked.patch) if known else None
         written.update(map(id, step.place.parts))
 
@@ -220,7 +241,7 @@ def static_count(step):
     """The number of entries that each statement of the step writes; `None` if it depends on values."""
     if isinstance(step, BatchStep):
         return 1
-    return None if step.selection is None else step.selection.size
+    return step.size if step.selection is None else step.selection.size
 
 
 def entries(selection):
@@ -231,18 +252,24 @@ def entries(selection):
 
 
 def _is_dynamic(step):
-    return isinstance(step, EditStep) and step.selection is None
+    return isinstance(step, EditStep) and static_count(step) is None
 
 
-def _depends(node, checked, implied, written, stale):
-    """Whether an expression reads a place that is written, or a stale local."""
-    names = {part.name for part in ast.walk(node) if isinstance(part, ast.Local)}
-    return bool(names & stale or _reads(node, checked, implied) & written)
+def _parts(step, node, known):
+    """The parts of an expression of the step's statement; those of the others are `known`."""
+    if id(step.statement) not in known:
+        known[id(step.statement)] = list(ast.walk(node))
+    return known[id(step.statement)]
 
 
-def _reads(node, checked, implied):
-    """The ids of the places that an expression reads."""
-    parts = list(ast.walk(node))
+def _depends(parts, checked, implied, written, stale):
+    """Whether the parts of an expression read a place that is written, or a stale local."""
+    names = {part.name for part in parts if isinstance(part, ast.Local)}
+    return bool(names & stale or _reads(parts, checked, implied) & written)
+
+
+def _reads(parts, checked, implied):
+    """The ids of the places that the parts of an expression read."""
     named = [part for part in parts if isinstance(part, ast.Reference | ast.Binding)]
     places = [checked.names.meaning(part, implied) for part in named]
     places += [implied] * any(isinstance(part, ast.Implied) for part in parts)

@@ -6,7 +6,7 @@ step for each variable, so that ten thousand of them cost one write.
 
 import contextlib
 import functools
-from dataclasses import replace
+import math
 
 from kpatch import functions, indexing
 from kpatch.errors import PatchError, UnsupportedError, combine
@@ -18,8 +18,9 @@ from kpatch.run import semantics
 from kpatch.run.batch import batches, sets_one_entry
 from kpatch.run.programs import compile_mask, compile_value
 from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep
-from kpatch.syntax import ast
+from kpatch.syntax import MAX_ERRORS, ast
 from kpatch.values import arithmetic
+from kpatch.values.budget import Budget
 from kpatch.values.dtypes import Value, is_floating
 
 
@@ -32,9 +33,12 @@ def make(patch, names, implied=None, traced=False):
         implied: the `Value` of `_` in `let` and `assert`, or `None`.
         traced: the patch runs in a compiled function, whose values are unknown.
     """
-    scope = ev.Scope(functools.partial(_unknown, names), implied=implied, traced=traced)
+    budget = Budget(len(patch.source))
+    scope = ev.Scope(functools.partial(_unknown, names), implied=implied, traced=traced, budget=budget)
     steps, errors, edits = [], [], []
     for statement in (*patch.statements, None):
+        if _enough(errors, scope):
+            break
         if isinstance(statement, ast.Edit):
             edits.append(statement)
             continue
@@ -44,7 +48,12 @@ def make(patch, names, implied=None, traced=False):
             steps += _plan_other(with_names(statement), names, scope, errors)
     if errors:
         raise combine([error.locate(None, patch.source) for error in errors])
-    return Checked(patch, tuple(steps), names, frozenset(scope.unproved), traced)
+    return Checked(patch, tuple(steps), names, frozenset(scope.unproved), traced, budget.open)
+
+
+def _enough(errors, scope):
+    """Whether further statements need not be planned, because of the errors of those before."""
+    return len(errors) >= MAX_ERRORS or (bool(errors) and scope.budget.spent)
 
 
 def _unknown(names, node, target):
@@ -65,12 +74,14 @@ def _edits(edits, names, scope, errors):
     """The steps of consecutive writing statements, batched if possible."""
     steps, run = [], []
     for statement in (*edits, None):
+        if _enough(errors, scope):
+            break
         if statement is not None and sets_one_entry(statement):
             run.append(statement)
             continue
         batched = batches(run, names)
         if batched is None:
-            batched = [step for s in run for step in _plan_edits(s, names, scope, errors)]
+            batched = [step for s in run if not _enough(errors, scope) for step in _plan_edits(s, names, scope, errors)]
         steps += batched
         run = []
         if statement is not None:
@@ -93,20 +104,30 @@ def _plan_edits(statement, names, scope, errors):
     """The steps of a writing statement: one for each variable that its target matches."""
     [matches] = _collect(errors, _matches, statement, names) or [()]
     steps, failed, planned = [], [], {}
-    own = [node for node in ast.walk(statement.value) if _is_of_target(node)] if len(matches) > 1 else []
+    nodes = list(ast.walk(statement)) if len(matches) > 1 else []
+    own = [node for node in nodes if _is_of_target(node)]
     for stream, place in matches:
-        steps += _collect(failed, _plan_match, statement, place, stream, own, planned, names, scope)
+        steps += _collect(failed, _plan_match, statement, place, stream, own, len(nodes), planned, names, scope)
+        if failed and scope.budget.spent:
+            break
     if failed:
         errors.append(_of_matches(failed, len(matches)))
     return steps
 
 
-def _plan_match(statement, place, stream, own, planned, names, scope):
+def _plan_match(statement, place, stream, own, size, planned, names, scope):
     """The step of one match: a copy of a step `planned` for a match of the same shape and dtypes, if there is one."""
     key = _likeness(place, own, names)
+    budget = scope.budget
     if key in planned:
-        return replace(planned[key], place=place, stream=stream)
-    planned[key] = step = plan_edit(statement, place, stream, scope)
+        step, *cost = planned[key]
+        budget.repeat(*cost)
+        return step.copy(place, stream)
+    if stream:
+        budget.plan(size)
+    before = budget.cost()
+    step = plan_edit(statement, place, stream, scope)
+    planned[key] = step, before, budget.cost()
     return step
 
 
@@ -121,23 +142,38 @@ def _likeness(place, own, names):
 def _plan_block(block, names, scope, errors):
     """The steps of a `for` block: for each match, in order, those of its statements."""
     [matches] = _collect(errors, _matches, block, names) or [()]
-    own = [node for node in ast.walk(block) if _is_of_target(node)]
+    nodes = list(ast.walk(block))
+    own = [node for node in nodes if _is_of_target(node)]
     steps, planned, first, failing = [], {}, [], 0
     for stream, place in matches:
-        key = _likeness(place, own, names)
-        if key not in planned:
-            failed: list = []
-            made = [
-                _collect(failed, _plan_inside, statement, block, place, stream, scope) for statement in block.statements
-            ]
-            if failed:
-                first, failing = first or failed, failing + 1
-                continue
-            planned[key] = [step for [step] in made]
-        steps += [replace(step, place=place, stream=stream) for step in planned[key]]
+        failed: list = []
+        made = _plan_block_match(block, place, stream, own, len(nodes), planned, names, scope, failed)
+        if failed:
+            first, failing = first or failed, failing + 1
+            if scope.budget.spent:
+                break
+        steps += made
     if failing > 1:
         first[0].notes += (f"{failing} of the {len(matches)} matches fail",)
     errors += first
+    return steps
+
+
+def _plan_block_match(block, place, stream, own, size, planned, names, scope, failed):
+    """The steps of a block for one match, copied if there are steps for one that is alike; errors go to `failed`."""
+    budget, key = scope.budget, _likeness(place, own, names)
+    if key in planned:
+        found, *cost = planned[key]
+        _collect(failed, lambda _: budget.repeat(*cost), block)
+        return [step.copy(place, stream) for step in found]
+    before = budget.cost()
+    if stream:
+        _collect(failed, lambda _: budget.plan(size), block)
+    made = [_collect(failed, _plan_inside, statement, block, place, stream, scope) for statement in block.statements]
+    if failed:
+        return []
+    steps = [step for [step] in made]
+    planned[key] = steps, before, budget.cost()
     return steps
 
 
@@ -168,12 +204,15 @@ def _of_matches(failed, count):
 
 def plan_edit(statement, place, stream, scope, block=None):
     scope.begin(place, stream, block)
+    scope.seen = {}
     try:
         _check_written(statement, place)
-        with arithmetic.planning(scope.traced) as found:
+        with arithmetic.planning(scope.traced, scope.budget) as found:
             step = _planned_edit(statement, place, stream, scope)
     except PatchError as error:
         raise semantics.in_match(error, statement, place, stream, block) from error.__cause__
+    finally:
+        scope.seen = None
     step.may_fail = found.doubtful or place.weight is not None
     step.block = block
     return step
@@ -189,7 +228,7 @@ def _check_written(statement, place):
 
 
 def _planned_edit(statement, place, stream, scope):
-    selection, implied, masked = _selected(statement, place, scope)
+    selection, implied, masked, known = _selected(statement, place, scope)
     if masked and scope.traced:
         implied = _implied_under_mask(statement, place, scope)
     shape = implied.shape
@@ -197,8 +236,9 @@ def _planned_edit(statement, place, stream, scope):
     if None in shape and value.shape:
         arithmetic.doubt()  # whether it fits
     step = EditStep(statement, place, selection, stream=stream, open_ended=_is_open_ended(value, shape, implied))
+    step.size = math.prod(shape) if known and not scope.traced else None
     if masked and not scope.traced:
-        step.mask = compile_mask(statement.target.index[0], scope.with_implied(place.unknown()), place)
+        step.mask = compile_mask(statement.target.index[0], scope.seen, place)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
     if statement.op == "=" and value.weak:
         step.constant = semantics.assigned_value(statement, value, implied, place, shape).data
@@ -209,7 +249,7 @@ def _planned_edit(statement, place, stream, scope):
     whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
     step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
     if step.fresh and statement.op == "=" and not scope.traced:
-        step.value = compile_value(statement.value, scope.with_implied(implied), place)
+        step.value = compile_value(statement.value, scope.seen, place)
     return step
 
 
@@ -241,24 +281,44 @@ def _matches(statement, names):
 
 
 def _selected(statement, place, scope):
-    """The selection or `None`, the `Value` of its entries, and whether it is one mask of the tensor or its rows."""
+    """The selection or `None`, and the `Value` of its entries.
+
+    Also whether it is one mask of the tensor or its rows, and whether it is known, so that it depends on no values.
+    """
     nodes, whole = statement.target.index, place.unknown()
     if nodes is None:
-        return indexing.select(place.shape, (Ellipsis,)), whole, False
+        scope.touched(whole)
+        return indexing.select(place.shape, (Ellipsis,)), whole, False, True
     items = ev.index_items(nodes, scope.with_implied(whole))
-    selection = ev.select(place.shape, items, nodes) if ev.known(items) else None
-    shape = ev.infer(place.shape, items, nodes) if selection is None else selection.shape
+    selection, shape = _selection(place, items, nodes, scope)
     entries = Value(place.dtype, shape)
     if scope.traced:
         entries = ranges.entries(entries, whole, items)
-    if selection is not None:
-        return selection, entries, False
+    known = ev.known(items)
+    if selection is not None or (known and not scope.traced):
+        return selection, entries, False, known
     masked = semantics.is_mask(items, place.shape) or (scope.traced and semantics.is_mask_of_rows(items, place.shape))
     if not masked:
         arithmetic.doubt()
-    if scope.traced and not masked and not ev.known(items):
+    if scope.traced and not masked and not known:
         ev.prove(whole, items, nodes, scope)
-    return None, entries, masked
+    return None, entries, masked, known
+
+
+def _selection(place, items, nodes, scope):
+    """The selection, or `None` if it is made when the step runs, and its shape.
+
+    So it is if it depends on values, or if many offsets would have to be kept.
+    """
+    shape = ev.infer(place.shape, items, nodes)
+    entries = Value(place.dtype, shape)
+    scope.touched(entries, place.shape)
+    listed = ev.lists(items)
+    if listed:
+        arithmetic.count(shape)
+    if not ev.known(items) or (listed and not scope.traced and not scope.budget.keep(shape)):
+        return None, shape
+    return ev.select(place.shape, items, nodes), shape
 
 
 def _mentions_entries(node):
@@ -301,7 +361,7 @@ def _plan_let(statement, scope, place=None, stream=0, block=None):
 def _planning(statement, scope, place, stream, block):
     """Plans a `let` or an assertion, in a block with the match as `_`; its errors name the match."""
     try:
-        with arithmetic.planning(scope.traced) as found:
+        with arithmetic.planning(scope.traced, scope.budget) as found:
             yield found, scope if place is None else scope.with_implied(_read(place))
     except PatchError as error:
         raise semantics.in_match(error, statement, place, stream, block) from error.__cause__

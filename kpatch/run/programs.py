@@ -9,10 +9,11 @@ becomes a function of arrays.
 * The tensors' operators compute a whole new value, such as `0.7 * _ + 0.3 * $donor._`, without repeating the checks.
 """
 
+import contextlib
 import itertools
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -95,30 +96,37 @@ class Program:
             yield np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])
 
 
-def compile_mask(node, scope, place):
+def compile_mask(node, planned, place):
     """The `Program` of a boolean expression, or `None` if it cannot run in blocks.
 
     Args:
-        scope: the planner's `Scope`, in which `_` is the place with unknown values.
+        planned: the value of each node, by `id`, as the planner has evaluated it.
         place: the `Place` of the tensor.
     """
-    return _compiled(node, scope, place, mask=True) if place.dtype in IN_BLOCKS else None
+    return _compiled(node, planned, place, mask=True) if place.dtype in IN_BLOCKS else None
 
 
-def compile_value(node, scope, place):
+def compile_value(node, planned, place):
     """The `Program` of a value of the place's shape that uses only `+ - *`, else `None`."""
-    return _compiled(node, scope, place, mask=False) if place.dtype in FLOATS else None
+    return _compiled(node, planned, place, mask=False) if place.dtype in FLOATS else None
 
 
-def compile_entries(node, scope, place):
+def compile_entries(node, planned, place):
     """The `Program` of entries of the place's shape and dtype in which `_` is the only tensor, else `None`."""
-    program = compile_mask(node, scope, place)
-    with arithmetic.planning():
-        return program if program is not None and ev.evaluate(node, scope).dtype == place.dtype else None
+    program = compile_mask(node, planned, place)
+    return program if program is not None and planned[id(node)].dtype == place.dtype else None
 
 
-def _compiled(node, scope, place, mask):
-    compiler = _Compiler(scope, place, mask)
+def evaluated(node, scope):
+    """The value of each node of an expression, by `id`, without data; of those alone that can be planned."""
+    scope = replace(scope, budget=None, seen={})
+    with contextlib.suppress(PatchError), arithmetic.planning():
+        ev.evaluate(node, scope)
+    return scope.seen
+
+
+def _compiled(node, planned, place, mask):
+    compiler = _Compiler(planned, place, mask)
     try:
         compute = compiler.array(node)
     except _NotCompiledError:
@@ -133,15 +141,17 @@ class _NotCompiledError(Exception):
 class _Compiler:
     """Compiles nodes to functions of the list of arrays and the list of numbers."""
 
-    def __init__(self, scope, place, mask):
-        self.scope = scope
+    def __init__(self, planned, place, mask):
+        self.planned = planned
         self.place = place
         self.mask = mask
         self.arrays = []
         self.scalars = []
 
     def array(self, node):
-        value = self._planned(node)
+        value = self.planned.get(id(node))
+        if value is None:
+            raise _NotCompiledError
         if value.shape == ():
             return self._scalar(node, value)
         kinds = (self.place.dtype, "bool") if self.mask else (self.place.dtype,)
@@ -154,13 +164,6 @@ class _Compiler:
             return self._comparison(node)
         function, operands = self._operation(node)
         return _applied(function, [self.array(operand) for operand in operands])
-
-    def _planned(self, node):
-        try:
-            with arithmetic.planning():
-                return ev.evaluate(node, self.scope)
-        except PatchError:
-            raise _NotCompiledError from None
 
     def _scalar(self, node, value):
         if not value.weak and value.dtype not in (self.place.dtype, "bool"):

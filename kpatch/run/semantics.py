@@ -42,7 +42,7 @@ def is_mask_of_rows(items, shape):
 
 def evaluate_side(statement, scope, implied):
     """The value of the right side, with `implied` as `_`."""
-    return ev.evaluate(statement.value, scope.with_implied(implied))
+    return ev.evaluate(statement.value, scope.with_implied(implied, scope.target.shape))
 
 
 def assigned_value(statement, value, implied, place, shape, traced=False):

@@ -8,8 +8,24 @@ from kpatch.names.meanings import Names, Place
 from kpatch.syntax import Patch, ast
 
 
+class Step:
+    """What a patch does, in order; one for each statement and match."""
+
+    __slots__ = ()
+    place: Any
+    stream: int
+
+    def copy(self, place, stream):
+        """The step of another match that is alike; `dataclasses.replace` takes several times as long."""
+        step = object.__new__(type(self))
+        for name in self.__slots__:
+            setattr(step, name, getattr(self, name))
+        step.place, step.stream = place, stream
+        return step
+
+
 @dataclass(eq=False, slots=True)
-class EditStep:
+class EditStep(Step):
     """The edit of one statement on one place.
 
     Attributes:
@@ -19,6 +35,7 @@ class EditStep:
         constant: the values as a NumPy array of the place's dtype, or `None` if they depend on values.
         scalar: the right side is one number that does not depend on the entries.
         operand: for `op=` with a number, that number as a `Value` of the place's dtype.
+        size: the number of entries if it is known, though the selection is made when the step runs.
         stream: the number of the glob's match.
         fresh: the values are a new tensor of the whole place, which the place can take over.
         mask: for a mask as the index, the `elementwise.Program` that computes it, or `None`.
@@ -35,6 +52,7 @@ class EditStep:
     constant: Any = None
     scalar: bool = False
     operand: Any = None
+    size: int | None = None
     stream: int = 0
     fresh: bool = False
     mask: Any = None
@@ -50,7 +68,7 @@ class EditStep:
 
 
 @dataclass(eq=False, slots=True)
-class AssertStep:
+class AssertStep(Step):
     """An assertion; in a block `place` is the match, which is its `_`, as in a `LetStep`."""
 
     statement: ast.Assert
@@ -61,7 +79,7 @@ class AssertStep:
 
 
 @dataclass(eq=False, slots=True)
-class LetStep:
+class LetStep(Step):
     statement: ast.Let
     may_fail: bool = True
     place: Place | None = None
@@ -83,6 +101,7 @@ class Checked:
         steps: the steps, in order.
         names: the `Names` of the patch.
         unproved: the index nodes, by `id`, that are checked when a compiled function runs.
+        open: the sizes of some results are known only when the steps run.
         traced: the patch runs in a compiled function, whose values are unknown.
     """
 
@@ -91,6 +110,7 @@ class Checked:
     names: Names
     unproved: frozenset = frozenset()
     traced: bool = False
+    open: bool = False
 
     @cached_property
     def models(self):

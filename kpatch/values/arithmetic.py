@@ -16,10 +16,13 @@ from kpatch import backends
 from kpatch.errors import DTypeError, LimitError, ShapeError, UnsupportedError
 from kpatch.indexing import broadcast
 from kpatch.values import casts, comparisons, dtypes, numerics
+from kpatch.values.budget import OBJECTS, Budget, size_of
 from kpatch.values.dtypes import RANGES, Value, is_floating, is_integer, is_signed
 from kpatch.values.dtypes import literal as literal  # for callers that also use the operators
 from kpatch.values.numerics import any_true, guarded
 from kpatch.values.numerics import is_traced as is_traced
+
+FLOATS_AT_ONCE = 64  # multiplications of literal floats, in a product of matrices, that cost as much as one entry
 
 # -- operators ---------------------------------------------------------------------------------------------------------
 
@@ -173,51 +176,94 @@ def apply(dtype, shape, function, *operands, to=None):
     return compute(dtype, shape, spread, *operands, to=to)
 
 
-class Planning:
-    """The state of a planning pass.
+class Pass:
+    """The state while a patch is planned or, if sizes are known only then, while it runs.
 
     Attributes:
-        doubtful: a check must wait until the values are known.
+        budget: the `Budget` that what is computed is counted in.
+        plans: nothing is computed.
         traced: a compiled function is planned.
+        doubtful: a check must wait until the values are known.
     """
 
-    __slots__ = ("doubtful", "traced")
+    __slots__ = ("budget", "doubtful", "plans", "traced")
 
-    def __init__(self, traced):
-        self.doubtful = False
+    def __init__(self, budget, plans, traced=False):
+        self.budget = budget
+        self.plans = plans
         self.traced = traced
+        self.doubtful = False
 
 
-_planning: contextvars.ContextVar[Planning | None] = contextvars.ContextVar("planning", default=None)
+_pass: contextvars.ContextVar[Pass | None] = contextvars.ContextVar("pass", default=None)
 
 
 @contextlib.contextmanager
-def planning(traced=False):
-    """A block in which nothing is computed, not even `zeros([1000000])`. Yields the `Planning`."""
-    found = Planning(traced)
-    token = _planning.set(found)
+def planning(traced=False, budget=None):
+    """A block in which nothing is computed, not even `zeros([1000000])`. Yields the `Pass`."""
+    with _set(Pass(budget or Budget(), True, traced)) as found:
+        yield found
+
+
+def metered(budget):
+    """A block in which what is computed of tensors is counted in the budget."""
+    return _set(Pass(budget, False))
+
+
+@contextlib.contextmanager
+def _set(found):
+    token = _pass.set(found)
     try:
         yield found
     finally:
-        _planning.reset(token)
+        _pass.reset(token)
 
 
 def doubt():
     """Records, while planning, that a check must wait until the values are known."""
-    found = _planning.get()
+    found = _pass.get()
     if found is not None:
         found.doubtful = True
 
 
 def is_planning():
     """Whether a planning pass is active."""
-    return _planning.get() is not None
+    found = _pass.get()
+    return found is not None and found.plans
 
 
 def stays_unknown():
     """Whether a length unknown while planning stays unknown when the patch runs, as in TensorFlow's graphs."""
-    found = _planning.get()
+    found = _pass.get()
     return found is not None and found.traced and backends.current().lengths_stay_unknown
+
+
+def count(shape, weak=False):
+    """Counts a result: one of literals while planning, when it is computed."""
+    found = _pass.get()
+    if weak:
+        count_constants(size_of(shape))
+    elif found is not None:
+        found.budget.compute(shape)
+
+
+def count_constants(entries):
+    """Counts, while planning, entries that are computed of literals."""
+    found = _pass.get()
+    if found is not None and found.plans:
+        found.budget.fold(entries)
+
+
+def count_work(steps, *operands):
+    """Counts the multiplications of matrices or of linear algebra; literals are computed while planning."""
+    found = _pass.get()
+    if found is None:
+        return
+    if not all(x.weak for x in operands):
+        found.budget.multiply(steps)
+    elif found.plans:
+        objects = all(x.dtype == "int" for x in operands)
+        found.budget.fold(steps if objects else steps // FLOATS_AT_ONCE)
 
 
 def compute(dtype, shape, function, *operands, to=None):
@@ -230,7 +276,10 @@ def compute(dtype, shape, function, *operands, to=None):
     for value in operands:
         if not value.weak:
             dtypes.check_readable(value.dtype)
-    unknown = is_planning() or any(value.data is None for value in operands)
+    found = _pass.get()
+    if found is not None:
+        found.budget.compute(shape)
+    unknown = (found is not None and found.plans) or any(value.data is None for value in operands)
     fitted = [prepared(value, to, place, unknown) if to else value for place, value in enumerate(operands)]
     if unknown:
         return Value(dtype, shape)
@@ -242,6 +291,7 @@ def compute(dtype, shape, function, *operands, to=None):
 def prepared(value, dtype, place=None, check_only=False):
     """The operand in `dtype`: a literal is fitted, a tensor cast. `check_only` makes the checks alone."""
     if value.weak and value.data is not None:
+        count_constants(value.data.size)
         try:
             array = dtypes.fit(value, dtype)
         except DTypeError as error:
@@ -254,15 +304,23 @@ def prepared(value, dtype, place=None, check_only=False):
     return Value(dtype, value.shape, ops.cast(value.data, dtype))
 
 
-def fold(shape, function, *operands, dtype=None):
-    """A literal from literals: integers exactly (Python's, in arrays of objects), floats in double precision."""
+def fold(shape, function, *operands, dtype=None, moves=False):
+    """A literal from literals: integers exactly (Python's, in arrays of objects), floats in double precision.
+
+    Args:
+        moves: the function computes no new numbers, so that 64 bits hold its integers.
+    """
     if dtype is None:
         dtype = "float" if any(x.dtype == "float" for x in operands) else operands[0].dtype
     is_list = bool(shape) and dtype != "bool" and any(x.is_list for x in operands)
     if any(x.data is None for x in operands):
         return Value(dtype, shape, None, True, is_list)
     floats = dtype == "float" and any(x.dtype == "float" for x in operands)
-    data = [x.data.astype("float64" if floats else object) if x.dtype == "int" else x.data for x in operands]
+    kinds = {x.data.dtype for x in operands if x.dtype == "int"}
+    objects = bool(kinds) and not floats and not (moves and len(kinds) == 1)
+    count_constants(max(size_of(shape), *(x.data.size for x in operands)) * (OBJECTS if objects else 1))
+    wide = object if objects else "float64" if floats else None
+    data = [x.data.astype(wide) if wide and x.dtype == "int" else x.data for x in operands]
     with np.errstate(all="ignore"):
         result = np.asarray(function(*data))
     if result.dtype == object and dtype != "int":
@@ -303,6 +361,7 @@ def matmul(a, b):
     shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), *rows, *columns)
     dtypes.check_size(shape, a, b)
     dtype = dtypes.common((a, b))
+    count_work(size_of(shape) * (inner or 1), a, b)
     if dtype in ("int", "float"):
         return fold(shape, np.matmul, a, b, dtype=dtype)
     return apply(dtype, shape, lambda x, y: numerics.matmul(x, y, dtype), a, b, to=dtype)
@@ -329,6 +388,7 @@ def convert(value, dtype, traced=False):
         return value
     dtypes.check_convertible(value.dtype, dtype)
     if value.weak:
+        count_constants(size_of(value.shape))
         array = None if value.data is None else dtypes.fit(value, dtype)
         return Value(dtype, value.shape, array, True)
     lossy = dtypes.could_lose(value.dtype, dtype)
