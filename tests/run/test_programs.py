@@ -1,7 +1,5 @@
 """What is compiled as it is planned is what the evaluator gives, to the bit; order statistics are those of sorting."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ import kpatch
 from kpatch.functions import ranks
 from kpatch.names.meanings import Place
 from kpatch.run import evaluate, programs
-from kpatch.values import arithmetic
 from kpatch.values.dtypes import NUMPY, Value, tensor
 from kpatch.values.tensors import to_numpy
 
@@ -31,10 +28,8 @@ def both(text, array):
     """The mask by the program, or `None` where there is none, and by the evaluator."""
     node = kpatch.parse(f"t[{text}] = 0").statements[0].target.index[0]
     place = Place("t", array.shape, str(array.dtype))
-    planning = evaluate.Scope(lambda node, target: None, implied=Value(place.dtype, place.shape, None), seen={})
-    with contextlib.suppress(kpatch.PatchError), arithmetic.planning():
-        evaluate.evaluate(node, planning)
-    program = programs.compile_mask(node, planning.seen, place)
+    planning = evaluate.Scope(lambda node, target: None, implied=Value(place.dtype, place.shape, None))
+    program = programs.compile_mask(node, programs.evaluated(node, planning), place)
     scope = evaluate.Scope(lambda node, target: None, implied=tensor(keras.ops.convert_to_tensor(array, place.dtype)))
     by_evaluator = evaluate.evaluate(node, scope)
     expected = np.broadcast_to(
@@ -226,10 +221,8 @@ def test_other_dtypes_are_left_to_the_evaluator():
     node = kpatch.parse("t[_ < 1] = 0").statements[0].target.index[0]
     for dtype in ("float16", "bfloat16", "int8", "int32", "bool"):
         place = Place("t", (3,), dtype)
-        scope = evaluate.Scope(lambda node, target: None, implied=Value(dtype, (3,), None), seen={})
-        with contextlib.suppress(kpatch.PatchError), arithmetic.planning():
-            evaluate.evaluate(node, scope)
-        assert programs.compile_mask(node, scope.seen, place) is None
+        scope = evaluate.Scope(lambda node, target: None, implied=Value(dtype, (3,), None))
+        assert programs.compile_mask(node, programs.evaluated(node, scope), place) is None
 
 
 def holder(array, dtype=None):
