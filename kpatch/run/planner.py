@@ -17,7 +17,7 @@ from kpatch.run import evaluate as ev
 from kpatch.run import semantics
 from kpatch.run.batch import batches, sets_one_entry
 from kpatch.run.programs import compile_mask, compile_value
-from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep
+from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep, copied
 from kpatch.syntax import MAX_ERRORS, ast
 from kpatch.values import arithmetic
 from kpatch.values.budget import Budget
@@ -122,7 +122,7 @@ def _plan_match(statement, place, stream, own, size, planned, names, scope):
     if key in planned:
         step, *cost = planned[key]
         budget.repeat(*cost)
-        return step.copy(place, stream)
+        return copied(step, place, stream)
     if stream:
         budget.plan(size)
     before = budget.cost()
@@ -165,7 +165,7 @@ def _plan_block_match(block, place, stream, own, size, planned, names, scope, fa
     if key in planned:
         found, *cost = planned[key]
         _collect(failed, lambda _: budget.repeat(*cost), block)
-        return [step.copy(place, stream) for step in found]
+        return [copied(step, place, stream) for step in found]
     before = budget.cost()
     if stream:
         _collect(failed, lambda _: budget.plan(size), block)

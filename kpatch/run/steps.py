@@ -8,24 +8,8 @@ from kpatch.names.meanings import Names, Place
 from kpatch.syntax import Patch, ast
 
 
-class Step:
-    """What a patch does, in order; one for each statement and match."""
-
-    __slots__ = ()
-    place: Any
-    stream: int
-
-    def copy(self, place, stream):
-        """The step of another match that is alike; `dataclasses.replace` takes several times as long."""
-        step = object.__new__(type(self))
-        for name in self.__slots__:
-            setattr(step, name, getattr(self, name))
-        step.place, step.stream = place, stream
-        return step
-
-
 @dataclass(eq=False, slots=True)
-class EditStep(Step):
+class EditStep:
     """The edit of one statement on one place.
 
     Attributes:
@@ -68,7 +52,7 @@ class EditStep(Step):
 
 
 @dataclass(eq=False, slots=True)
-class AssertStep(Step):
+class AssertStep:
     """An assertion; in a block `place` is the match, which is its `_`, as in a `LetStep`."""
 
     statement: ast.Assert
@@ -79,12 +63,21 @@ class AssertStep(Step):
 
 
 @dataclass(eq=False, slots=True)
-class LetStep(Step):
+class LetStep:
     statement: ast.Let
     may_fail: bool = True
     place: Place | None = None
     stream: int = 0
     block: ast.For | None = None
+
+
+def copied(step, place, stream):
+    """The step of another match that is alike; `dataclasses.replace` takes several times as long."""
+    result = object.__new__(type(step))
+    for name in step.__slots__:
+        setattr(result, name, getattr(step, name))
+    result.place, result.stream = place, stream
+    return result
 
 
 def writing(steps):
