@@ -111,3 +111,22 @@ def generator():
     model = Generator(keras.Sequential([keras.Input((4,)), *layers], name="backbone"), name="generator")
     model(np.zeros((1, 4), "float32"))
     return filled(model)
+
+
+def gradient(function, x):
+    """The gradient of a function with respect to a tensor, as an array."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return np.array(jax.grad(function)(x))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = function(x)
+        return tape.gradient(loss, x).numpy()
+    x = x.detach().requires_grad_()
+    function(x).backward()
+    return x.grad.numpy()

@@ -144,6 +144,10 @@ class Backend(Protocol):
         """Adds an assertion to the graph that the boolean tensor is all true, if the backend can."""
         return
 
+    def present(self, variable) -> Any:
+        """The tensor that a variable holds; in a graph, at the time that the graph runs."""
+        return self.tensor_of(variable)
+
     def hand_out(self, take, x) -> None:
         """Calls `take` with a tensor; in a graph with its values, each time that the graph runs, in order."""
         take(x)

@@ -126,6 +126,14 @@ class Jax(Backend):
         except jax.errors.InconclusiveDimensionOperation:
             return None
 
+    def present(self, variable):
+        """A variable that the compiled function is not given is read on the host; else it would be a constant."""
+        value = variable.value
+        if self.is_traced(value) or not self.is_tracing():
+            return value
+        shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return jax.pure_callback(lambda: np.asarray(variable._value), shape)
+
     def hand_out(self, take, x):
         """The values go through the host: a compiled function of jax gives nothing else out while it runs."""
         if self.is_traced(x):

@@ -1,10 +1,10 @@
 """The activations of one pass through a model, kept for expressions that read them."""
 
-from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.errors import PatchError, ResolutionError
 
 
 class Activations:
-    """The inputs and outputs of layers.
+    """The inputs and outputs of layers, as `Inputs` and `Outputs`.
 
     Args:
         elsewhere: for errors, the reason why a layer's activation can be missing.
@@ -14,15 +14,15 @@ class Activations:
     def __init__(self, elsewhere, source):
         self._elsewhere = elsewhere
         self._source = source
-        self._kept = {}  # (id of a layer, kind) → the tensor; `None` if there were several
+        self._kept = {}  # (id of a layer, kind) → what it is given or gives; `None` if there were several calls
 
-    def keep(self, layer, kind, x):
+    def keep(self, layer, kind, held):
         key = id(layer), kind
-        self._kept[key] = None if key in self._kept else x
+        self._kept[key] = None if key in self._kept else held
 
     def read(self, part, name):
-        """The activation that a `splitting.Part` reads under a name."""
-        node, kind, span = part.reads[name]
+        """The tensor that a `splitting.Part` reads under a name."""
+        node, kind, inner, span = part.reads[name]
         path = f"{node.item.name}.{kind}"
         key = id(node.item), kind
         if key not in self._kept:
@@ -30,15 +30,16 @@ class Activations:
         elif self._kept[key] is None:
             message = f"'{path}' means several tensors: '{node.item.name}' is called more than once"
         else:
-            return self._kept[key]
+            return tensor_in(self._kept[key], inner, span, self._source)
         raise ResolutionError(message, span=span, source=self._source)
 
 
-def check_one_tensor(layer, kind, x, part, source):
-    """Raises if an activation is a list or a dict of tensors; `part` is the `Part` that edits it, or `None`."""
-    if not hasattr(x, "shape"):
-        message = f"'{layer.name}.{kind}' is not one tensor but a {type(x).__name__} of them"
-        raise UnsupportedError(message, span=part and part.span, source=source)
+def tensor_in(held, inner, span, source):
+    """A tensor of what a layer is given or gives; the error of a missing one shows its name in the patch."""
+    try:
+        return held.tensor(inner)
+    except PatchError as error:
+        raise error.locate(span, source) from None
 
 
 def loop_around(node, *kinds):
@@ -54,3 +55,12 @@ def loop_around(node, *kinds):
     while holder is not None and not isinstance(holder.item, classes):
         holder = holder.parent
     return holder and holder.item
+
+
+def why_not_called(node):
+    """A sentence on why a layer can be left out of a call of its model."""
+    import keras
+
+    if node.parent is not None and isinstance(node.parent.item, keras.layers.MultiHeadAttention):
+        return "fused attention computes no scores; return_attention_scores=True in the call forbids it"
+    return "the model took another way, or a function was compiled before the block"

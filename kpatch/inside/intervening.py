@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import reprlib
 import threading
 import types
@@ -11,17 +12,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
-from kpatch.errors import UnsupportedError
-from kpatch.inside.activations import Activations, check_one_tensor, loop_around
-from kpatch.inside.calls import end, patch_call
-from kpatch.inside.splitting import Split
+from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.inside.activations import Activations, loop_around, tensor_in, why_not_called
+from kpatch.inside.calls import end, is_rehearsed, patch_call
+from kpatch.inside.outputs import Inputs, Outputs
+from kpatch.inside.splitting import Part, Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
-from kpatch.names.tree import LayerNode
+from kpatch.names.tree import LAYER, LayerNode, distinct
 from kpatch.run import checking, live
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.syntax import Patch
+from kpatch.values.dtypes import FLOATS, dtype_name
 from kpatch.values.numerics import is_traced
 
 SHOWN = 8  # of the activations and weights that an intervention edits
@@ -44,17 +47,17 @@ def intervene(
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 
     The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own
-    edits, and no others. The functions that the model has compiled and kept, for `predict`, `fit`, or the `generate`
-    of keras_hub, are dropped when a block begins and when it ends; so are those of the models inside of it. Functions
-    that you compile yourself are not seen: compile them in the block, and use them only there.
+    edits, and no others. The functions that models with these layers have compiled and kept, for `predict`, `fit`, or
+    the `generate` of keras_hub, are dropped when a block begins and when it ends. Functions that you compile yourself
+    are not seen: compile them in the block, and use them only there.
 
     Args:
-        model: a built Keras model or layer: the one that you call, not one inside of it, whose compiled functions
-            would not be dropped.
+        model: a built Keras model or layer.
         patch: as for `kpatch.apply`: weights (edited first, and restored), and activations, each of one tensor. An
             expression reads the activations of layers that were called before, in the same call of the model.
         expect: how many variables and activations the patch must match; another number is an error.
-        bindings: the values of the patch's `$names`; for activations constants.
+        bindings: the values of the patch's `$names`. For activations a tensor keeps its gradient, a `keras.Variable`
+            is read when the layer runs, and `kpatch.record` gives activations.
         **named: the same as keywords, `row=0`.
 
     Returns:
@@ -63,7 +66,8 @@ def intervene(
     Raises:
         PatchError: for anything wrong with the patch, or with its fit to the model. What depends on the values of
             weights, assertions among it, is checked when a block begins; what depends on the shapes of activations,
-            or on their order, when the model is called.
+            or on their order, when the model is called. When a block ends, a `ResolutionError` for a statement none
+            of whose activations was computed, though the model ran.
 
     Example:
         >>> import keras, kpatch
@@ -133,7 +137,7 @@ class Intervention:
             backends.current().refuse_traces("kpatch.intervene")
             stack.callback(live.apply(checking.check(model, weights, given))._of_block()._withdraw)
         self._calls.patch(model, stack)
-        forget_compiled(layers)
+        forget_compiled(distinct([*layers, *self._calls.models()]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
@@ -142,6 +146,20 @@ class Intervention:
         if stack is not None:
             self._dropped.detach()
             stack.__exit__(kind, error, traceback)  # an error of ending it names the one of the block as its context
+            if error is None:
+                self._calls.check_called()
+
+    def start(self) -> "Self":
+        """Begins the block; `release()` ends it. For what a `with` statement cannot enclose."""
+        return self.__enter__()
+
+    def release(self) -> None:
+        """Ends the block, as leaving a `with` statement does. Without a block it does nothing.
+
+        Raises:
+            ResolutionError: a statement edits an activation that was not computed, though the model ran.
+        """
+        self.__exit__(None, None, None)
 
     def __repr__(self) -> str:
         parts, entries = self._split.parts, [entry for _, entry in self._split.weights]
@@ -155,18 +173,20 @@ class _Calls:
     """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
 
     def __init__(self, split: Split) -> None:
-        self._parts: dict[tuple, tuple] = {}
+        self._parts: dict[tuple, list] = {}
         for part in split.parts:
             edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
-            self._parts[id(part.node.item), part.kind] = part, edit
-        self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
+            self._parts.setdefault((id(part.node.item), part.kind), []).append((part, edit))
+        self._read = {(id(node.item), kind) for part in split.parts for node, kind, *_ in part.reads.values()}
         self._source = split.patch.source
         self._under_way = threading.local()  # `calls`: the `Activations` of each call of the model, the innermost last
         self._traced = False  # whether a function was traced with the patch, which some model may have kept
-        nodes = [node for part in split.parts for node, _, _ in part.reads.values()]
+        nodes = [node for part in split.parts for node, *_ in part.reads.values()]
         self._layers = {id(node.item): node.item for node in [*(part.node for part in split.parts), *nodes]}
+        self._ran = False
+        self._watched = _around([part.node for part in split.parts], split.index)
         for part in split.parts:
-            for node, kind, span in part.reads.values():
+            for node, kind, _, span in part.reads.values():
                 self._refuse_loops(node, kind, span)
 
     def _refuse_loops(self, node: LayerNode, kind: str, span: tuple[int, int]) -> None:
@@ -185,6 +205,40 @@ class _Calls:
             patch_call(layer, functools.partial(self._called, layer, kinds), stack)
         if self._read:
             patch_call(model, functools.partial(self._of_model), stack)
+        self._ran = False
+        for _, edit in itertools.chain(*self._parts.values()):
+            edit.used = False
+        for layer in self._watched:
+            patch_call(layer, self._runs, stack)
+        for part, _ in itertools.chain(*self._parts.values()):
+            loop = loop_around(part.node, "RNN")
+            if getattr(loop, "use_cudnn", False):  # a fused kernel, which some backends have, never calls the cell
+                stack.callback(setattr, loop, "use_cudnn", loop.use_cudnn)
+                loop.use_cudnn = False
+
+    def models(self) -> list[Any]:
+        """The models that hold a layer whose calls are patched."""
+        return models_with(self._layers.values()) if self._parts else []
+
+    def _runs(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        if not in_dynamo() and not self._ran:
+            self._ran = not is_rehearsed(args[0] if args else None)
+        return call(*args, **kwargs)
+
+    def check_called(self) -> None:
+        """Raises if the model ran, and no activation that a statement edits was computed.
+
+        Under `torch.compile` alone it is not noticed that the model ran.
+        """
+        used: dict[int, list[tuple[Part, bool]]] = {}
+        for part, edit in itertools.chain(*self._parts.values()):
+            for statement in part.edits:
+                used.setdefault(id(statement), []).append((part, edit.used))
+        for found in used.values():
+            if self._ran and not any(was for _, was in found):
+                part = found[0][0]
+                message = f"'{part.path}' was not computed in the block, though the model ran, so nothing was edited"
+                raise ResolutionError(message, span=part.span, source=self._source, notes=[why_not_called(part.node)])
 
     def _forget_traces(self) -> None:
         if self._traced:
@@ -206,23 +260,49 @@ class _Calls:
 
     def _called(self, layer: Any, kinds: list[str], call: Callable, *args: Any, **kwargs: Any) -> Any:
         if "input" in kinds:
-            if not args:
-                raise UnsupportedError(
-                    f"'{layer.name}' is called without a positional argument, so it has no one input"
-                )
-            args = (self._patched(layer, "input", args[0]), *args[1:])
-        outputs = call(*args, **kwargs)
-        return self._patched(layer, "output", outputs) if "output" in kinds else outputs
+            inputs = Inputs(layer, args, kwargs)
+            self._patch(layer, "input", inputs)
+            args, kwargs = inputs.args, inputs.kwargs
+        outputs = Outputs(layer, call(*args, **kwargs))
+        if "output" in kinds:
+            self._patch(layer, "output", outputs)
+        return outputs.value
 
-    def _patched(self, layer: Any, kind: str, x: Any) -> Any:
-        key = id(layer), kind
-        part, edit = self._parts.get(key, (None, None))
-        check_one_tensor(layer, kind, x, part, self._source)
-        if not in_dynamo() and is_traced(x):
-            self._traced = True
+    def _patch(self, layer: Any, kind: str, held: Inputs | Outputs) -> None:
         kept = next(reversed(self._calls_under_way()), None) or self._activations()
-        if edit is not None:
-            x = edit.run(edit.free, x, *[kept.read(part, name) for name in edit.free])
-        if key in self._read:
-            kept.keep(layer, kind, x)
-        return x
+        if (id(layer), kind) in self._read:
+            kept.keep(layer, kind, held)  # as it is when it is read, edited so far
+        for part, edit in self._parts.get((id(layer), kind), ()):
+            if not in_dynamo():
+                edit.used = True
+            x = tensor_in(held, part.inner, part.span, self._source)
+            if not in_dynamo():
+                self._traced = self._traced or is_traced(x)
+            values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]
+            held.replace(part.inner, edit.run(edit.free, x, *values))
+
+
+def _around(nodes: list[LayerNode], index: Any) -> list[Any]:
+    """The layers whose calls show that the model runs: those around others, and what is beside each of these."""
+    from keras.layers import InputLayer
+
+    around: set[LayerNode] = set()
+    for node in nodes:
+        holder = node.parent
+        while holder is not None:
+            around.add(holder)
+            holder = holder.parent
+    inner = {id(node) for node in nodes}
+    near = [each for each in index.nodes if (each in around or each.parent in around) and id(each) not in inner]
+    return [node.item for node in near if node.kind == LAYER and not isinstance(node.item, InputLayer)]
+
+
+def _live(part: Part, name: str, x: Any) -> Any:
+    """The present value of a binding, in the dtype of the activation if both are floating: as Keras casts inputs."""
+    import keras
+
+    value = part.live[name]
+    if isinstance(value, keras.Variable):
+        value = backends.current().present(value)
+    floating = all(dtype_name(each.dtype) in FLOATS for each in (value, x))
+    return keras.ops.cast(value, x.dtype) if floating and value.dtype != x.dtype else value

@@ -1,7 +1,8 @@
-"""The tensors of an activation that has several: `lstm.output.1`, `block.output.cache`.
+"""The tensors of an activation that has several: `lstm.output.1`, `block.output.cache`, `attention.input.query`.
 
-A part is named by its position in a list or tuple, or by its key in a dict. The name without a part means the only
-tensor, or the first one if a layer gives that first which it would give alone.
+One of them is named by its position in a list or tuple, by its key in a dict, or by the name of the argument. The name
+of the output alone means the only tensor, or the first one if a layer gives that alone when it gives one; the name of
+the input alone means the first argument.
 """
 
 import functools
@@ -9,21 +10,30 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Path = tuple[str, ...]
+from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.names.tree import spelled
+
+Keys = tuple[str, ...]
 
 ALONE_FIRST = ("Bidirectional", "MultiHeadAttention", "GroupQueryAttention", "Attention")  # and their subclasses
+SHOWN = 8  # tensors that an error lists
 
 
-def tensors(x: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def is_tensor(x: Any) -> bool:
+    return hasattr(x, "shape") and not isinstance(x, (list, tuple, Mapping))
+
+
+def tensors(x: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     """The tensors of an activation, each with its keys from the outside in; `None`s are left out."""
-    if isinstance(x, Mapping):
-        for key, value in x.items():
-            yield from tensors(value, (*path, str(key)))
-    elif isinstance(x, (list, tuple)):
-        for number, value in enumerate(x):
-            yield from tensors(value, (*path, str(number)))
-    elif hasattr(x, "shape"):
-        yield path, x
+    if is_tensor(x):
+        yield keys, x
+    elif isinstance(x, (list, tuple, Mapping)):
+        for key, value in _items(x):
+            yield from tensors(value, (*keys, key))
+
+
+def _items(x: Any) -> Iterator[tuple[str, Any]]:
+    return ((str(key), value) for key, value in (x.items() if isinstance(x, Mapping) else enumerate(x)))
 
 
 def first_alone(layer: Any, x: Any) -> bool:
@@ -32,16 +42,145 @@ def first_alone(layer: Any, x: Any) -> bool:
     By convention these are recurrent layers and their cells (states), attention (scores), and the layers of keras_hub
     with a cache.
     """
-    several = isinstance(x, (list, tuple)) and len(x) > 1 and hasattr(x[0], "shape")
+    return isinstance(x, (list, tuple)) and len(x) > 1 and is_tensor(x[0]) and _has_convention(layer)
+
+
+def _has_convention(layer: Any) -> bool:
     kind: Any = type(layer)
-    return several and (hasattr(layer, "state_size") or _has_convention(kind))
+    return hasattr(layer, "state_size") or _is_alone_first(kind)
 
 
 @functools.cache
-def _has_convention(kind: Any) -> bool:
+def _is_alone_first(kind: Any) -> bool:
     import keras
 
     if issubclass(kind, tuple(getattr(keras.layers, name) for name in ALONE_FIRST)):
         return True
-    names = inspect.signature(kind.call).parameters
-    return kind.__module__.startswith("keras_hub.") and any("cache" in name for name in names)
+    return kind.__module__.startswith("keras_hub.") and any("cache" in name for name in _parameters_of(kind))
+
+
+def _parameters(layer: Any) -> tuple[str, ...]:
+    """The names of the arguments of a layer's call, without `self`."""
+    kind: Any = type(layer)
+    return _parameters_of(kind)
+
+
+@functools.cache
+def _parameters_of(kind: Any) -> tuple[str, ...]:
+    parameters = list(inspect.signature(kind.call).parameters.values())[1:]
+    return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
+
+
+class Outputs:
+    """What a layer gives, whose tensors can be replaced.
+
+    Attributes:
+        value: it, as it is now.
+    """
+
+    def __init__(self, layer: Any, value: Any, name: Keys = ("output",)) -> None:
+        self.value = value
+        self._layer = layer
+        self._name = name
+
+    def tensor(self, keys: Keys) -> Any:
+        """The tensor of some keys, or of none.
+
+        Raises:
+            UnsupportedError: without keys there are several.
+            ResolutionError: there is none with these keys.
+        """
+        x = self.value
+        for key in self._whole(keys):
+            x = dict(_items(x)).get(key) if isinstance(x, (list, tuple, Mapping)) else None
+        if is_tensor(x):
+            return x
+        if keys:
+            message = f"there is no '{self._told(keys)}': '{self._told(())}' is {self._listed()}"
+            raise ResolutionError(message)
+        held = type(self.value).__name__
+        raise UnsupportedError(f"'{self._told(())}' is not one tensor but a {held} of them: {self._listed()}")
+
+    def replace(self, keys: Keys, x: Any) -> None:
+        """Puts another tensor in the place of the one of these keys."""
+        self.value = _replaced(self.value, self._whole(keys), x)
+
+    def _whole(self, keys: Keys) -> Keys:
+        """The keys, with what convention adds or leaves out."""
+        if not keys and self._name == ("output",) and first_alone(self._layer, self.value):
+            return ("0",)
+        alone = keys == ("0",) and is_tensor(self.value) and _has_convention(self._layer)
+        return () if alone else keys
+
+    def _told(self, keys: Keys) -> str:
+        return spelled([self._layer.name, *self._name, *keys])
+
+    def _listed(self) -> str:
+        names = [self._told(keys) for keys, _ in tensors(self.value)]
+        return ", ".join([*names[:SHOWN], *[f"{len(names) - SHOWN} more"] * (len(names) > SHOWN)]) or "no tensor"
+
+
+def _replaced(x: Any, keys: Keys, new: Any) -> Any:
+    if not keys:
+        return new
+    items = {key: _replaced(value, keys[1:], new) if key == keys[0] else value for key, value in _items(x)}
+    if isinstance(x, Mapping):
+        return type(x)(zip(x, items.values(), strict=True))  # type: ignore[call-arg]
+    return type(x)._make(items.values()) if hasattr(x, "_make") else type(x)(items.values())
+
+
+class Inputs:
+    """What a layer is given, whose tensors can be replaced.
+
+    Attributes:
+        args, kwargs: it, as it is now.
+    """
+
+    def __init__(self, layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self._layer = layer
+
+    def tensor(self, keys: Keys) -> Any:
+        """As of `Outputs`; the first key may be the name of an argument."""
+        return self._present(keys)[1].tensor(self._inner(keys))
+
+    def replace(self, keys: Keys, x: Any) -> None:
+        place, argument = self._present(keys)
+        argument.replace(self._inner(keys), x)
+        if isinstance(place, int):
+            self.args = (*self.args[:place], argument.value, *self.args[place + 1 :])
+        else:
+            self.kwargs = {**self.kwargs, place: argument.value}
+
+    def tensors(self, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+        """The tensors of an argument, or without keys of the first one."""
+        found = self._argument(keys)
+        return tensors(found and found[1].value, keys[:1] if self._is_named(keys) else ())
+
+    def _is_named(self, keys: Keys) -> bool:
+        return bool(keys) and keys[0] in _parameters(self._layer)
+
+    def _inner(self, keys: Keys) -> Keys:
+        return keys[1:] if self._is_named(keys) else keys
+
+    def _present(self, keys: Keys) -> tuple[int | str, Outputs]:
+        found = self._argument(keys)
+        if found is None:
+            name = f"'{keys[0]}'" if keys else "an argument"
+            raise ResolutionError(f"'{self._layer.name}' is called without {name}")
+        return found
+
+    def _argument(self, keys: Keys) -> tuple[int | str, Outputs] | None:
+        """Where the argument is that the keys name, and the argument; `None` if it is not given."""
+        if not keys and self.args:
+            return 0, Outputs(self._layer, self.args[0], ("input",))
+        names = _parameters(self._layer)
+        name = keys[0] if self._is_named(keys) else names[0] if names else ""
+        place = names.index(name) if name else 0
+        shown = ("input", *keys[:1]) if self._is_named(keys) else ("input",)
+        if place < len(self.args):
+            return place, Outputs(self._layer, self.args[place], shown)
+        if self.kwargs.get(name) is None:
+            return None
+        return name, Outputs(self._layer, self.kwargs[name], shown)

@@ -7,7 +7,7 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import BindingError, PatchError, ResolutionError, ShapeError
-from kpatch.inside.outputs import Path
+from kpatch.inside.outputs import Keys
 from kpatch.names.bindings import Lender
 from kpatch.names.tree import LayerNode
 from kpatch.syntax import ast, parse
@@ -22,7 +22,7 @@ class Spot(NamedTuple):
 
     layer: int  # its id
     kind: str
-    path: Path
+    keys: Keys
 
 
 class Tape:
@@ -51,10 +51,10 @@ class Tape:
             return _stacked(taken, name)
         return taken[0] if len(taken) == 1 else list(taken)
 
-    def of_layer(self, layer: Any, kind: str) -> list[Spot]:
-        """The places of an activation: the only one, the first one by convention, or all."""
-        found = [place for place in self.taken if place[:2] == (id(layer), kind)]
-        return [place for place in found if place in self.first] or found
+    def of_layer(self, layer: Any, kind: str, inner: Keys = ()) -> list[Spot]:
+        """The places of an activation: the one with the keys, the first one by convention, or all below the keys."""
+        found = [p for p in self.taken if p[:2] == (id(layer), kind) and p.keys[: len(inner)] == inner]
+        return [p for p in found if p.keys == inner or (not inner and p in self.first)] or found
 
     def call(self, number: int) -> "Tape":
         """One call of each layer that was called so often."""
@@ -129,8 +129,8 @@ class Recorded(Mapping[str, Any]):
         """The one place that a selector means."""
         if str(selector) in self._tape.names:
             return self._tape.names[str(selector)]
-        nodes, kind = self._index.activations(selector)
-        found = [place for node in nodes for place in self._tape.of_layer(node.item, kind)]
+        nodes, kind, inner = self._index.activations(selector)
+        found = [place for node in nodes for place in self._tape.of_layer(node.item, kind, inner)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -139,13 +139,13 @@ class Recorded(Mapping[str, Any]):
             f"'{selector}' was not recorded", notes=[f"recorded: {self._tape.listed(self._tape.taken)}"]
         )
 
-    def _counterparts(self, node: LayerNode, kind: str) -> list[Spot]:
+    def _counterparts(self, node: LayerNode, kind: str, inner: Keys) -> list[Spot]:
         """The places of an activation of the model that is patched: of the same layer, or of one of the same path."""
-        if found := self._tape.of_layer(node.item, kind):
+        if found := self._tape.of_layer(node.item, kind, inner):
             return found
         path = node.keys()
         others = [other for other in self._index.nodes if other.item is not None and other.keys() == path]
-        return [place for other in others for place in self._tape.of_layer(other.item, kind)]
+        return [place for other in others for place in self._tape.of_layer(other.item, kind, inner)]
 
 
 class _Lent(Lender):
@@ -172,7 +172,7 @@ class _Lent(Lender):
         if node is None or kind is None:
             message = f"'${self._name}._' is the activation at the target's place, and here no activation is the target"
             raise BindingError(message)
-        found = self._recorded._counterparts(node, kind)
+        found = self._recorded._counterparts(node, kind, target.inner)
         if len(found) != 1:
             tape = self._recorded._tape
             count = f"{len(found)} tensors" if found else "no activation"

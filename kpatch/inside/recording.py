@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import reprlib
 import types
 import weakref
@@ -12,9 +13,9 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedError
-from kpatch.inside.activations import loop_around
+from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
-from kpatch.inside.outputs import first_alone, tensors
+from kpatch.inside.outputs import Inputs, Keys, first_alone, tensors
 from kpatch.inside.recorded import Recorded, Spot, Tape, selector_of
 from kpatch.names.tree import LayerNode, distinct, spelled
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
@@ -22,7 +23,7 @@ from kpatch.values.tensors import to_numpy
 
 MAX_RECORDED = 2**31  # bytes that a recording holds, if it is not told another limit
 
-Targets = list[tuple[LayerNode, str]]  # layers, and "input" or "output"
+Targets = list[tuple[LayerNode, str, Keys]]  # layers, "input" or "output", and the keys of tensors in it
 
 if TYPE_CHECKING:
     import keras
@@ -107,7 +108,7 @@ class Recording(Recorded):
 
         selector = selector_of(text)
         try:
-            nodes, kind = self._index.activations(selector)
+            nodes, kind, inner = self._index.activations(selector)
             if not nodes:
                 self._index.find_all(selector)
                 raise UnsupportedError(f"'{selector}' is a weight; kpatch.record records activations")
@@ -121,7 +122,7 @@ class Recording(Recorded):
                 reasons[node] = f"'{node.item.name}.{kind}' is computed in the steps of '{loop.name}', once for each"
         if len(reasons) == len(nodes):
             raise UnsupportedError(next(iter(reasons.values())), span=selector.span, source=text)
-        return [(node, kind) for node in nodes if node not in reasons]
+        return [(node, kind, inner) for node in nodes if node not in reasons]
 
     def call(self, number: int) -> Recorded:
         """What one call of each layer gave: the first has the number 0, the latest -1.
@@ -161,11 +162,10 @@ class Recording(Recorded):
             self._check_called()
 
     def _check_called(self) -> None:
-        taken = {place[:2] for place in self._tape.taken}
         for text, found in self._targets.items():
-            if not any((id(node.item), kind) in taken for node, kind in found):
-                notes = ["a function that was compiled before the block does not see it; compile it in the block"]
-                raise ResolutionError(f"nothing was recorded of '{text}': it was not called in the block", notes=notes)
+            if not any(self._tape.of_layer(node.item, kind, inner) for node, kind, inner in found):
+                message = f"nothing was recorded of '{text}': it was not computed in the block"
+                raise ResolutionError(message, notes=[why_not_called(found[0][0])])
 
 
 class _Recorder(Tape):
@@ -180,31 +180,47 @@ class _Recorder(Tape):
 
     def begin(self, layers: list[Any], targets: Iterable[Targets], stack: contextlib.ExitStack) -> None:
         backend = backends.current()
-        places = {(id(node.item), kind): (node, kind) for found in targets for node, kind in found}
-        models = distinct([*layers, *models_with([node.item for node, _ in places.values()])])
+        places: dict[tuple[LayerNode, str], set[Keys]] = {}
+        for node, kind, inner in itertools.chain(*targets):
+            places.setdefault((node, kind), set()).add(inner)
+        models = distinct([*layers, *models_with([node.item for node, _ in places])])
         stack.callback(forget_compiled, models)
         if not backend.xla_hands_out:
             _compile_without_xla(models, stack)
         see = backend.outside_graphs(self._see)
-        for node, kind in places.values():
-            around, rank = (_around_input, INPUTS) if kind == "input" else (_around_output, OUTPUTS)
-            patch_call(node.item, functools.partial(around, functools.partial(see, node)), stack, rank)
+        for (node, kind), wanted in places.items():
+            around, rank = (self._around_input, INPUTS) if kind == "input" else (self._around_output, OUTPUTS)
+            patch_call(node.item, functools.partial(around, functools.partial(see, node), wanted), stack, rank)
         stack.callback(setattr, self, "_open", False)
         self._open = True
         forget_compiled(models)
 
-    def _see(self, node: LayerNode, kind: str, x: Any) -> None:
+    @staticmethod
+    def _around_input(see: Callable, wanted: set[Keys], call: Callable, *args: Any, **kwargs: Any) -> Any:
+        see("input", wanted, (args, kwargs))
+        return call(*args, **kwargs)
+
+    @staticmethod
+    def _around_output(see: Callable, wanted: set[Keys], call: Callable, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        see("output", wanted, outputs)
+        return outputs
+
+    def _see(self, node: LayerNode, kind: str, wanted: set[Keys], x: Any) -> None:
         """Takes what a layer is given or gives; in a graph, has the graph hand it out."""
         from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-        first = first_alone(node.item, x)
-        for path, each in tensors(x):
-            if not is_rehearsed(each):
-                place = Spot(id(node.item), kind, path)
-                if first and path == ("0",):
-                    self.first.add(place)
-                name = spelled([*node.keys(), kind, *path])
-                backends.current().hand_out(functools.partial(self._take, name, place), each)
+        layer = node.item
+        inputs = [] if kind == "output" else [Inputs(layer, *x).tensors(keys) for keys in wanted]
+        first = kind == "output" and first_alone(layer, x)
+        for keys, each in dict(itertools.chain(*inputs) if kind == "input" else tensors(x)).items():
+            if is_rehearsed(each) or not any(keys[: len(inner)] == inner for inner in wanted):
+                continue
+            place = Spot(id(layer), kind, keys)
+            if first and keys == ("0",):
+                self.first.add(place)
+            name = spelled([*node.keys(), kind, *keys])
+            backends.current().hand_out(functools.partial(self._take, name, place), each)
         if not in_stateless_scope():  # where Keras would lose the values of weights by an error
             self.check_limit()
 
@@ -238,18 +254,6 @@ class _Recorder(Tape):
         if self._bytes > self._limit:
             hints = ["record fewer activations or calls, or allow more by limit=..."]
             raise LimitError(f"the recording needs more than {self._limit:,} bytes", notes=hints)
-
-
-def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
-    if args:
-        see("input", args[0])
-    return call(*args, **kwargs)
-
-
-def _around_output(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
-    outputs = call(*args, **kwargs)
-    see("output", outputs)
-    return outputs
 
 
 def _compile_without_xla(models: list[Any], stack: contextlib.ExitStack) -> None:

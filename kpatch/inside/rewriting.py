@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch.errors import PatchError, UnsupportedError
-from kpatch.inside.activations import Activations, check_one_tensor
+from kpatch.inside.activations import Activations, tensor_in
 from kpatch.inside.naming import named_by
+from kpatch.inside.outputs import Inputs, Outputs
 from kpatch.inside.splitting import Part, Split
 from kpatch.names import keywords
 from kpatch.names.optimizers import OptimizerEntry
@@ -83,12 +84,12 @@ class _Rewriting:
 
     def __init__(self, split: Split) -> None:
         self._split = split
-        self._inserted = {}  # (id of a layer, "input" or "output") → the ScatterLayer, and the part that it is of
+        self._inserted: dict[tuple, list] = {}  # (id of a layer, kind) → each ScatterLayer, and the part that it is of
         self._weights = {}  # id of a layer of a graph → its statements of weights
         self._new = {}  # id of a layer → the new one
         self._old = {}  # id of a new layer → the layer
         self._touched = set()
-        self._read = {(id(node.item), kind) for part in split.parts for node, kind, _ in part.reads.values()}
+        self._read = {(id(node.item), kind) for part in split.parts for node, kind, *_ in part.reads.values()}
         for statement, entry in split.weights:
             if isinstance(entry, OptimizerEntry):
                 message = f"'{entry.path}' is no weight of a layer, so no graph has it; kpatch.apply edits it"
@@ -118,8 +119,9 @@ class _Rewriting:
             message = f"'{part.path}' cannot be rewritten: {where}; kpatch.intervene patches calls"
             raise UnsupportedError(message).locate(part.span)
         name = named_by(part.text, f"{node.item.name}_{part.kind}")
-        layer = ScatterLayer(part.patch, part.constants, name=name, dtype=_unquantised(node.item.dtype_policy))
-        self._inserted[id(node.item), part.kind] = layer, part
+        values, dtype = {**part.constants, **part.live}, _unquantised(node.item.dtype_policy)
+        layer = ScatterLayer(part.patch, values, name=name, dtype=dtype)
+        self._inserted.setdefault((id(node.item), part.kind), []).append((layer, part))
 
     def model(self, model: Any) -> Any:
         """The model with its parts put in; itself, where nothing inside of it changes."""
@@ -127,14 +129,14 @@ class _Rewriting:
 
         if not isinstance(model, keras.Sequential):
             return self._functional(model)
-        parts = [self._part(layer, kind) for layer in model.layers for kind in KINDS]
-        if not any(part.reads for part in parts if part is not None):
+        parts = [part for layer in model.layers for kind in KINDS for _, part in self._of(layer, kind)]
+        if not any(part.reads or part.inner for part in parts):
             return self._sequential(model)
         new = self._functional(model._functional)  # what is read passes by the layers between
         return keras.Model(new.inputs, new.outputs, name=model.name)
 
-    def _part(self, layer: Any, kind: str) -> Part | None:
-        return self._inserted.get((id(layer), kind), (None, None))[1]
+    def _of(self, layer: Any, kind: str) -> list[tuple[Any, Part]]:
+        return self._inserted.get((id(layer), kind), [])
 
     def _functional(self, model: Any) -> Any:
         import keras
@@ -151,7 +153,7 @@ class _Rewriting:
 
         layers = [keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)]
         for old in model.layers:
-            before, after = (self._inserted.get((id(old), kind), ())[:1] for kind in KINDS)
+            before, after = ([layer for layer, _ in self._of(old, kind)] for kind in KINDS)
             layers += [*before, self._layer(old), *after]
         new = keras.Sequential(layers, name=model.name, trainable=model.trainable)
         if model.compiled:
@@ -174,25 +176,21 @@ class _Rewriting:
 
     def _call(self, recorded: Activations, layer: Any, *args: Any, **kwargs: Any) -> Any:
         old = self._old.get(id(layer), layer)
-        if args and self._touches(old):
-            args = (self._patched(recorded, old, "input", args[0]), *args[1:])
-        outputs = layer(*args, **kwargs)
-        return self._patched(recorded, old, "output", outputs) if self._touches(old) else outputs
+        if not any((id(old), kind) in self._inserted or (id(old), kind) in self._read for kind in KINDS):
+            return layer(*args, **kwargs)
+        inputs = Inputs(old, args, kwargs)
+        self._patch(recorded, old, "input", inputs)
+        outputs = Outputs(old, layer(*inputs.args, **inputs.kwargs))
+        self._patch(recorded, old, "output", outputs)
+        return outputs.value
 
-    def _touches(self, layer: Any) -> bool:
-        return any((id(layer), kind) in self._inserted or (id(layer), kind) in self._read for kind in KINDS)
-
-    def _patched(self, recorded: Activations, layer: Any, kind: str, x: Any) -> Any:
-        key = id(layer), kind
-        scatter, part = self._inserted.get(key, (None, None))
-        if part is not None or key in self._read:
-            check_one_tensor(layer, kind, x, part, self._split.patch.source)
-        if part is not None:
+    def _patch(self, recorded: Activations, layer: Any, kind: str, held: Any) -> None:
+        if (id(layer), kind) in self._read:
+            recorded.keep(layer, kind, held)
+        for scatter, part in self._of(layer, kind):
+            x = tensor_in(held, part.inner, part.span, self._split.patch.source)
             others = [recorded.read(part, name) for name in scatter.patch.free]
-            x = scatter([x, *others] if others else x)
-        if key in self._read:
-            recorded.keep(layer, kind, x)
-        return x
+            held.replace(part.inner, scatter([x, *others] if others else x))
 
 
 def _unquantised(policy: Any) -> Any:

@@ -9,12 +9,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from kpatch import functions
 from kpatch.errors import PatchError, UnsupportedError
 from kpatch.functions.quoted import with_names
+from kpatch.inside.tensor_patch import names_in_indices
 from kpatch.names.bindings import Bindings
 from kpatch.names.meanings import ModelNames
 from kpatch.names.misses import excludes_nothing, leave_nothing
+from kpatch.names.tree import spelled
 from kpatch.run import checking, live
 from kpatch.run.encoding import stored_otherwise, tensor_of
 from kpatch.syntax import Patch, ast, parse
@@ -28,25 +32,29 @@ class Part:
     Attributes:
         node: the layer's node in the index of the model.
         kind: "input" or "output".
+        inner: the keys of a tensor in it, if there are several.
         span: the span of the first target that names it.
         edits: the statements that write it, unchanged.
         patch: these statements as a `Patch` of one tensor.
         constants: the values of its `$names`.
-        reads: the activations of other layers that it reads, `{$name: (node, kind, span)}`.
+        live: the values of others, which are read when the layer runs.
+        reads: the activations of other layers that it reads, `{$name: (node, kind, inner, span)}`.
     """
 
     node: Any
     kind: str
+    inner: tuple
     span: tuple
     edits: list = field(default_factory=list)
     patch: Any = None
     constants: Any = None
+    live: dict = field(default_factory=dict)
     reads: dict = field(default_factory=dict)
     entry = None  # as a target it is no variable
 
     @property
     def path(self):
-        return f"{self.node.item.name}.{self.kind}"
+        return spelled([self.node.item.name, self.kind, *self.inner])
 
     def __repr__(self):
         return self.path
@@ -165,25 +173,25 @@ class Split:
         return Patch(tuple(statements), self.patch.source), constants
 
     def activations(self, selector):
-        """The layers whose activation a selector means, and its kind; no layers if the selector means weights."""
+        """The layers whose activation a selector means, and which; no layers if the selector means weights."""
         from keras.layers import InputLayer
 
         if isinstance(selector, ast.Implied):
             self._names.place(None)
-        nodes, kind = self.index.activations(selector)
+        nodes, *which = self.index.activations(selector)
         computed = [node for node in nodes if not isinstance(node.item, InputLayer)]
         if nodes and not computed:
             message = f"'{selector}' is an input of the model, which no layer computes"
             raise UnsupportedError(message, notes=["edit the 'input' of the layers that take it"]).locate(selector.span)
-        return computed, kind
+        return computed, *which
 
     def _add(self, statement):
         """Adds a writing statement to its parts or to `weights`."""
         selector = statement.target.selector
         found, weights = {}, []
         for each in [selector] if isinstance(selector, ast.Implied) else selector.alternatives:
-            nodes, kind = self.activations(each)
-            found.update({(id(node.item), kind): Part(node, kind, each.span) for node in nodes})
+            nodes, kind, inner = self.activations(each)
+            found.update({(id(node.item), kind, inner): Part(node, kind, inner, each.span) for node in nodes})
             weights += [] if nodes else [each]
         if not found:
             self._add_weights(statement)
@@ -281,6 +289,8 @@ class Split:
         part.constants = {}
         statements = [made for statement in self.with_lets(part.edits) for made in self._own(statement, part)]
         part.patch = Patch(tuple(statements), self.patch.source)
+        for name in part.live.keys() & names_in_indices(part.patch):
+            part.constants[name] = part.live.pop(name)
 
     def _own(self, statement, part):
         if isinstance(statement, ast.Let):
@@ -294,19 +304,27 @@ class Split:
 
     def _read(self, node, part, own):
         if type(node) is ast.Binding:
-            return self._constant(node, part, part.constants)
+            return self._given_to(part, node)
         if type(node) is not ast.Reference:
             return node
-        nodes, kind = self.activations(node.selector)
+        nodes, kind, inner = self.activations(node.selector)
         if not nodes:
             self.index.find(node.selector)
             message = f"'{node.selector}' is a weight; an edit of an activation can read only activations"
             raise UnsupportedError(message).locate(node.span)
-        if nodes[0].item is part.node.item and kind == part.kind:
+        if nodes[0].item is part.node.item and (kind, inner) == (part.kind, part.inner):
             return own
-        name = self._name(f"{nodes[0].item.name}_{kind}", (id(nodes[0].item), kind))
-        part.reads.setdefault(name, (nodes[0], kind, node.span))
+        name = self._name("_".join([nodes[0].item.name, kind, *inner]), (id(nodes[0].item), kind, inner))
+        part.reads.setdefault(name, (nodes[0], kind, inner, node.span))
         return ast.Binding(name, None, node.span)
+
+    def _given_to(self, part, node):
+        """A binding of an activation's part: a constant in an index, and of numbers; else read when the layer runs."""
+        held = {}
+        made = self._constant(node, part, held)
+        [(name, value)] = held.items()
+        (part.live if is_live(value) else part.constants)[name] = value
+        return made
 
     def _constant(self, node, target, constants):
         """A binding of a part; a variable of a bound model becomes a constant with a name of its own."""
@@ -337,6 +355,15 @@ class Split:
             return function(statement, *args)
         except PatchError as error:
             raise error.locate(span, self.patch.source) from None
+
+
+def is_live(value):
+    """Whether a binding is a tensor or a variable, which may be traced, have gradients, or change."""
+    import keras
+
+    if isinstance(value, keras.Variable):
+        return True
+    return keras.ops.is_tensor(value) and not isinstance(value, (np.ndarray, np.generic))
 
 
 def _refuse_implied(node, names):

@@ -17,7 +17,7 @@ from kpatch.names.meanings import Place, TensorNames, unknown
 from kpatch.names.patches import bound
 from kpatch.run import execute, planner, pure
 from kpatch.syntax import ast, parse
-from kpatch.values.dtypes import NUMPY, dtype_name, tensor
+from kpatch.values.dtypes import FLOATS, NUMPY, dtype_name, tensor
 from kpatch.values.symbols import lengths
 
 MAX_PLANS = 16  # plans of a patch, for the latest combinations of shapes and dtypes
@@ -58,6 +58,7 @@ class TensorPatch(Holder):
         text: the text to serialise.
         bindings: `{name: value}`, with arrays as NumPy arrays.
         free: the `$names` without a value, in the order of the text; each call gives their tensors.
+        used: whether it was called, since somebody set it to `False`.
     """
 
     def __init__(self, patch, bindings=None, owner="kpatch.edit"):
@@ -72,6 +73,7 @@ class TensorPatch(Holder):
             raise BindingError(f"'{unused}' is not used: '${unused}' is nowhere in the patch")
         self._refuse_variables()
         self._plans = []
+        self.used = False
 
     def refuse_free(self):
         """Raises for a `$name` without a value; for owners whose calls give no tensors."""
@@ -83,8 +85,7 @@ class TensorPatch(Holder):
 
     def indices(self):
         """The `$names` in an index, which must be constants."""
-        brackets = [item for node in _nodes(self.patch) for item in _index(node)]
-        return {part.name for item in brackets for part in ast.walk(item) if type(part) is ast.Binding}
+        return names_in_indices(self.patch)
 
     def plan(self, spec, given=None):
         """The plan for a tensor.
@@ -106,6 +107,7 @@ class TensorPatch(Holder):
 
     def __call__(self, names, x, *given):
         """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""
+        self.used = True
         values = {name: tensor(value) for name, value in zip(names, given, strict=True)}
         spec = lengths(x.shape), dtype_name(x.dtype)
         planned = self.plan(spec, {name: (value.shape, value.dtype) for name, value in values.items()})
@@ -117,7 +119,8 @@ class TensorPatch(Holder):
         return {"patch": self.text, "bindings": {name: encoded(value) for name, value in self.bindings.items()}}
 
     def _names(self, spec, values):
-        return TensorNames(Place("_", *spec), Bindings({**self.bindings, **values}), self.owner)
+        constants = {name: cast_as(value, spec[1]) for name, value in self.bindings.items()}
+        return TensorNames(Place("_", *spec), Bindings({**constants, **values}), self.owner)
 
     def _refuse_variables(self):
         names = TensorNames(None, Bindings({}), self.owner)
@@ -145,6 +148,24 @@ def _covers(known, specs):
         and all(a is None or a == b for a, b in zip(shape, specs[name][0], strict=True))
         for name, (shape, dtype) in known.items()
     )
+
+
+def names_in_indices(patch):
+    """The `$names` of a patch that an index depends on, without its `let`s."""
+    brackets = [item for node in _nodes(patch) for item in _index(node)]
+    return {part.name for item in brackets for part in ast.walk(item) if type(part) is ast.Binding}
+
+
+def cast_as(value, dtype):
+    """A floating array in the dtype of a floating tensor, as Keras casts what a layer is given; else the value itself.
+
+    Arrays of float64 are literals, as Python's floats are.
+    """
+    kind = value.dtype.name if isinstance(value, np.ndarray) else None
+    if kind in FLOATS and dtype in FLOATS and kind not in (dtype, "float64"):
+        with np.errstate(over="ignore"):
+            return value.astype(NUMPY[dtype])
+    return value
 
 
 # What is serialised --------------------------------------------------------------------------------------------------

@@ -194,24 +194,27 @@ class ModelIndex:
         return self.nodes_ending(keys[:-1], counted=True)
 
     def activations(self, selector):
-        """The nodes of the layers whose activation a selector means, in the model's order, and `"output"` or `"input"`.
+        """The nodes of the layers whose activation a selector means, in the model's order, and which one it is.
 
-        None, where the selector means variables.
+        That is `"output"` or `"input"`, and the keys of a tensor in it, if there are several: `("cache",)`. No nodes,
+        if the selector means variables.
         """
         keys = keys_of(selector)
-        if keys[-1] not in ACTIVATIONS or len(keys) == 1:
-            return [], None
-        found = [node for form in self.forms(selector, keys) for node in self.nodes_before(form) if node.kind == LAYER]
-        found = distinct(found)
+        at = max((place for place, key in enumerate(keys) if key in ACTIVATIONS), default=0)
+        inner = tuple(keys[at + 1 :])
+        if not at or (inner and (any(type(key) is not str for key in inner) or self._match(selector, keys))):
+            return [], None, ()
+        forms = [form[: len(form) - len(inner)] for form in self.forms(selector, keys)]
+        found = distinct([node for form in forms for node in self.nodes_before(form) if node.kind == LAYER])
         if len(found) > 1 and not selector.is_glob:
-            paths = ", ".join(repr(spelled([*node.keys(), keys[-1]])) for node in found[:8])
+            paths = ", ".join(repr(spelled([*node.keys(), *keys[at:]])) for node in found[:8])
             raise ResolutionError(f"'{selector}' means several activations", notes=[f"candidates: {paths}"]).locate(
                 selector.span
             )
-        return found, keys[-1]
+        return found, keys[at], inner
 
     def _refuse_activation(self, selector, keys):
-        if keys[-1] in ACTIVATIONS and self.activations(selector)[0]:
+        if any(key in ACTIVATIONS for key in keys) and self.activations(selector)[0]:
             message = f"'{selector}' is an activation; kpatch.rewrite and kpatch.intervene edit those"
             raise UnsupportedError(message).locate(selector.parts[-1].span)
 

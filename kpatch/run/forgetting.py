@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 import weakref
 from types import FrameType
 
@@ -57,13 +58,32 @@ _mark, _frozen = _Mark(), weakref.WeakSet()  # the models that Python does not l
 
 
 def _models():
-    """All live models; Python does not list what a program has frozen by `gc.freeze()`."""
+    """All live models; Python does not list what a program has frozen by `gc.freeze()`.
+
+    While other threads run it asks for what refers to the classes, which is slower: a list of all objects would refer to
+    a tuple that another thread is filling, and Python cannot resize a tuple that is referred to twice.
+    """
     global _mark, _frozen
+    if threading.active_count() > 1:
+        listed = gc.get_referrers(*_model_classes())
+        return list({id(model): model for model in (*filter(_is_model, listed), *_frozen)}.values())
     listed = gc.get_objects()
     if gc.get_freeze_count() and not any(each is _mark for each in listed):
         _mark = _Mark()
         _frozen = weakref.WeakSet(filter(_is_model, _reachable(listed)))
     return list({id(model): model for model in (*filter(_is_model, listed), *_frozen)}.values())
+
+
+def _model_classes():
+    import keras
+
+    found, stack = set(), [keras.Model]
+    while stack:
+        kind = stack.pop()
+        if kind not in found:
+            found.add(kind)
+            stack += kind.__subclasses__()
+    return found
 
 
 def _is_model(each):

@@ -340,6 +340,187 @@ def test_threads_that_begin_and_end_blocks(dense):
     assert same(called(dense), with_only([]))
 
 
+# Several tensors ------------------------------------------------------------------------------------------------------
+
+
+class Block(keras.layers.Layer):
+    """Gives a tensor, or with a cache more; takes arguments by name."""
+
+    def call(self, x, cache=None, scale=None):
+        x = x if scale is None else x * scale
+        return (x, {"cache": cache + 1}) if cache is not None else x
+
+
+class Cached(keras.Model):
+    def __init__(self):
+        super().__init__(name="cached")
+        self.block = Block(name="block")
+
+    def call(self, x):
+        y, held = self.block(x, cache=x, scale=2 * keras.ops.ones((1, 4)))
+        return y + held["cache"]
+
+
+@pytest.mark.parametrize("route", ["__call__", "predict"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("block.output.0 = 0", X + 1),
+        ("block.output.1.cache[:, 0] = 0", 2 * X + (X + 1) * [0, 1, 1, 1]),
+        ("block.output.0 += block.input; block.output.1.cache = -block.output.0", 0 * X),
+        ("block.input = 0", X + 1),
+        ("block.input.cache = 0", 2 * X + 1),
+        ("block.input.scale[:, 1:] *= 2", X * [2, 4, 4, 4] + X + 1),
+        ('block."input".scale = mean(block.input.cache); block.output.1."cache" = 0', X * X.mean()),
+    ],
+)
+def test_one_of_several_tensors(text, expected, route):
+    model = Cached()
+    before = np.array(model(X))
+    with kpatch.intervene(model, text):
+        got = np.array(keras.ops.convert_to_numpy(getattr(model, route)(X)))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert same(np.array(keras.ops.convert_to_numpy(model(X))), before)
+    assert unpatched(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "block.output = 0",
+            "'block.output' is not one tensor but a tuple of them: block.output.0, block.output.1.cache",
+        ),
+        ("block.output.7 = 0", "there is no 'block.output.7': 'block.output' is block.output.0, block.output.1.cache"),
+        ("block.output.1 = 0", "there is no 'block.output.1': 'block.output' is block.output.0, block.output.1.cache"),
+        ("block.input.query = 0", "there is no 'block.input.query': 'block.input' is block.input"),
+    ],
+)
+def test_which_of_several_tensors(text, message):
+    model = Cached()
+    with kpatch.intervene(model, text), pytest.raises(kpatch.PatchError) as caught:
+        model(X)
+    line = text.split(" = ")[0]
+    assert str(caught.value) == f"{message}\n  line 1, column 1\n    {text}\n    {'^' * len(line)}"
+
+
+def test_the_first_tensor_by_convention():
+    inputs = keras.Input((5, 4))
+    model = models.filled(keras.Model(inputs, keras.layers.LSTM(3, return_state=True, name="lstm")(inputs)))
+    x = np.ones((2, 5, 4), "float32")
+    with kpatch.intervene(model, "lstm.output[:, 0] = 7; lstm.output.2 = 5"):
+        output, _, state = map(np.array, model.predict(x, verbose=0))
+    assert (output[:, 0] == 7).all()
+    assert (output[:, 1:] != 7).all()
+    assert (state == 5).all()
+
+
+def test_a_layer_called_by_keywords():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="dense")(inputs=inputs))
+    with kpatch.intervene(model, "dense.input = 0"):
+        assert (predicted(model) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_the_cell_of_a_recurrent_layer(kind):
+    """Also where a fused kernel would compute without the cell."""
+    inputs, layer = keras.Input((5, 4)), getattr(keras.layers, kind)(3, name="layer")
+    model = models.filled(keras.Model(inputs, layer(inputs)))
+    x = np.ones((2, 5, 4), "float32")
+    with kpatch.intervene(model, "layer.cell.output = 0"):
+        assert (predicted(model, x) == 0).all()
+    assert layer.use_cudnn == "auto"
+    assert (predicted(model, x) != 0).any()
+
+
+# Nothing silent -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_computed():
+    inputs = keras.Input((5, 4))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 3, name="mha")(inputs, inputs))
+    text = "mha.softmax.output = 0"
+    with pytest.raises(kpatch.ResolutionError) as caught, kpatch.intervene(model, text):
+        model.predict(np.ones((2, 5, 4)), verbose=0)
+    assert str(caught.value) == (
+        "'softmax.output' was not computed in the block, though the model ran, so nothing was edited\n"
+        "  line 1, column 1\n    mha.softmax.output = 0\n    ^^^^^^^^^^^^^^^^^^\n"
+        "  fused attention computes no scores; return_attention_scores=True in the call forbids it"
+    )
+    assert unpatched(model)
+    with kpatch.intervene(model, text):
+        pass  # the model does not run
+    with kpatch.intervene(model, "mha.*.output *= 1"):
+        model.predict(np.ones((2, 5, 4)), verbose=0)  # of a glob, those that are computed
+    block = kpatch.intervene(model, text).start()
+    model(np.ones((2, 5, 4)))
+    block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # an exception of the block comes first
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["compiled before", "compiled in the block"])
+def test_models_around_and_beside(dense, earlier):
+    features = keras.Model(dense.inputs, dense.get_layer("dense_1").output)
+    outer = keras.Sequential([keras.Input((4,)), dense])
+    if earlier:
+        before = predicted(features), predicted(outer)
+    with kpatch.intervene(dense, "dense_1.output[:, 1] = 7"):
+        assert (predicted(features)[:, 1] == 7).all()
+        inside = predicted(outer)
+    assert (predicted(features)[:, 1] != 7).any()
+    assert not same(predicted(outer), inside)
+    if earlier:
+        assert same(predicted(features), before[0])
+        assert same(predicted(outer), before[1])
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["__call__", "predict"])
+def test_a_variable_is_read_when_the_layer_runs(dense, route):
+    v = keras.Variable(np.array([1.0, 2.0]))
+    with kpatch.intervene(dense, "dense_2.output = $v", v=v):
+        assert np.array(getattr(dense, route)(X)).tolist() == [[1, 2]] * 3
+        v.assign([3.0, 4.0])
+        assert np.array(getattr(dense, route)(X)).tolist() == [[3, 4]] * 3
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("kind", ["array", "tensor", "variable"])
+def test_values_take_the_dtype_of_the_layer(dtype, kind):
+    model, v = models.dense(dtype), np.array([0.1, 0.2], "float32")
+    given = {"array": v, "tensor": keras.ops.convert_to_tensor(v), "variable": keras.Variable(v)}[kind]
+    with kpatch.intervene(model, "dense_2.output = $v", v=given):
+        got = model(X)
+    cast = keras.ops.cast(keras.ops.convert_to_tensor(v), dtype.removeprefix("mixed_"))
+    assert keras.ops.dtype(got) == dtype.removeprefix("mixed_")
+    assert np.array_equal(np.array(keras.ops.convert_to_numpy(got))[0], keras.ops.convert_to_numpy(cast))
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="numpy has no gradients")
+def test_gradients_with_respect_to_a_binding(dense):
+    kernel, bias = (keras.ops.convert_to_numpy(v) for v in dense.get_layer("dense_2").weights)
+    hidden = np.array(keras.ops.convert_to_numpy(dense.get_layer("dense_1")(X)))
+
+    def loss(v):
+        with kpatch.intervene(dense, "dense_1.output += $v", v=v):
+            return keras.ops.sum(dense(X) ** 2)
+
+    got = models.gradient(loss, keras.ops.zeros((3,)))
+    np.testing.assert_allclose(got, (2 * (hidden @ kernel + bias) @ kernel.T).sum(0), rtol=1e-4)
+
+
+def test_started_and_released(dense):
+    before = called(dense)
+    steering = kpatch.intervene(dense, "dense_2.output = 0; dense_2.bias = 1").start()
+    assert (called(dense) == 0).all()
+    steering.release()
+    steering.release()  # once more, which changes nothing
+    assert same(called(dense), before)
+    assert unpatched(dense)
+
+
 # The beginning --------------------------------------------------------------------------------------------------------
 
 

@@ -378,7 +378,7 @@ REFUSED_OF_MIXED = {
                           ^^^^^
           the model has: embed, bi, attention, norm, pool, inner, head""",
     "sum.input = 0": """
-        'sum.input' is not one tensor but a list of them
+        'sum.input' is not one tensor but a list of them: sum.input.0, sum.input.1
           line 1, column 1
             sum.input = 0
             ^^^^^^^^^""",
