@@ -60,8 +60,8 @@ _mark, _frozen = _Mark(), weakref.WeakSet()  # the models that Python does not l
 def _models():
     """All live models; Python does not list what a program has frozen by `gc.freeze()`.
 
-    While other threads run it asks for what refers to the classes, which is slower: a list of all objects would refer to
-    a tuple that another thread is filling, and Python cannot resize a tuple that is referred to twice.
+    While other threads run it asks for what refers to the classes, which is slower: a list of all objects would refer
+    to a tuple that another thread is filling, and Python cannot resize a tuple that is referred to twice.
     """
     global _mark, _frozen
     if threading.active_count() > 1:
