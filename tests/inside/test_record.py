@@ -171,8 +171,9 @@ def test_attention():
     mha = layers.MultiHeadAttention(2, 3, name="mha")
     inputs = keras.Input((5, 4))
     model = models.filled(keras.Model(inputs, mha(inputs, inputs, return_attention_scores=True)))
-    with kpatch.record(model, ["mha.output", "mha.input"]) as clean:
+    with kpatch.record(model, ["mha.output", "mha.input", "mha.input.value"]) as clean:
         outputs, scores = model(SEQUENCE)
+    assert np.array_equal(host(clean["mha.input.value"]), SEQUENCE)
     assert np.array_equal(host(clean["mha.output"]), host(outputs))
     assert np.array_equal(host(clean["mha.output.1"]), host(scores))
     assert np.array_equal(host(clean["mha.input"]), SEQUENCE)
@@ -316,6 +317,12 @@ def test_a_recording_of_another_model(dense):
     with edit, kpatch.record(other, "dense_1.output") as patched:
         other.predict(X, verbose=0)
     assert np.array_equal(host(patched["dense_1.output"]), hidden(dense))
+
+
+def test_the_first_tensor_where_it_is_alone(dense):
+    with kpatch.record(dense, "dense_1.output") as clean:
+        dense(X)
+    assert np.array_equal(host(clean["dense_1.output.0"]), hidden(dense))
 
 
 @pytest.mark.parametrize("kind", ["host", "stacked", "one call"])
