@@ -55,7 +55,7 @@ class Tape:
         """The places of an activation: the one with the keys, the first one by convention, or all below the keys."""
         found = [p for p in self.taken if p[:2] == (id(layer), kind) and p.keys[: len(inner)] == inner]
         if not found and inner == ("0",):
-            found = [p for p in self.taken if p == (id(layer), kind, ())]  # which the layer gave alone
+            found = [p for p in self.taken if p == Spot(id(layer), kind, ())]  # which the layer gave alone
         return [p for p in found if p.keys == inner or (not inner and p in self.first)] or found
 
     def call(self, number: int) -> "Tape":

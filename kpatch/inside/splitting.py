@@ -217,10 +217,10 @@ class Split:
         """The activations that a statement writes."""
         taken = set()
         for each in ast.alternatives_of(statement.exclusions):
-            nodes, *which = self.activations(each)
-            keys = {(id(node.item), *which) for node in nodes} & found.keys()
+            nodes, kind, inner = self.activations(each)
+            keys = {(id(node.item), kind, inner) for node in nodes} & found.keys()
             if not keys:
-                means = [Part(node, *which, each.span).path for node in nodes] or self.index.find_all(each)
+                means = [Part(node, kind, inner, each.span).path for node in nodes] or self.index.find_all(each)
                 raise excludes_nothing(each, statement.target.selector, means)
             taken |= keys
         left = {key: part for key, part in found.items() if key not in taken}
