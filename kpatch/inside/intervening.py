@@ -237,7 +237,8 @@ class _Calls:
         for found in used.values():
             if self._ran and not any(was for _, was in found):
                 part = found[0][0]
-                message = f"'{part.path}' was not computed in the block, though the model ran, so nothing was edited"
+                target = self._source[slice(*part.span)]
+                message = f"'{target}' was not computed in the block, though the model ran, so nothing was edited"
                 raise ResolutionError(message, span=part.span, source=self._source, notes=[why_not_called(part.node)])
 
     def _forget_traces(self) -> None:

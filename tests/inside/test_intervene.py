@@ -440,12 +440,12 @@ def test_the_cell_of_a_recurrent_layer(kind):
 def test_what_is_not_computed():
     inputs = keras.Input((5, 4))
     model = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 3, name="mha")(inputs, inputs))
-    text = "mha.softmax.output = 0"
+    text = "mha._softmax.output = 0"
     with pytest.raises(kpatch.ResolutionError) as caught, kpatch.intervene(model, text):
         model.predict(np.ones((2, 5, 4)), verbose=0)
     assert str(caught.value) == (
-        "'softmax.output' was not computed in the block, though the model ran, so nothing was edited\n"
-        "  line 1, column 1\n    mha.softmax.output = 0\n    ^^^^^^^^^^^^^^^^^^\n"
+        "'mha._softmax.output' was not computed in the block, though the model ran, so nothing was edited\n"
+        "  line 1, column 1\n    mha._softmax.output = 0\n    ^^^^^^^^^^^^^^^^^^^\n"
         "  fused attention computes no scores; return_attention_scores=True in the call forbids it"
     )
     assert unpatched(model)
