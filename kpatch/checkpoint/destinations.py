@@ -47,7 +47,7 @@ def check_output(
 def editor_of(
     opened: Checkpoint,
     out: "str | os.PathLike[str] | None",
-    changed: set[Source],
+    changed: list[Source],
     keep: str | None,
     overwrite: bool,
     donors: list[Source],
@@ -79,7 +79,7 @@ def editor_of(
     return editor.aside(results, opened.entry, keep, [], inputs, unchanged)
 
 
-def _check_in_place(opened: Checkpoint, changed: set[Source], donors: list[Source]) -> None:
+def _check_in_place(opened: Checkpoint, changed: list[Source], donors: list[Source]) -> None:
     for donor in donors:
         if any(donor.is_same(source) for source in opened.files):
             raise UnsupportedError(
@@ -139,7 +139,7 @@ def _renamed(opened: Checkpoint, results: dict[Source, outputs.Output]) -> str:
 
 @contextlib.contextmanager
 def _folder(
-    opened: Checkpoint, out: Path, changed: set[Source], keep: str | None, unchanged: list[Source]
+    opened: Checkpoint, out: Path, changed: list[Source], keep: str | None, unchanged: list[Source]
 ) -> Iterator[Any]:
     """An `Editor` of a new folder, which gets its name when it is complete."""
     files = {source: source.path.name for source in opened.sources}

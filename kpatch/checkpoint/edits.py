@@ -255,9 +255,9 @@ def log(path: "str | os.PathLike[str]") -> list[Logged]:
         return [Logged(head.time, head.patch, each.stat().st_size, each) for head, each in found]
 
 
-def _changed(checked: Checked) -> set[Source]:
+def _changed(checked: Checked) -> list[Source]:
     """The files that the patch writes to."""
-    return {array.file for step in checked.edits for array in step.place.parts}
+    return list(dict.fromkeys(array.file for step in checked.edits for array in step.place.parts))
 
 
 def _donors(checked: Checked) -> list[Source]:

@@ -93,9 +93,19 @@ class Lab:
     def reset(self):
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.copytree(self.old, self.work)
-        (self.work / "held").mkdir()
-        for file in self.names(self.work):
-            os.link(self.work / file, self.work / "held" / file)  # the old file, whatever its name means by then
+        self.release()
+        # the old files, whatever their names mean by then
+        self.open = {name: (self.work / name).open("rb") for name in self.names(self.work)}
+
+    def release(self):
+        for file in getattr(self, "open", {}).values():
+            file.close()
+
+    def held(self):
+        """The bytes of the files that had the names at first."""
+        for file in self.open.values():
+            file.seek(0)
+        return {name: file.read() for name, file in self.open.items()}
 
     def names(self, folder):
         return sorted(name for name in os.listdir(folder) if name.startswith(f"{self.stem}"))
@@ -124,7 +134,9 @@ class Lab:
 
 @pytest.fixture(params=KINDS)
 def lab(tmp_path, request):
-    return Lab(tmp_path, request.param)
+    made = Lab(tmp_path, request.param)
+    yield made
+    made.release()
 
 
 def texts(lab):
@@ -139,7 +151,7 @@ def test_a_file_that_is_replaced_during_an_edit_in_place(lab, journal, monkeypat
     for call, error in at_each_call(
         lambda: checkpoint.apply(lab.path, lab.patch, in_place=True, journal=journal), lab.replace, lab.reset, lab.step
     ):
-        now, held = lab.bytes(lab.work), lab.bytes(lab.work / "held")
+        now, held = lab.bytes(lab.work), lab.held()
         if error is None:  # the new file was parsed, or the edit was done before
             assert (now, held) in (
                 (lab.bytes(lab.other_patched), lab.bytes(lab.old)),
@@ -199,7 +211,7 @@ def test_a_file_that_is_replaced_during_undo(lab):
 
     refused = 0
     for call, error in at_each_call(lambda: checkpoint.undo(lab.path), lab.replace, reset, lab.step):
-        now, held = lab.bytes(lab.work), lab.bytes(lab.work / "held")
+        now, held = lab.bytes(lab.work), lab.held()
         assert now == lab.bytes(lab.other), call
         if error is None:
             assert held == lab.bytes(lab.old), call
