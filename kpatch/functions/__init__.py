@@ -15,6 +15,7 @@ from kpatch.functions import (
 )
 from kpatch.functions.parameters import hint, shown
 from kpatch.functions.registry import Group
+from kpatch.syntax import habits
 
 # In the order of docs/functions.md.
 FILES = (elementwise, reductions, quantiles, along, gather, creation, randoms, shapes, products, linalg)
@@ -42,7 +43,9 @@ def call(name, args=(), kwargs=None, traced=False, stream=0):
         kpatch.FunctionError: no function 'sqr'; did you mean 'sqrt'?
     """
     if name not in TABLE:
-        raise FunctionError(f"no function '{shown(name)}'{hint(name, TABLE)}")
+        instead = habits.function(name)
+        told = f"; {instead}" if instead else hint(name, TABLE)
+        raise FunctionError(f"no function '{shown(name)}'{told}")
     return TABLE[name](list(args), kwargs or {}, traced, stream)
 
 

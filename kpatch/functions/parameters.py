@@ -124,6 +124,9 @@ def _method(function, parameter, value):
 
 
 def _dtype(function, parameter, value):
+    if isinstance(value, Value) and value.weak and value.dtype == "int" and next(iter(function.parameters)) == "shape":
+        example = f"{function.name}([2, 3])"
+        raise FunctionError(f"a shape is one list, as in '{example}'; '{parameter}' is a string", argument=parameter)
     return _one_of(dtypes.DTYPES, DTypeError, "dtype", "", function, parameter, value)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kpatch.errors import LimitError, ResolutionError
+from kpatch.functions import TABLE
 from kpatch.names.index import find_every
 from kpatch.names.misses import excludes_nothing, leave_nothing
-from kpatch.syntax import ast
+from kpatch.syntax import ast, habits
 from kpatch.values.dtypes import Value, dtype_name
 
 MAX_MATCHES = 2**18  # variables that the globs of a patch match, all statements together
@@ -120,8 +121,18 @@ class Names:
             target: the `Place` that the statement writes to, which `$donor._` depends on, or `None`.
         """
         if type(node) is ast.Reference:
-            return self.place(node.selector)
+            return self._referred(node)
         return self.bindings.meaning(node, target)
+
+    def _referred(self, node):
+        """The place that a name in an expression means; an error says what its writer may have meant."""
+        try:
+            return self.place(node.selector)
+        except ResolutionError as error:
+            parts = [part.value for part in node.selector.parts if isinstance(part, ast.Name)]
+            if "did you mean" not in error.message and len(parts) == len(node.selector.parts):
+                habits.explain(error, parts, TABLE)
+            raise
 
 
 class ModelNames(Names):

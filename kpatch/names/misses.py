@@ -8,6 +8,7 @@ from kpatch.names.tree import GROUP, LAYER, METRIC, SEED, descend, spelled, vari
 from kpatch.syntax.ast import Glob, Name
 from kpatch.syntax.spelling import nearest
 
+OF_PYTHON = ("model", "self", "net", "m")  # what Python calls a model
 MAX_LISTED = 8  # candidates shown in an error
 
 
@@ -83,6 +84,8 @@ class Miss:
         message, notes = f"no variable '{self.selector}'", [_contents(nodes[0], holder)]
         if type(form[at]) is int:
             message += f": {holder} has {len(nodes[0].layers)} layer{'s' * (len(nodes[0].layers) != 1)}"
+        elif form[0] in OF_PYTHON and (rest := self.index.entries_ending(form[1:])):
+            message += f"; a name begins at a layer of the model: '{rest[0].path}'"
         elif self.index.may_suggest():
             found, name = self._near(form, nodes, at)
             if len(found) == 1:

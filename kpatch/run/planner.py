@@ -102,7 +102,7 @@ def _collect(errors, function, statement, *args):
 
 def _plan_edits(statement, names, scope, errors):
     """The steps of a writing statement: one for each variable that its target matches."""
-    [matches] = _collect(errors, _matches, statement, names) or [()]
+    [matches] = _collect(errors, _matches, statement, names, scope) or [()]
     steps, failed, planned = [], [], {}
     nodes = list(ast.walk(statement)) if len(matches) > 1 else []
     own = [node for node in nodes if _is_of_target(node)]
@@ -268,7 +268,7 @@ def _is_computed(node):
     return isinstance(node, ast.Binary) and node.op in ("+", "-", "*", "/")
 
 
-def _matches(statement, names):
+def _matches(statement, names, scope):
     """The places that a statement writes, each with its number, which tells the stream of random numbers."""
     selector = statement.selector if isinstance(statement, ast.For) else statement.target.selector
     try:
@@ -277,7 +277,16 @@ def _matches(statement, names):
             names.count(len(found) * (len(statement.statements) - 1))  # a match for each statement
         return found
     except PatchError as error:
+        _explain(error, statement, selector, scope)
         raise error.locate(selector.span) from None
+
+
+def _explain(error, statement, selector, scope):
+    """Adds to the error of a target what its writer may have meant."""
+    if str(selector) in scope.locals:
+        error.notes = (f"'{selector}' is a local, which keeps its value; 'let' makes another under a new name",)
+    elif getattr(statement, "op", "") == "*=" and str(selector).endswith("_"):
+        error.notes += (f"'*=' multiplies; put a space to set the matches of a glob: '{selector}* = ...'",)
 
 
 def _selected(statement, place, scope):

@@ -3,6 +3,7 @@
 import re
 
 from kpatch.errors import LimitError, PatchSyntaxError
+from kpatch.syntax import habits
 from kpatch.syntax.ast import MAX_DEPTH
 from kpatch.syntax.lexer import misnamed, odd_name, shorten
 from kpatch.syntax.words import ASSIGNMENTS, CONSTANTS, KEYWORDS, quote
@@ -37,12 +38,19 @@ def no_target(p):
 
 def no_assignment(p):
     kind = p.kind
+    said = before(p)[1:-1]
+    if said in habits.STATEMENTS and kind not in ENDS:
+        return PatchSyntaxError(habits.STATEMENTS[said], span=(p.end - len(said), p.end))
     if kind in ENDS:
-        return p.fail("the '=' is missing; an edit is 'target = value'")
+        return p.fail(habits.assignment(p.text[: p.end]) or "the '=' is missing; an edit is 'target = value'")
+    if kind == ":":
+        return p.fail(_colon(p))
+    if kind in "+-" and p.text.startswith(kind, p.stop):
+        return p.fail(f"there is no '{kind}{kind}'; write '{kind}= 1'")
     if kind == "==":
         return p.fail("'==' compares; write '=' to assign")
     if kind in ("(", "choice"):
-        return p.fail("a call cannot be assigned to")
+        return p.fail("a call cannot be assigned to; an index stands in square brackets, as in 'x[0, 0] = 1'")
     if kind == "except":
         return misplaced(p)
     if kind == "glob" or kind.startswith("**"):
@@ -57,6 +65,14 @@ def no_assignment(p):
     if kind == ".":
         return p.fail("a further part follows only 'layers[i]'")
     return p.fail(f"expected an index or '=' after the target, found {p.found()}")
+
+
+def _colon(p):
+    if p.text.startswith("=", p.stop):
+        return "there is no ':='; write '='"
+    if p.text[p.stop : p.stop + 1].isdigit():
+        return f"a name has no ':{p.text[p.stop]}' at its end; write the part before the ':'"
+    return "a ':' stands only in an index, as in 'x[:, 0] = 1'"
 
 
 def no_part(p):
@@ -169,14 +185,16 @@ def misplaced(p):
     kind = p.kind
     if kind == ".":
         return p.fail("a value has no attributes; call a function on it, as in 'mean(x)'")
-    if kind == "(":
-        return p.fail("only a function's name can be called")
     if kind == "except":
         return p.fail("'except' stands once, at the end of an edit; a ',' separates its selectors")
+    if kind == "(":
+        return p.fail(habits.call(p.text[: p.end]) or "only a function's name can be called")
     if kind == "=":
         return p.fail("a second '=' in the statement; '==' compares")
     if kind == ":":
         return p.fail("a slice is allowed only in an index")
+    if kind == "name" and before(p) == "'lambda'":
+        return p.fail("there is no 'lambda'; operators and functions work on whole tensors")
     if kind == "name" and p.value == "if":
         return p.fail("there is no 'if'; 'where(condition, a, b)' chooses element by element")
     if kind == "for":

@@ -1,6 +1,7 @@
 """Errors are part of the interface: their whole texts; and any text at all ends in a result or in a `PatchError`."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import kpatch
 
+MISTAKES = json.loads((Path(__file__).parents[1] / "conformance" / "errors.json").read_text())
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.keras"
 TEXTS = {
     "dense_1.kernel[0, 0] = 1\ndense_1.bias = 0\ndense_1.kernal[0, 0] = 1.0": """
@@ -355,3 +357,18 @@ def test_a_backend_that_is_missing(call, tmp_path):
         "Keras's backend needs; set the environment variable KERAS_BACKEND to one that is installed, such as numpy, "
         "and restart Python\n"
     )
+
+
+@pytest.fixture(scope="module")
+def three():
+    layers = [keras.layers.Dense(3, name=name) for name in ("head", "dense_1", "dense_2")]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("case", MISTAKES, ids=lambda case: f"{case['kind']}: {case['source']}")
+def test_common_mistakes(three, case):
+    """What people write who know Python, NumPy or Keras: each error names the mistake, and the right form."""
+    with pytest.raises(kpatch.PatchError) as info:
+        kpatch.plan(three, case["source"])
+    assert f"{type(info.value).__name__}: {info.value}" == case["error"]
