@@ -64,8 +64,7 @@ def read_position(p: Parser, start: int, index: tuple) -> Position:
 
 def read_implied(p: Parser, span: tuple) -> Implied:
     if p.kind == ".":
-        notes = ["a function is called on it, as in 'shape(_)'", 'a layer named _ is quoted: "_"']
-        raise PatchSyntaxError("'_' has no parts", span=span, notes=notes)
+        raise PatchSyntaxError("'_' has no parts", span=span, notes=['a layer named _ is quoted: "_"'])
     return Implied(span)
 
 
