@@ -141,7 +141,7 @@ def _likeness(place, own, names):
 
 def _plan_block(block, names, scope, errors):
     """The steps of a `for` block: for each match, in order, those of its statements."""
-    [matches] = _collect(errors, _matches, block, names) or [()]
+    [matches] = _collect(errors, _matches, block, names, scope) or [()]
     nodes = list(ast.walk(block))
     own = [node for node in nodes if _is_of_target(node)]
     steps, planned, first, failing = [], {}, [], 0
