@@ -73,7 +73,8 @@ class Miss:
             better = [*form[:at], near, *form[at + 1 :]]
             if globs.matching(root, better, counted=True):
                 message += f"; did you mean '{spelled(better)}'?"
-        notes = [_contents(node, spelled(node.keys()) or "the model") for node in nodes[:1]]
+        shown = next((node for node in nodes if node.variables or node.children), nodes[0])
+        notes = [_contents(shown, spelled(shown.keys()) or "the model")]
         return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
 
     def _missing(self):

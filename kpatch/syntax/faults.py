@@ -32,8 +32,6 @@ def no_target(p):
         return p.fail(f"the target before '{kind}' is missing")
     if kind == "binding":
         return p.fail("a binding is a value; it cannot be assigned to")
-    if kind == "{":
-        return p.fail("alternatives are written '(a|b)'; braces stand around the block of a 'for'")
     note = ["alternatives are written (a|b).bias"] if kind == "{" else []
     return p.fail(f"a statement begins with a target, 'let', 'assert' or 'for', found {p.found()}", *note)
 
