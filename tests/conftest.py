@@ -75,4 +75,5 @@ def compiled():
     with pytest.MonkeyPatch.context() as patched:
         if os.environ["KERAS_BACKEND"] == "jax":
             patched.setattr("kpatch.backends.jax_host.BUDGET", 0)
+            patched.setattr("kpatch.backends.jax_host._copied", {})
         yield

@@ -187,7 +187,7 @@ def _array(variable):
 
 
 def _by_host(variable, selection, *values):
-    return not in_stateless_scope() and host.serves(_array(variable), selection, *values)
+    return host.serves(_array(variable), selection, *values) and not in_stateless_scope()
 
 
 def _writable(variable, donate):

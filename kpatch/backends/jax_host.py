@@ -10,7 +10,7 @@ import numpy as np
 
 from kpatch.backends import numpy as arrays
 from kpatch.backends.jax_entries import on_one_device
-from kpatch.indexing import Mask, Positions, Region
+from kpatch.indexing import Mask, Point, Positions, Region
 
 BUDGET = 2**26  # bytes that are copied before work of one shape is compiled: about the time that this takes
 OVERHEAD = 2**20  # bytes that could be copied in the time that any call takes
@@ -21,16 +21,17 @@ _copied: dict = {}  # bytes by the kind of work
 
 def serves(array, selection, *values):
     """Whether NumPy reads the entries, or writes the values; counts what it copies."""
-    if array.nbytes + OVERHEAD > BUDGET:
-        return False
-    work = array.shape, array.dtype, *_shape(selection), len(values)
+    kind = type(selection)
+    detail = None if kind is Point else _detail(selection)
+    work = array.shape, array.dtype, kind, detail, len(values)
     copied = _copied.get(work, 0)
     if copied > BUDGET or not _is_on_host(array) or any(isinstance(each, jax.core.Tracer) for each in values):
         return False
     if len(_copied) >= REMEMBERED:
         _copied.clear()
-    _copied[work] = copied + array.nbytes + OVERHEAD
-    return True
+    copies = array.nbytes + OVERHEAD
+    _copied[work] = copied + copies
+    return copies <= BUDGET
 
 
 def take(array, selection):
@@ -66,12 +67,11 @@ def _is_normal(values):
     return np.all((size >= limits.tiny) & (size <= limits.max) | (size == 0))
 
 
-def _shape(selection):
-    """What a function is compiled for."""
-    kind = type(selection)
-    if kind is Region:
-        return kind, selection.counts, selection.steps, selection.dropped
-    return (kind, selection.size.bit_length()) if kind is Positions else (kind,)
+def _detail(selection):
+    """What else of a selection a function is compiled for."""
+    if type(selection) is Region:
+        return selection.counts, selection.steps, selection.dropped
+    return selection.size.bit_length() if type(selection) is Positions else None
 
 
 def _is_on_host(array):
