@@ -365,7 +365,7 @@ def test_the_checksum_follows_replacements_in_any_order(length, random):
 def test_a_journal_of_another_file_is_not_played_back(saved):
     from kpatch.checkpoint import journal
 
-    log = journal.Journal(journal.begun(saved), [(saved.name, saved.stat())], durable=True)
+    log = journal.Journal(journal.begun(saved), [(saved.name, saved.stat())], place=journal.fresh(saved))
     log.add([(0, 10, saved.read_bytes()[10:20], b"x" * 10)])
     log.close()
     data = saved.read_bytes()
