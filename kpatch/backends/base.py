@@ -190,6 +190,10 @@ class Backend(Protocol):
         """A context in which new tensors have known values, even in a trace."""
         return nullcontext()
 
+    def equal(self, x, y) -> Any:
+        """Where tensors of one dtype are equal, exactly; of a rank that is known also if lengths are not."""
+        return x == y
+
     # -- along the middle axis of three --------------------------------------------------------------------------------
 
     def first_best(self, how: str, x) -> Any:

@@ -99,6 +99,9 @@ class TensorFlow(Backend):
     def nbytes(self, x):
         return math.prod(x.shape) * (x.dtype.itemsize if isinstance(x, np.ndarray) else x.dtype.size)
 
+    def equal(self, x, y):
+        return tf.equal(x, y) if tf.is_tensor(x) else x == y  # `==` forgets the rank
+
     def require(self, holds, message):
         """Works in TensorFlow's graphs; XLA drops assertions."""
         tf.debugging.Assert(tf.reduce_all(holds), [message])

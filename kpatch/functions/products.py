@@ -37,13 +37,27 @@ def _contract(name, x1, x2, first, second):
     left = [axis for axis in range(len(x1.shape)) if axis not in first]
     right = [axis for axis in range(len(x2.shape)) if axis not in second]
     rows, columns = [x1.shape[axis] for axis in left], [x2.shape[axis] for axis in right]
+    inner = [b if a is None else a for a, b in zip(*lengths, strict=True)]
     dtypes.check_size((*rows, *columns), x1, x2)
-    if None in (*x1.shape, *x2.shape):
+    if _too_open([*rows, *inner, *columns]):
         return _unknown(name, (*rows, *columns), x1, x2)
-    inner = math.prod(lengths[0])
-    a = _arranged(x1, [*left, *first], [math.prod(rows), inner])
-    b = _arranged(x2, [*second, *right], [inner, math.prod(columns)])
-    return reshape(arithmetic.matmul(a, b), (*rows, *columns))
+    a = _arranged(x1, [*left, *first], [_joint(rows), _joint(inner)])
+    b = _arranged(x2, [*second, *right], [_joint(inner), _joint(columns)])
+    return reshape(arithmetic.matmul(a, b), _free((*rows, *columns)))
+
+
+def _too_open(lengths):
+    """Whether axes of these lengths cannot be joined to matrices: a `-1` of `reshape` stands for one unknown length."""
+    return None in lengths and (lengths.count(None) > 1 or 0 in lengths)
+
+
+def _joint(lengths):
+    """The length of joined axes, for `reshape`."""
+    return -1 if None in lengths else math.prod(lengths)
+
+
+def _free(lengths):
+    return tuple(-1 if length is None else length for length in lengths)
 
 
 def _unknown(name, shape, *operands):
@@ -166,7 +180,7 @@ def einsum(subscripts: Text, *operands: Operands):
     shape = tuple(lengths[letter] for letter in result)
     dtypes.check_size(shape, *operands)
     dtype = dtypes.common(operands)
-    if None in lengths.values():
+    if _too_open([*lengths.values()]):
         return _unknown("einsum", shape, *operands)
     wide = "float32" if dtype in ("float16", "bfloat16") else dtype
     if is_integer(dtype) and dtype != "int" and dtypes.INTEGERS[dtype] < 32:
@@ -257,7 +271,7 @@ def _join_best(parts, result, lengths):
         return {letter for letter in first | second if uses[letter] > (letter in first) + (letter in second)}
 
     def size(pair):
-        return math.prod(lengths[letter] for letter in needed(pair))
+        return math.prod(lengths[letter] or 1 for letter in needed(pair))
 
     pair = min(itertools.combinations(range(len(parts)), 2), key=size)
     joined = _joined(parts[pair[0]], parts[pair[1]], needed(pair), lengths)
@@ -274,8 +288,8 @@ def _joined(first, second, needed, lengths):
     left, right = [x for x in a_letters if x not in shared], [x for x in b_letters if x not in shared]
     letters = [*batch, *left, *right]
     dtypes.check_size([lengths[letter] for letter in letters], a, b)
-    sizes = [math.prod(lengths[letter] for letter in group) for group in (batch, left, inner, right)]
+    sizes = [_joint([lengths[letter] for letter in group]) for group in (batch, left, inner, right)]
     x = _arranged(a, [a_letters.index(letter) for letter in (*batch, *left, *inner)], sizes[:3])
     y = _arranged(b, [b_letters.index(letter) for letter in (*batch, *inner, *right)], [sizes[0], *sizes[2:]])
-    product = reshape(arithmetic.matmul(x, y), tuple(lengths[letter] for letter in letters))
+    product = reshape(arithmetic.matmul(x, y), _free(lengths[letter] for letter in letters))
     return product, "".join(letters)

@@ -40,7 +40,8 @@ def _quantile(name, x, q, axis, method, keepdims):
         raise UnsupportedError("quantiles over several axes are not supported yet; reshape first", argument="axis")
     axes = normal_axes(axis, len(x.shape))
     need_entries(name, x, axis)
-    need_lengths(name, x)
+    if any(x.shape[axis] is None for axis in axes):
+        need_lengths(name, x)
     shape = ((len(q),) if isinstance(q, list) else ()) + reduced(x.shape, axes, keepdims)
     dtypes.check_size(shape, x)
     if x.weak:

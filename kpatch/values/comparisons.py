@@ -10,9 +10,18 @@ from kpatch.values import dtypes
 from kpatch.values.dtypes import DIGITS, INTEGERS, NUMPY, RANGES, is_floating, is_integer, is_signed
 from kpatch.values.numerics import as_tensor, engine, scalar, where
 
+
+def _equal(x, y):
+    return backends.current().equal(x, y)
+
+
+def _not_equal(x, y):
+    return ~found if hasattr(found := _equal(x, y), "shape") else not found
+
+
 COMPARISONS = {
-    "==": operator.eq,
-    "!=": operator.ne,
+    "==": _equal,
+    "!=": _not_equal,
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,

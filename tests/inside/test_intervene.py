@@ -527,7 +527,10 @@ def test_started_and_released(dense):
 def test_a_patch_is_checked_by_the_call(dense):
     with pytest.raises(kpatch.PatchSyntaxError) as caught:
         kpatch.intervene(dense, "nonsense (((")
-    assert str(caught.value) == ("a call cannot be assigned to\n  line 1, column 10\n    nonsense (((\n             ^")
+    assert str(caught.value) == (
+        "a call cannot be assigned to; an index stands in square brackets, as in 'x[0, 0] = 1'\n"
+        "  line 1, column 10\n    nonsense (((\n             ^"
+    )
     for text, error in [
         ("dense_1.outptu = 0", kpatch.ResolutionError),
         ("dense_1.output = 0; dense_1.bias[9] = 1", kpatch.SubscriptError),

@@ -82,9 +82,9 @@ def activations(model, text):
 def test_an_activation_is_of_the_layer_that_its_whole_path_names():
     model = nested()
     for name in ("p", "q"):
-        [node], kind = activations(model, f"{name}.block.d.output")
+        [node], kind, inner = activations(model, f"{name}.block.d.output")
         assert node.item is model.get_layer(name).get_layer("block").get_layer("d")
-        assert kind == "output"
+        assert (kind, inner) == ("output", ())
 
 
 def test_an_ambiguous_activation_names_its_candidates_by_their_paths():
