@@ -133,7 +133,7 @@ def test_errors_say_what_was_meant(model):
 @pytest.mark.backend_free
 def test_a_diff_says_which_model_lacks_what(model):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="d", use_bias=False)], name="small")
-    lacks = "the {} model ('small') has no 'd.bias', which the {} model ('net') has\n  "
+    lacks = "the {} model ('small') has no 'd.bias', which the {} model ('net') has\n"
     lacks += "common=True (--common) compares what both have"
     assert message(kpatch.diff, model, other) == lacks.format("second", "first")
     assert message(kpatch.diff, other, model) == lacks.format("first", "second")
