@@ -6,15 +6,17 @@ from functools import partial
 import numpy as np
 
 from kpatch import backends
+from kpatch.errors import DTypeError
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axis
-from kpatch.functions.operands import as_floats, float_of, need_lengths
-from kpatch.functions.parameters import Axis, Numeric, Tensor
+from kpatch.functions.operands import as_floats, blaming, float_of, need_lengths
+from kpatch.functions.parameters import Axis, DType, Numeric, Tensor
 from kpatch.functions.reductions import by_name, index_bounds, restore_axes, sums, total
 from kpatch.functions.registry import Group
 from kpatch.functions.shapes import ravel
-from kpatch.values.arithmetic import compute, fold
-from kpatch.values.dtypes import RANGES, is_floating
+from kpatch.values import dtypes
+from kpatch.values.arithmetic import compute, convert, fold, prepared
+from kpatch.values.dtypes import RANGES, Value, is_floating
 from kpatch.values.numerics import carried, concatenate, engine, in_float32, recast, scalar, where
 
 ALONG = Group("Along an axis", names=ranges.of_axes)
@@ -88,25 +90,37 @@ def sortable(x, dtype):
 
 
 @ALONG("running sums", "cumsum([1, 2, 3]) is [1, 3, 6]")
-def cumsum(x: Numeric, axis: Axis = None):
-    return _accumulated("cumsum", x, axis)
+def cumsum(x: Numeric, axis: Axis = None, dtype: DType = None):
+    return _accumulated("cumsum", x, axis, dtype)
 
 
 @ALONG("running products", "cumprod([1, 2, 3]) is [1, 2, 6]")
-def cumprod(x: Numeric, axis: Axis = None):
-    return _accumulated("cumprod", x, axis)
+def cumprod(x: Numeric, axis: Axis = None, dtype: DType = None):
+    return _accumulated("cumprod", x, axis, dtype)
 
 
-def _accumulated(name, x, axis):
+def _accumulated(name, x, axis, given):
+    """Accumulates in the dtype of sums or, as NumPy does, in the one that is given."""
     x, axis = _line(x, axis)
-    if x.weak:
+    if given is None and x.weak:
         return fold(x.shape, lambda a: getattr(np, name)(a, axis=axis), x)
-    x, dtype, inner = sums(x)
+    x, dtype, inner = sums(x) if given is None else sums(_in_dtype(name, x, given))
+    dtype = given or dtype
 
     def run(a):
         return recast(in_rows(lambda rows: engine(name, inner)(rows, 1), a, axis), dtype)
 
     return compute(dtype, x.shape, run, x, to=inner)
+
+
+def _in_dtype(name, x, dtype):
+    """The operand as a tensor of another dtype, by the rules of an assignment."""
+    if dtype == "bool":
+        raise DTypeError(f"{name}() makes numbers, not booleans", argument="dtype")
+    dtypes.check_available(dtype)
+    with blaming("x"):
+        x = prepared(x, dtype) if x.weak else convert(x, dtype)
+    return Value(dtype, x.shape) if x.weak else x  # a literal is unknown while planning
 
 
 @ALONG("running logsumexp", "logcumsumexp([0, 0, 0]) is about [0, 0.693147, 1.09861]")

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from kpatch.errors import DTypeError, FunctionError
+from kpatch.errors import DTypeError
 from kpatch.functions import ranges
 from kpatch.functions.operands import as_floats, blaming, float_of, strong
 from kpatch.functions.parameters import Context, DType, Flag, Integer, Number, Numeric, Tensor
@@ -229,10 +229,24 @@ _rounded("trunc", "rounded towards 0", "trunc([1.5, -1.5]) is [1, -1]", numerics
 )
 def round_(x: Numeric, decimals: Integer = 0):
     if decimals < 0 and is_integer(x.dtype):
-        raise FunctionError("integers are not rounded to tens; divide first", argument="decimals")
+        return _to_tens(x, decimals)
     decimals = max(-300, min(decimals, 300))
     kernel = partial(numerics.rounded, "round", decimals=decimals)
     return _in_one_dtype(kernel, _unless_whole(lambda x: np.round(x, decimals)), x)
+
+
+def _to_tens(x, decimals):
+    """Integers rounded to multiples of a power of 10, halves to even; what the dtype cannot hold wraps."""
+    ten = 10 ** min(-decimals, 20)
+    if ten > dtypes.RANGES["uint64" if x.weak else x.dtype][1]:
+        return arithmetic.binary("*", x, literal(0))
+    whole = arithmetic.binary("//", x, literal(ten))
+    rest = arithmetic.binary("-", x, arithmetic.binary("*", whole, literal(ten)))
+    odd = arithmetic.binary("%", whole, literal(2))
+    # A half goes up from an odd multiple: `rest > half`, or `rest >= half` there.
+    up = arithmetic.compare(">", arithmetic.binary("+", rest, odd), literal(ten // 2))
+    whole = where(up, arithmetic.binary("+", whole, literal(1)), whole)
+    return arithmetic.binary("*", whole, literal(ten))
 
 
 @SAME_DTYPE("x; 0 for negative x", "relu([2, -1]) is [2, 0]", bounds=each(lambda x: ranges.maximum(x, Range(0, 0))))

@@ -14,10 +14,13 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import FunctionError, ShapeError
-from kpatch.functions.axes import differ
-from kpatch.functions.operands import as_floats, float_of, need_lengths
-from kpatch.functions.parameters import Numeric
+from kpatch.functions import ranges
+from kpatch.functions.axes import differ, normal_axes
+from kpatch.functions.operands import as_floats, float_of, need_lengths, strong
+from kpatch.functions.parameters import Flag, Integers, Numeric, Order
+from kpatch.functions.reductions import by_name, floats, max_, min_, need_entries, reduce, sum_, total
 from kpatch.functions.registry import Group
+from kpatch.functions.shapes import expand_dims, moveaxis
 from kpatch.indexing import broadcast
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute, count_work, doubt, fold
@@ -71,6 +74,62 @@ def _run(name, kernel, *arguments):
                 message = f"{name}() of a matrix with nan or infinite entries"
                 raise FunctionError(message, argument=place, notes=["nan_to_num(x) replaces them by numbers"])
     return kernel(*data, dtype)
+
+
+# -- norms -------------------------------------------------------------------------------------------------------------
+
+
+@LINEAR_ALGEBRA(
+    'the norm; ord is 1, 2, inf or -inf of vectors, "fro", "nuc", 1, -1, 2, -2, inf or -inf of matrices',
+    "norm([3, 4]) is about 5",
+    names=ranges.without_reduced,
+)
+def norm(x: Numeric, ord: Order = None, axis: Integers = None, keepdims: Flag = False):  # noqa: A002
+    """All axes count as one if `ord` is not given; else one axis makes vectors, two make matrices."""
+    axes = normal_axes(axis, len(x.shape))
+    if ord is not None and len(axes) > 2:
+        raise ShapeError(f"'ord' of norm() is for one axis or two, found {len(axes)}", argument="ord")
+    names = ("fro", "nuc", 1, -1, 2, -2, math.inf, -math.inf) if len(axes) == 2 else (1, 2, math.inf, -math.inf)
+    if ord not in (None, *names):
+        given = ", ".join(map(str, names[:-1]))
+        kind = "matrices" if len(axes) == 2 else "vectors"
+        raise FunctionError(f"'ord' of norm() of {kind} is {given} or {names[-1]}, not {ord}", argument="ord")
+    if len(axes) == 2 and ord not in (None, "fro"):
+        return _matrix_norm(x, ord, axes, keepdims)
+    return reduce(functools.partial(_norm, ord), x, axis, keepdims, floats, None)
+
+
+def _norm(degree, x, axes, dtype):
+    """The norm of a vector; several axes count as one."""
+    if degree == np.inf:
+        return by_name("max", abs(x), axes) if 0 not in x.shape else total(x, axes, dtype)
+    if degree == -np.inf:
+        return by_name("min", abs(x), axes)
+    if degree == 1:
+        return total(abs(x), axes, dtype)
+    return numerics.engine("sqrt", dtype)(total(x * x, axes, dtype))
+
+
+def _matrix_norm(x, degree, axes, keepdims):
+    """By the singular values, or by the sums of rows or columns; short floats are rounded once."""
+    dtype = float_of(x)
+    if dtypes.FLOATS[dtype] == 16:
+        x = compute("float32", x.shape, lambda a: a, x, to="float32")
+    best = sum_ if degree == "nuc" else max_ if degree > 0 else min_
+    if degree != "nuc":
+        need_entries("norm", x, axes)
+    if degree in ("nuc", 2, -2):
+        [x] = strong(x) if x.weak else [x]
+        matrices = moveaxis(x, axes, (-2, -1))
+        least = _least(matrices.shape)
+        _count_work(matrices.shape, *_known([least]), matrices)
+        result = best(_computed("norm", _svd, (*matrices.shape[:-2], least), matrices), -1)
+        if keepdims:
+            result = expand_dims(result, axes)
+    else:
+        along = axes[0] if abs(degree) == 1 else axes[1]
+        result = best(norm(x, 1, along, keepdims=True), axes, keepdims)
+    return compute(dtype, result.shape, lambda a: numerics.recast(a, dtype), result)
 
 
 # -- shapes and bounds -------------------------------------------------------------------------------------------------

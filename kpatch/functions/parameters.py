@@ -13,6 +13,7 @@ from kpatch.syntax import nearest
 from kpatch.values import arithmetic, dtypes
 from kpatch.values.dtypes import Value, constant
 
+NORMS = ("fro", "nuc")
 METHODS = ("linear", "lower", "higher", "midpoint", "nearest")
 MAX_OPERANDS = 16  # operands of einsum, which compares all pairs
 MAX_NAME = 60  # characters of a wrong name that are shown
@@ -84,6 +85,8 @@ def _constant(wanted, kinds, axes=(0,)):
 
 _integers = _constant("a constant integer or a list of them", ("int",), (0, 1))
 
+_number = _constant("a constant number", ("int", "float"))
+
 
 def _axis(function, parameter, value):
     axis = _integers(function, parameter, value)
@@ -123,6 +126,12 @@ def _method(function, parameter, value):
     return _one_of(METHODS, FunctionError, "method", f" of {function.name}()", function, parameter, value)
 
 
+def _order(function, parameter, value):
+    if isinstance(value, str):
+        return _one_of(NORMS, FunctionError, "ord", f" of {function.name}()", function, parameter, value)
+    return _number(function, parameter, value)
+
+
 def _dtype(function, parameter, value):
     if isinstance(value, Value) and value.weak and value.dtype == "int" and next(iter(function.parameters)) == "shape":
         example = f"{function.name}([2, 3])"
@@ -149,14 +158,15 @@ Axis = Annotated[Any, _axis]  # a constant integer
 Integers = Annotated[Any, _integers]  # an integer or a tuple of integers
 Pairs = Annotated[Any, _constant("a constant integer or a list of two lists", ("int",), (0, 1, 2))]
 Flag = Annotated[Any, _constant("true or false", ("bool",))]
-Number = Annotated[Any, _constant("a constant number", ("int", "float"))]
+Number = Annotated[Any, _number]
 Numbers = Annotated[Any, _constant("a constant number or a list of them", ("int", "float"), (0, 1))]
 Lengths = Annotated[Any, _read_lengths("an integer or a list of them", (0, 1))]  # a tuple of lengths; `None` is unknown
 Length = Annotated[Any, lambda *given: _one_length(*given)[0]]
 Text = Annotated[str, _string]
 DType = Annotated[Any, _dtype]
+Order = Annotated[Any, _order]  # which norm: a number, or a name of `NORMS`
 Method = Annotated[str, _method]  # how quantiles interpolate
 
-STRINGS = (Text, DType, Method)
+STRINGS = (Text, DType, Order, Method)  # a string in their place is no name
 TENSORS = (Tensor, Numeric, Tensors)
 Context = Annotated[Any, None]  # no argument: a fact that the caller passes by the parameter's name

@@ -3,19 +3,20 @@
 import functools
 import itertools
 import math
+import operator
 import string
 from collections import Counter
 
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import FunctionError, ShapeError, UnsupportedError
-from kpatch.functions.axes import differ, normal_axes, size
+from kpatch.errors import FunctionError, ShapeError
+from kpatch.functions.axes import differ, normal_axes, normal_axis, size
 from kpatch.functions.operands import blaming, need_lengths, need_numbers
-from kpatch.functions.parameters import Numeric, Operands, Pairs, Text
+from kpatch.functions.parameters import Axis, Numeric, Operands, Pairs, Text, shown
 from kpatch.functions.reductions import sum_
 from kpatch.functions.registry import Group
-from kpatch.functions.shapes import diagonal, expand_dims, ravel, reshape, transpose
+from kpatch.functions.shapes import diagonal, expand_dims, moveaxis, ravel, reshape, squeeze, transpose
 from kpatch.indexing import broadcast
 from kpatch.values import arithmetic, dtypes, numerics
 from kpatch.values.arithmetic import compute
@@ -112,31 +113,59 @@ def kron(x1: Numeric, x2: Numeric):
     return reshape(transpose(grid, order), shape)
 
 
-@PRODUCTS("the cross product of vectors of 3 entries, along the last axis", "cross([1, 0, 0], [0, 1, 0]) is [0, 0, 1]")
-def cross(x1: Numeric, x2: Numeric):
-    for place, x in enumerate((x1, x2)):
-        if not x.shape or x.shape[-1] not in (3, None):
-            message = f"cross() takes vectors of 3 entries along the last axis, found the shape {x.shape}"
-            raise ShapeError(message, argument=place)
-    shape = (*broadcast([x1.shape, x2.shape])[:-1], 3)
+@PRODUCTS(
+    "the cross product of vectors of 3 entries, or of 2; of 2 on both sides, its third entry",
+    "cross([1, 0, 0], [0, 1, 0]) is [0, 0, 1]",
+)
+def cross(x1: Numeric, x2: Numeric, axisa: Axis = -1, axisb: Axis = -1, axisc: Axis = -1, axis: Axis = None):
+    if axis is not None:
+        axisa = axisb = axisc = axis
+    names = ("axisa", "axisb", "axisc") if axis is None else ("axis",) * 3
+    x1, x2 = _vectors(x1, axisa, 0, names[0]), _vectors(x2, axisb, 1, names[1])
+    shape = broadcast([(*x1.shape[:-1], 3), (*x2.shape[:-1], 3)])
+    flat = x1.shape[-1] == x2.shape[-1] == 2
+    result = _cross(x1, x2, shape[:-1] if flat else shape, flat)
+    return result if flat else moveaxis(result, -1, normal_axis(axisc, len(shape), names[2]))
+
+
+def _vectors(x, axis, place, name):
+    """The operand with the axis of the vectors last."""
+    if not x.shape:
+        raise ShapeError("cross() takes vectors of 2 or 3 entries, found a number", argument=place)
+    axis = normal_axis(axis, len(x.shape), name)
+    if x.shape[axis] not in (2, 3, None):
+        found = f"axis {axis} of the shape {x.shape} has {x.shape[axis]}"
+        raise ShapeError(f"cross() takes vectors of 2 or 3 entries, {found}", argument=place)
+    return moveaxis(x, axis, -1)
+
+
+def _cross(x1, x2, shape, flat):
     dtypes.check_size(shape, x1, x2)
     dtype = dtypes.common((x1, x2))
     if dtype in ("int", "float"):
-        return arithmetic.fold(shape, _crossed, x1, x2, dtype=dtype)
-    kernel = functools.partial(numerics.in_float32, lambda a, b, inner: _crossed(a, b, _stacked(inner)), dtype)
-    return compute(dtype, shape, kernel, x1, x2, to=dtype)
+        join = operator.itemgetter(2) if flat else functools.partial(np.stack, axis=-1)
+        return arithmetic.fold(shape, lambda a, b: join(_crossed(a, b, np.zeros_like)), x1, x2, dtype=dtype)
+
+    def kernel(a, b, inner):
+        parts = _crossed(a, b, lambda x: numerics.filled_like(x, 0, inner))
+        return parts[2] if flat else _stacked(parts, inner)
+
+    return compute(dtype, shape, functools.partial(numerics.in_float32, kernel, dtype), x1, x2, to=dtype)
 
 
-def _crossed(a, b, stack=None):
-    """The cross product by its definition; `stack` joins the three components."""
-    (a0, a1, a2), (b0, b1, b2) = ([x[..., place] for place in range(3)] for x in (a, b))
-    parts = a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
-    return (stack or functools.partial(np.stack, axis=-1))(parts)
+def _crossed(a, b, zeros):
+    """The entries of the cross product by its definition. Terms with a missing third entry are 0."""
+    a, b = ([x[..., place] for place in range(2 if x.shape[-1] == 2 else 3)] for x in (a, b))
+
+    def term(i, j):
+        return a[i] * b[j] if i < len(a) and j < len(b) else zeros(a[0] * b[0])
+
+    return [term(i, j) - term(j, i) for i, j in ((1, 2), (2, 0), (0, 1))]
 
 
-def _stacked(dtype):
+def _stacked(parts, dtype):
     ops = backends.current().ops
-    return lambda parts: numerics.concatenate([ops.expand_dims(part, -1) for part in parts], -1, dtype)
+    return numerics.concatenate([ops.expand_dims(part, -1) for part in parts], -1, dtype)
 
 
 @PRODUCTS("the sum of products over several axes", "tensordot([[1, 2], [3, 4]], [[1, 0], [0, 10]]) is 41")
@@ -161,7 +190,7 @@ def tensordot(x1: Numeric, x2: Numeric, axes: Pairs = 2):
 
 
 @PRODUCTS(
-    "sums of products by Einstein's convention, a letter for each axis",
+    "sums of products by Einstein's convention: a letter for each axis, `...` for further ones, which broadcast",
     'einsum("ij,j->i", [[1, 2], [3, 4]], [10, 1]) is [12, 34]',
 )
 def einsum(subscripts: Text, *operands: Operands):
@@ -174,7 +203,7 @@ def einsum(subscripts: Text, *operands: Operands):
         >>> einsum("ij,jk->ik", literal([[1, 2]]), literal([[3], [4]])).data
         array([[11]])
     """
-    terms, result = _read(subscripts, len(operands))
+    terms, result, operands = _read(subscripts, operands)
     need_numbers("einsum", *operands)
     lengths = _lengths_of(terms, operands)
     shape = tuple(lengths[letter] for letter in result)
@@ -196,31 +225,62 @@ def einsum(subscripts: Text, *operands: Operands):
     return total if wide == dtype else compute(dtype, shape, lambda x: numerics.recast(x, dtype), total)
 
 
-def _read(subscripts, count):
-    """The letters of each operand and of the result."""
-    text = "".join(subscripts.split())
-    if "..." in text:
-        raise UnsupportedError("'...' in einsum() is not supported; give each axis a letter", argument="subscripts")
-    inputs, arrow, result = text.partition("->")
-    wrong = next((c for c in inputs.replace(",", "") + result if c not in string.ascii_letters), None)
+def _read(subscripts, operands):
+    """The letters of each operand and of the result, and the operands without axes that broadcast."""
+    inputs, arrow, result = "".join(subscripts.split()).partition("->")
+    named = "".join(term.replace("...", "", 1) for term in (*inputs.split(","), result))
+    wrong = next((c for c in named if c not in string.ascii_letters), None)
     if wrong is not None:
         raise FunctionError(f"the axes of einsum() are letters, not '{wrong}'", argument="subscripts")
     terms = inputs.split(",")
-    if len(terms) != count:
+    if len(terms) != len(operands):
         found = f"{len(terms)} operand" + "s" * (len(terms) != 1)
-        raise FunctionError(f"the subscripts name {found}, {count} given", argument="subscripts")
+        raise FunctionError(f"the subscripts name {found}, {len(operands)} given", argument="subscripts")
     if not arrow:
-        once = Counter(inputs.replace(",", ""))
-        result = "".join(sorted(letter for letter in once if once[letter] == 1))
+        once = Counter(named)
+        result = "..." * ("..." in inputs) + "".join(sorted(letter for letter in once if once[letter] == 1))
+    if "..." in inputs + result:
+        terms, result, operands = _without_dots(terms, result, operands)
     twice = next((letter for letter in result if result.count(letter) > 1), None)
     if twice is not None:
         raise FunctionError(f"'{twice}' occurs twice in the result of einsum()", argument="subscripts")
-    unknown = next((letter for letter in result if letter not in inputs), None)
+    unknown = next((letter for letter in result if letter not in "".join(terms)), None)
     if unknown is not None:
         raise FunctionError(
             f"'{unknown}' in the result of einsum() is not an axis of an operand", argument="subscripts"
         )
-    return terms, result
+    return terms, result, operands
+
+
+def _without_dots(terms, result, operands):
+    """The terms and the result with a sign for each axis of `...`, the same from the last one on.
+
+    An axis of length 1 that broadcasts to a longer one is taken away from its operand.
+    """
+    counts = [len(x.shape) - len(term.replace("...", "")) for term, x in zip(terms, operands, strict=True)]
+    starts = [term.find("...") for term in terms]
+    dotted = [place for place, start in enumerate(starts) if start >= 0]
+    for place in dotted:
+        if counts[place] < 0:
+            message = f"'{shown(terms[place])}' names more axes than the shape {operands[place].shape} has"
+            raise ShapeError(message, argument=place)
+    parts = {place: operands[place].shape[starts[place] :][: counts[place]] for place in dotted}
+    try:
+        shape = broadcast(list(parts.values()))
+    except ShapeError as error:
+        error.argument = dotted[error.argument]
+        raise
+    signs = "".join(chr(0x2460 + number) for number in range(len(shape)))
+    if signs and "..." not in result:
+        raise FunctionError("the result of einsum() needs '...', as an operand has axes for it", argument="subscripts")
+    terms, operands = list(terms), list(operands)
+    for place, part in parts.items():
+        whole = list(zip(part, shape[len(shape) - len(part) :], signs[len(signs) - len(part) :], strict=True))
+        ones = tuple(starts[place] + at for at, (length, full, _) in enumerate(whole) if length == 1 != full)
+        operands[place] = squeeze(operands[place], ones) if ones else operands[place]
+        kept = "".join(sign for length, full, sign in whole if not length == 1 != full)
+        terms[place] = terms[place].replace("...", kept)
+    return terms, result.replace("...", signs), operands
 
 
 def _lengths_of(terms, operands):

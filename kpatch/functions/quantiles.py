@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import FunctionError, UnsupportedError
+from kpatch.errors import FunctionError
 from kpatch.functions.along import sortable
 from kpatch.functions.axes import normal_axes, reduced
 from kpatch.functions.operands import as_floats, float_of, need_lengths
@@ -36,8 +36,6 @@ def _quantile(name, x, q, axis, method, keepdims):
     wrong = next((share for share in shares if not 0 <= share <= 1), None)
     if wrong is not None:
         raise FunctionError(f"'q' of quantile() must be between 0 and 1: {wrong}", argument="q")
-    if isinstance(axis, tuple):
-        raise UnsupportedError("quantiles over several axes are not supported yet; reshape first", argument="axis")
     axes = normal_axes(axis, len(x.shape))
     need_entries(name, x, axis)
     if any(x.shape[axis] is None for axis in axes):
@@ -76,7 +74,9 @@ def _quantiles(x, shares, axes, method, dtype):
     if view is not None:
         low, high, top = order_statistics(view.reshape(-1), places)[at]
         return as_tensor(_between(low, high, top, part, np.where), dtype)
-    x = ops.moveaxis(x, axes[0], -1) if len(axes) == 1 else ops.reshape(x, (-1,))
+    kept = [length for axis, length in enumerate(x.shape) if axis not in axes]
+    x = ops.moveaxis(x, axes, tuple(range(-len(axes), 0))) if axes else x
+    x = ops.reshape(x, (*kept, last + 1))
     x = _placed(x, places, dtype)
 
     def choose(condition, a, b):

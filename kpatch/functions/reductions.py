@@ -11,17 +11,17 @@ from functools import partial
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import FunctionError, ShapeError, UnsupportedError
+from kpatch.errors import ShapeError
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axes, reduced, size
-from kpatch.functions.operands import as_floats, float_of
+from kpatch.functions.operands import as_floats, blaming, float_of
 from kpatch.functions.parameters import Axis, Flag, Integers, Number, Numeric, Tensor
 from kpatch.functions.ranges import Range
 from kpatch.functions.registry import Group
 from kpatch.values import dtypes
-from kpatch.values.arithmetic import compute, fold
-from kpatch.values.dtypes import NUMPY, RANGES, Value, is_floating
-from kpatch.values.numerics import engine, recast, scalar, where
+from kpatch.values.arithmetic import compute, convert, fold
+from kpatch.values.dtypes import NUMPY, RANGES, Value, is_floating, literal
+from kpatch.values.numerics import engine, full, recast, scalar, where
 
 BLOCK = 256  # terms added one by one; a longer sum is a sum of such sums
 REDUCTIONS = Group("Reductions", names=ranges.without_reduced)
@@ -33,7 +33,7 @@ def same(x):
     return x, x.dtype, x.dtype
 
 
-def _floats(x):
+def floats(x):
     """16-bit floats are reduced in float32."""
     if x.weak:
         return as_floats(x), "float", None
@@ -48,7 +48,7 @@ def sums(x):
     if x.weak:
         return same(x)
     if is_floating(x.dtype):
-        return _floats(x)
+        return floats(x)
     dtype = x.dtype if NUMPY[x.dtype].itemsize >= 4 else "int32"
     return x, dtype, dtype
 
@@ -133,7 +133,7 @@ def _sum_in_blocks(x):
 
 @REDUCTIONS("the mean; for booleans, the share of true entries", "mean([[1, 2], [3, 4]]) is 2.5")
 def mean(x: Tensor, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_mean, x, axis, keepdims, _floats, np.mean)
+    return reduce(_mean, x, axis, keepdims, floats, np.mean)
 
 
 def _mean(x, axes, dtype):
@@ -158,25 +158,50 @@ def prod(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     return reduce(kernel, x, axis, keepdims, sums, np.prod)
 
 
-@REDUCTIONS("the largest entry; nan if an entry is nan", "max([[1, 2], [3, 4]], axis=1) is [2, 4]", bounds=ranges.of_x)
-def max_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    need_entries("max", x, axis)
-    return reduce(partial(by_name, "max"), x, axis, keepdims, same, np.max)
+def _best_bounds(result, x, initial, **_):
+    """The range of one of the entries or `initial`."""
+    if initial is None:
+        return ranges.of_x(result, x)
+    return ranges.hull(ranges.of(x), Range(initial, initial)) if isinstance(initial, int) else None
+
+
+@REDUCTIONS("the largest entry; nan if an entry is nan", "max([[1, 2], [3, 4]], axis=1) is [2, 4]", bounds=_best_bounds)
+def max_(x: Numeric, axis: Integers = None, keepdims: Flag = False, initial: Number = None):
+    return _best("max", x, axis, keepdims, initial)
 
 
 @REDUCTIONS(
     "the smallest entry; nan if an entry is nan",
     "min([[1, 2], [3, 4]], axis=1, keepdims=true) is [[1], [3]]",
-    bounds=ranges.of_x,
+    bounds=_best_bounds,
 )
-def min_(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    need_entries("min", x, axis)
-    return reduce(partial(by_name, "min"), x, axis, keepdims, same, np.min)
+def min_(x: Numeric, axis: Integers = None, keepdims: Flag = False, initial: Number = None):
+    return _best("min", x, axis, keepdims, initial)
+
+
+def _best(how, x, axis, keepdims, initial):
+    """The best entry, or `initial` if that is better; without it there must be an entry."""
+    if initial is None:
+        need_entries(how, x, axis)
+        return reduce(partial(by_name, how), x, axis, keepdims, same, getattr(np, how))
+    if x.dtype not in ("int", "float"):
+        with blaming("initial"):
+            convert(literal(initial), x.dtype)
+    elif isinstance(initial, float):
+        x = as_floats(x)
+
+    def kernel(a, axes, dtype):
+        start = scalar(initial, dtype)
+        if 0 in a.shape:  # not every backend reduces it
+            return full(reduced(tuple(a.shape), axes), start, dtype)
+        return engine(f"{how}imum", dtype)(by_name(how, a, axes), start)
+
+    return reduce(kernel, x, axis, keepdims, same, partial(getattr(np, how), initial=initial))
 
 
 @REDUCTIONS("the variance", "var([1, 2, 3, 6]) is 3.5")
 def var(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_variance, x, axis, keepdims, _floats, np.var)
+    return reduce(_variance, x, axis, keepdims, floats, np.var)
 
 
 def _variance(x, axes, dtype):
@@ -189,7 +214,7 @@ def std(x: Numeric, axis: Integers = None, keepdims: Flag = False):
     def kernel(a, axes, dtype):
         return engine("sqrt", dtype)(_variance(a, axes, dtype))
 
-    return reduce(kernel, x, axis, keepdims, _floats, np.std)
+    return reduce(kernel, x, axis, keepdims, floats, np.std)
 
 
 @REDUCTIONS("whether an entry is not 0", "any([true, false]) is true")
@@ -274,7 +299,7 @@ def _first_best(how, x, axes, dtype):
 
 @REDUCTIONS("log(sum(exp(x)))", "logsumexp([0, 0]) is about 0.693147")
 def logsumexp(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    return reduce(_logsumexp, x, axis, keepdims, _floats, None)
+    return reduce(_logsumexp, x, axis, keepdims, floats, None)
 
 
 def _logsumexp(x, axes, dtype):
@@ -285,27 +310,6 @@ def _logsumexp(x, axes, dtype):
     top = where(ops.isfinite(top), top, scalar(0, dtype), dtype)
     scaled = engine("exp", dtype)(x - restore_axes(top, axes))
     return engine("log", dtype)(total(scaled, axes, dtype)) + top
-
-
-@REDUCTIONS("the vector norm; ord is 1, 2, inf or -inf", "norm([3, 4]) is about 5")
-def norm(x: Numeric, ord: Number = None, axis: Integers = None, keepdims: Flag = False):  # noqa: A002
-    axes = normal_axes(axis, len(x.shape))
-    if ord not in (None, 1, 2, math.inf, -math.inf):
-        raise FunctionError(f"'ord' of norm() is 1, 2, inf or -inf, not {ord}", argument="ord")
-    if ord is not None and len(axes) > 1:
-        raise UnsupportedError("norms of matrices are not supported yet; name one axis, or ravel", argument="ord")
-    return reduce(partial(_norm, ord), x, axis, keepdims, _floats, None)
-
-
-def _norm(degree, x, axes, dtype):
-    """The norm of a vector; several axes count as one."""
-    if degree == np.inf:
-        return by_name("max", abs(x), axes) if 0 not in x.shape else total(x, axes, dtype)
-    if degree == -np.inf:
-        return by_name("min", abs(x), axes)
-    if degree == 1:
-        return total(abs(x), axes, dtype)
-    return engine("sqrt", dtype)(total(x * x, axes, dtype))
 
 
 # -- of arrays that are read in blocks ---------------------------------------------------------------------------------

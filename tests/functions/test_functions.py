@@ -320,9 +320,90 @@ def test_norms():
     for order, expected in ((1, np.abs(X).sum(0)), (2, np.sqrt((X**2).sum(0))), (math.inf, np.abs(X).max(0))):
         np.testing.assert_allclose(run("norm", X, order, 0), expected, rtol=1e-6)
     np.testing.assert_allclose(run("norm", X, ord=-math.inf, axis=0), np.abs(X).min(0), rtol=1e-6)
-    assert fails(FunctionError, "norm", X, 3) == ("'ord' of norm() is 1, 2, inf or -inf, not 3", 1)
-    text = "norms of matrices are not supported yet; name one axis, or ravel"
-    assert fails(UnsupportedError, "norm", X, ord=1) == (text, "ord")
+    assert fails(FunctionError, "norm", X[0, 0], 3) == ("'ord' of norm() of vectors is 1, 2, inf or -inf, not 3", 1)
+    text = "'ord' of norm() is for one axis or two, found 3"
+    assert fails(ShapeError, "norm", X, ord=1) == (text, "ord")
+
+
+@pytest.mark.parametrize("order", ["fro", "nuc", 1, -1, 2, -2, math.inf, -math.inf])
+def test_norms_of_matrices(order):
+    for axis, keepdims in (([0, 2], False), ([2, 0], True), ([-2, -1], True)):
+        for dtype in CASES[CASES[0] == "bool" :]:
+            x = (X * 3).astype(NUMPY[dtype]) if dtype not in dtypes.INTEGERS else np.abs(X * 3).astype(dtype)
+            found = run("norm", x, order, axis, keepdims)
+            expected = np.linalg.norm(x.astype("float64"), order, tuple(axis), keepdims)
+            assert found.dtype == NUMPY[dtype if dtype in FLOATS else "float32"]
+            tolerance = max(1e-5, 2.0 ** (1 - dtypes.DIGITS.get(dtype, 24)))
+            np.testing.assert_allclose(found.astype("float64"), expected, rtol=tolerance, atol=1e-5)
+        planned = call("norm", [Value("float32", (None, 4, None)), *map(given_as, (order, axis, keepdims))])
+        assert len(planned.shape) == expected.ndim
+    matrix = X[0]
+    np.testing.assert_allclose(run("norm", matrix.tolist(), order), np.linalg.norm(matrix, order), rtol=1e-5)
+    np.testing.assert_allclose(run("norm", matrix, order), np.linalg.norm(matrix, order), rtol=1e-5)
+
+
+def test_norms_of_matrices_that_have_none():
+    text = "no ord 'frob' of norm(); did you mean 'fro'?\n  ords: fro nuc"
+    assert fails(FunctionError, "norm", X[0], "frob") == (text, 1)
+    text = "'ord' of norm() of matrices is fro, nuc, 1, -1, 2, -2, inf or -inf, not 3"
+    assert fails(FunctionError, "norm", X[0], 3) == (text, 1)
+    assert fails(FunctionError, "norm", X[0, 0], "fro")[1] == 1
+    assert fails(ShapeError, "norm", X[0, :0], 2) == ("norm() of no entries: the shape is (0, 5)", 0)
+    assert run("norm", X[0, :0], "nuc") == 0
+    text = "norm() of a matrix with nan or infinite entries\n  nan_to_num(x) replaces them by numbers"
+    assert fails(FunctionError, "norm", np.full((2, 2), NAN, "float32"), 2) == (text, 0)
+    assert np.isnan(run("norm", np.full((2, 2), NAN, "float32"), 1))
+
+
+@pytest.mark.parametrize("name", ["cumsum", "cumprod"])
+def test_running_sums_in_a_dtype(name):
+    for source in CASES[CASES[0] == "bool" :]:
+        for dtype in ("float32", "int8") if JAX else (*INTEGERS, *FLOATS):
+            x = np.array([[1, 2, 3], [5, 9, 11]]).astype(NUMPY[source])
+            wide = getattr(np, name)(x.astype("float64"), axis=1)
+            expected = wide.astype("int64" if dtype in dtypes.INTEGERS else NUMPY[dtype]).astype(NUMPY[dtype])
+            found = run(name, x, axis=1, dtype=dtype)
+            assert found.dtype == NUMPY[dtype]
+            np.testing.assert_array_equal(found, expected, err_msg=f"{source} {dtype}")
+    assert run(name, [100, 100], dtype="int8").tolist() == getattr(np, name)([100, 100], dtype="int8").tolist()
+    many = np.ones(4096, "float32")
+    assert run("cumsum", many, dtype="float16")[-1] == 4096  # one by one in float16 it would stay at 2048
+    with arithmetic.planning(traced=False):
+        planned = call(name, [Value("int", (3,), None, True)], {"dtype": "int8"})
+    assert (planned.dtype, planned.shape, planned.weak) == ("int8", (3,), False)
+
+
+def test_running_sums_in_a_dtype_follow_the_rules_of_assignments():
+    text = '0.5 has a fraction, which int8 cannot hold\n  cast(..., "int8") truncates it'
+    assert fails(DTypeError, "cumsum", 0.5, dtype="int8") == (text, 0)
+    assert fails(DTypeError, "cumsum", np.array([0.5], "float32"), dtype="int8")[1] == 0
+    assert fails(DTypeError, "cumsum", np.array([300], "int32"), dtype="int8")[1] == 0
+    text = "cumsum() makes numbers, not booleans"
+    assert fails(DTypeError, "cumsum", np.array([1], "int32"), dtype="bool") == (text, "dtype")
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_best_entries_with_an_initial_one(name):
+    oracle = getattr(np, name)
+    for dtype in CASES[CASES[0] == "bool" :]:
+        x = np.array([[1, 7, 3], [5, 9, 11]]).astype(NUMPY[dtype])
+        for axis, keepdims in ((0, False), (1, True), ([0, 1], False)):
+            for initial in (0, 4, 100):
+                expected = oracle(
+                    x.astype("float64"), axis=tuple(np.atleast_1d(axis)), keepdims=keepdims, initial=initial
+                )
+                found = run(name, x, axis, keepdims, initial)
+                assert found.dtype == NUMPY[dtype]
+                np.testing.assert_array_equal(found.astype("float64"), expected)
+                folded = call(name, list(map(given_as, (x.tolist(), axis, keepdims, initial))))
+                np.testing.assert_array_equal(folded.data, expected)
+        assert run(name, x[:0], 0, initial=1).tolist() == [1, 1, 1]
+        assert run(name, x[:, :0], 1, True, 1).tolist() == [[1], [1]]
+    assert run(name, [1, 2], initial=1.5) == oracle([1, 2], initial=1.5)
+    assert np.isnan(run(name, np.array([1, NAN], "float32"), initial=2))
+    assert np.isnan(run(name, np.array([1], "float32"), initial=NAN))
+    assert fails(DTypeError, name, np.array([1], "int32"), initial=0.5)[1] == "initial"
+    assert fails(DTypeError, name, np.array([1], "int8"), initial=300)[1] == "initial"
 
 
 @pytest.mark.parametrize("dtype", [d for d in INTEGERS if not JAX or d in ("int8", "uint32")])
@@ -472,8 +553,19 @@ def test_rounding():
         np.testing.assert_allclose(run("round", x, decimals), np.round(x, decimals), rtol=1e-6)
     np.testing.assert_array_equal(run("round", x, 300), x)
     assert run("floor", np.array([3], "int8")).dtype == np.int8
-    text = "integers are not rounded to tens; divide first"
-    assert fails(FunctionError, "round", np.array([3], "int8"), -1) == (text, 1)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_are_rounded_to_tens(dtype):
+    low, high = dtypes.RANGES[dtype]
+    values = [n for n in (*range(-70, 111), -1250, 1250, 12349, 10**9 + 5) if low <= n <= high and n < 2**53]
+    for decimals in (-1, -2, -3, -30):
+        exact = [round(n, decimals) for n in values]
+        fitting = [(n, e) for n, e in zip(values, exact, strict=True) if low <= e <= high]
+        found = run("round", np.array([n for n, _ in fitting], dtype), decimals)
+        assert (found.dtype, found.tolist()) == (np.dtype(dtype), [e for _, e in fitting])
+    folded = call("round", [literal(values), literal(-1)])
+    assert (folded.dtype, folded.data.tolist()) == ("int", [round(n, -1) for n in values])
 
 
 def test_closeness():
@@ -496,6 +588,12 @@ def test_quantiles():
                 np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=f"{method} {q} {axis}")
         if JAX:
             break
+    for axis, keepdims in (([0, 2], False), ([2, 0], True), ([0, 1, 2], True), ([], False)):
+        for q in (0.3, [0.25, 0.75]):
+            expected = np.quantile(X, q, axis=tuple(axis), keepdims=keepdims) if axis else np.stack([X] * np.size(q))
+            expected = expected if axis or isinstance(q, list) else X
+            found = run("quantile", X, q, axis, keepdims=keepdims)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run("median", x, axis=0), np.median(x, axis=0), rtol=1e-6)
     assert np.isnan(run("median", ODD))
     assert run("median", np.array([1, 2], "int8")) == np.float32(1.5)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -153,7 +154,9 @@ MATRIX = 'write cast(..., "float32") or where(..., 1, 0)'
         (ShapeError, "solve", (A, B[:1, :2]), "shapes (2, 3) and (1, 2) do not broadcast together", 1),
         (DTypeError, "inv", (A[0, 0] > 0,), f"inv() takes numbers, not booleans; {MATRIX}", 0),
         (ShapeError, "cross", (A, A),
-         "cross() takes vectors of 3 entries along the last axis, found the shape (2, 3, 4, 4)", 0),
+         "cross() takes vectors of 2 or 3 entries, axis 3 of the shape (2, 3, 4, 4) has 4", 0),
+        (ShapeError, "cross", (TALL, 2), "cross() takes vectors of 2 or 3 entries, found a number", 1),
+        (ShapeError, "cross", (TALL, TALL, -1, -1, 3), "axis 3 is out of range for 3 axes", 4),
         (ShapeError, "cross", (TALL, TALL[:, :2]), "shapes (2, 5, 3) and (2, 2, 3) do not broadcast together", 1),
         (ShapeError, "vdot", (A, TALL),
          "vdot() needs the same number of entries on both sides, found the shapes (2, 3, 4, 4) and (2, 5, 3)", 1),
@@ -191,6 +194,31 @@ def test_exact_products():
     assert call("cross", [literal([2**40, 0, 0]), literal([0, 2**20, 0])]).data.tolist() == [0, 0, 2**60]
 
 
+@pytest.mark.parametrize("dtype", ["float32"] if JAX else [*INTEGERS, *FLOATS])
+def test_cross_along_any_axis(dtype):
+    cases = [
+        ((2, 3, 4), (3, 2, 4), {"axisa": 1, "axisb": 0, "axisc": 0}), ((3, 4), (3, 4), {"axis": 0}),
+        ((2, 5), (3, 5), {"axis": 0}), ((4, 3), (4, 2), {}), ((4, 2), (4, 2), {}), ((2, 4), (1, 2), {"axisa": 0}),
+    ]  # fmt: skip
+    for first, second, axes in cases:
+        # Entries that keep the products within int8, and their order such that unsigned differences wrap as NumPy's.
+        a, b = (RANDOM.integers(0, 9, shape).astype(NUMPY[dtype]) for shape in (first, second))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # vectors of 2 entries
+            expected = np.cross(a, b, **axes)
+        found = run("cross", a, b, **axes)
+        assert found.dtype == NUMPY[dtype]
+        np.testing.assert_array_equal(found.astype("float64"), expected.astype("float64"))
+        planned = call("cross", [Value(dtype, x.shape) for x in (a, b)], {k: literal(v) for k, v in axes.items()})
+        assert (planned.dtype, planned.shape) == (dtype, expected.shape)
+        whole = a.astype("int64"), b.astype("int64")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            expected = np.cross(*whole, **axes)
+        folded = call("cross", [literal(x.tolist()) for x in whole], {k: literal(v) for k, v in axes.items()})
+        np.testing.assert_array_equal(folded.data, expected)
+
+
 def test_cross_of_short_floats_is_rounded_once():
     x = SIX.astype(NUMPY["bfloat16"])
     a, b = x[:, :3], x[:, 3:]
@@ -214,6 +242,9 @@ EINSUMS = [
     ("ijk,ilm,njm->lkn", (2, 3, 4), (2, 5, 6), (7, 3, 6)),
     ("aB,Bc->ca", (2, 3), (3, 4)), ("ij,jj->i", (2, 3), (3, 3)),
     ("i,i,i->i", (3,), (3,), (3,)), ("ij,k->k", (2, 3), (4,)),
+    ("...ij,...jk->...ik", (2, 7, 3, 4), (7, 4, 5)), ("i...,j...k->...ijk", (2, 3, 4), (2, 4, 3)),
+    ("...ij,...jk", (2, 1, 3, 4), (7, 4, 5)), ("...,...->...", (3, 1), (1, 4)), ("...", (3, 4)), ("i->...i", (3,)),
+    ("...i->...", (3,)), ("...i,i", (2, 1, 3), (3,)), ("...ii->...i", (1, 2, 2)), ("i...->i...", (2, 1, 3)),
     ("ij,jk->ik", (3, 0), (0, 5)), ("ij->i", (0, 4)),
 ]  # fmt: skip
 
@@ -257,7 +288,11 @@ SUBSCRIPTS = "\n  einsum(subscripts, *operands)"
 @pytest.mark.parametrize(
     ("kind", "args", "text", "argument"),
     [
-        (UnsupportedError, ("...i->i", SIX), "'...' in einsum() is not supported; give each axis a letter", 0),
+        (FunctionError, ("...i->i", SIX), "the result of einsum() needs '...', as an operand has axes for it", 0),
+        (FunctionError, ("......->...", SIX), "the axes of einsum() are letters, not '.'", 0),
+        (ShapeError, ("ijk...->...", SIX), "'ijk...' names more axes than the shape (2, 6) has", 1),
+        (ShapeError, ("i,...j,...j", SIX[0], np.ones((3, 2)), np.ones((2, 2))),
+         "shapes (3,) and (2,) do not broadcast together", 3),
         (FunctionError, ("i1->i", SIX), "the axes of einsum() are letters, not '1'", 0),
         (FunctionError, ("ij->i->j", SIX), "the axes of einsum() are letters, not '-'", 0),
         (FunctionError, ("ij,jk->ik", SIX), "the subscripts name 2 operands, 1 given", 0),
