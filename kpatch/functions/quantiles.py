@@ -74,9 +74,11 @@ def _quantiles(x, shares, axes, method, dtype):
     if view is not None:
         low, high, top = order_statistics(view.reshape(-1), places)[at]
         return as_tensor(_between(low, high, top, part, np.where), dtype)
-    kept = [length for axis, length in enumerate(x.shape) if axis not in axes]
-    x = ops.moveaxis(x, axes, tuple(range(-len(axes), 0))) if axes else x
-    x = ops.reshape(x, (*kept, last + 1))
+    if len(axes) == 1:
+        x = ops.moveaxis(x, axes[0], -1)
+    else:
+        kept = [length for axis, length in enumerate(ops.shape(x)) if axis not in axes]
+        x = ops.reshape(ops.moveaxis(x, axes, tuple(range(-len(axes), 0))) if axes else x, (*kept, last + 1))
     x = _placed(x, places, dtype)
 
     def choose(condition, a, b):

@@ -374,8 +374,8 @@ def test_running_sums_in_a_dtype(name):
 
 
 def test_running_sums_in_a_dtype_follow_the_rules_of_assignments():
-    text = '0.5 has a fraction, which int8 cannot hold\n  cast(..., "int8") truncates it'
-    assert fails(DTypeError, "cumsum", 0.5, dtype="int8") == (text, 0)
+    text = '0.5 at [0] has a fraction, which int8 cannot hold\n  cast(..., "int8") truncates it'
+    assert fails(DTypeError, "cumsum", [0.5], dtype="int8") == (text, 0)
     assert fails(DTypeError, "cumsum", np.array([0.5], "float32"), dtype="int8")[1] == 0
     assert fails(DTypeError, "cumsum", np.array([300], "int32"), dtype="int8")[1] == 0
     text = "cumsum() makes numbers, not booleans"
