@@ -413,7 +413,12 @@ def log(model: Path) -> None:
 
 def _read(name: str) -> tuple[str, str]:
     """A patch's name for errors, and its text."""
-    return ("standard input" if name == "-" else name), patches.read_text(name)
+    try:
+        return ("standard input" if name == "-" else name), patches.read_text(name)
+    except FileError as error:
+        if "=" in name:
+            error.notes += (f"if it is a statement and no file: -e {name!r}",)
+        raise
 
 
 def _load(path: Path, *, with_training_state: bool = False) -> keras_files.LoadedFile:

@@ -348,6 +348,15 @@ def test_check_never_imports_keras(tmp_path):
 # show
 
 
+def test_a_statement_in_the_place_of_a_file(run, model):
+    result = run("apply", model, "head.bias = 0", "-o", "out.keras")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "kpatch.FileError: cannot read 'head.bias = 0': no such file or directory\n"
+        "  if it is a statement and no file: -e 'head.bias = 0'\n"
+    )
+
+
 def rows_of(result):
     """The words of each line of a table, without the rule under its head."""
     return [words for line in result.stdout.splitlines() if (words := line.split()) and "─" not in line]
