@@ -17,10 +17,11 @@ from kpatch.names.patches import PatchLike, bound
 from kpatch.names.paths import as_path
 from kpatch.run import execute, planner
 from kpatch.run.checking import check_expected
-from kpatch.run.plan import Plan
+from kpatch.run.plan import Plan, text_in
 from kpatch.run.steps import Checked
+from kpatch.run.writes import columns
 from kpatch.syntax import Patch
-from kpatch.view.overview import Column, Overview, shape
+from kpatch.view.overview import Overview, shape
 from kpatch.view.shown import Shown
 
 
@@ -43,18 +44,9 @@ class Applied(Shown):
         self.note = note
 
     def overview(self) -> Overview:
-        source = self.plan.patch.source
-        columns = (
-            Column("statement"),
-            Column("variable"),
-            Column("shape", drop=2),
-            Column("entries", right=True, drop=1),
-            Column("before"),
-            Column("after"),
-        )
         rows = [
             (
-                source[slice(*c.statement.span)],
+                text_in(c.statement, self.plan.patch),
                 c.step.place.path,
                 shape(c.step.place.shape),
                 f"{c.entries:,}",
@@ -63,7 +55,7 @@ class Applied(Shown):
             )
             for c in self.changes
         ]
-        return Overview(columns, rows)
+        return Overview(columns(), rows)
 
     def __repr__(self) -> str:
         return f"<Applied {len(self.changes)} writes to {self.path}>"

@@ -118,19 +118,23 @@ def _batch_writes(record: Any, patch: Patch) -> Iterator[tuple[tuple[int, int], 
         yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:], pair[1:], flat)
 
 
-def overview(found: Iterable[Write], title: str = "") -> Overview:
-    """The writes as rows: values before and after, and those asked for if others were stored."""
-    found = tuple(found)
-    rounds = any(w.asked.tobytes() != w.after.tobytes() for w in found)
-    columns = (
+def columns(asked: bool = False) -> tuple[Column, ...]:
+    """The columns of what writes did; `asked` adds the values asked for, if others were stored."""
+    return (
         Column("statement"),
         Column("variable"),
         Column("shape", drop=3),
         Column("entries", right=True, drop=1),
         Column("before"),
-        *[Column("asked", drop=2)] * rounds,
+        *[Column("asked", drop=2)] * asked,
         Column("after"),
     )
+
+
+def overview(found: Iterable[Write]) -> Overview:
+    """The writes as rows, with pictures."""
+    found = tuple(found)
+    rounds = any(w.asked.tobytes() != w.after.tobytes() for w in found)
     rows = [
         (
             *(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before)),
@@ -139,4 +143,4 @@ def overview(found: Iterable[Write], title: str = "") -> Overview:
         )
         for w in found
     ]
-    return Overview(columns, rows, pictures=[w.map if w.entries <= DRAWN else None for w in found], title=title)
+    return Overview(columns(rounds), rows, pictures=[w.map if w.entries <= DRAWN else None for w in found])

@@ -36,12 +36,10 @@ def fragment(overview: Overview) -> str:
             name = ""
         if group.more:
             rows.append(f'<tr><td></td><td colspan="{len(overview.columns)}">... and {group.more:,} more</td></tr>')
-    title = f"<p><code>{html.escape(overview.title)}</code></p>" if overview.title else ""
     warnings = "".join(f'<p class="warning">⚠ {html.escape(text)}</p>' for text in overview.warnings)
     head = f"<thead><tr>{heads}{'<th>change</th>' * pictured}</tr></thead>"
     return (
-        f'<div class="kpatch"><style>{STYLE}</style>{title}'
-        f"<table>{head}<tbody>{''.join(rows)}</tbody></table>{warnings}</div>"
+        f'<div class="kpatch"><style>{STYLE}</style><table>{head}<tbody>{"".join(rows)}</tbody></table>{warnings}</div>'
     )
 
 

@@ -34,7 +34,6 @@ class Overview:
         rows: tuples of texts, one for each column.
         warnings: sentences after the table.
         pictures: for each row, a function that returns its `pictures.Map`, or `None`; empty if no row has a picture.
-        title: a line before the table.
         every: every row is shown; else those of a long overview are counted.
     """
 
@@ -42,7 +41,6 @@ class Overview:
     rows: Sequence[tuple[str, ...]]
     warnings: Sequence[str] = ()
     pictures: Sequence[Callable[[], Any] | None] = ()
-    title: str = ""
     every: bool = False
 
     def groups(self) -> "list[Section]":

@@ -14,8 +14,6 @@ def rendered(overview: Overview, console: Any, options: Any) -> Any:
     or with those that matter most; each cell on a line of its own."""
     from rich.text import Text
 
-    if overview.title:
-        yield _line(overview.title)
     yield from _fitting(overview, console, options)
     for warning in overview.warnings:
         yield Text(f"warning: {warning}", style="yellow")
