@@ -24,8 +24,6 @@ from kpatch.errors import BindingError, FileError, PatchError, ResolutionError, 
 
 pytestmark = pytest.mark.backend_free
 
-FILES = Path(__file__).with_name("files")
-
 
 @pytest.fixture
 def saved(tmp_path):
@@ -75,14 +73,6 @@ def test_architectures(name, tmp_path):
     ]
     for number, patch in enumerate(patches[:1] if name == "mobilenet" else patches):  # it takes long to load
         patched_like(loaded, path, patch, tmp_path / f"{number}.keras")
-
-
-@pytest.mark.every_backend
-@pytest.mark.parametrize("path", sorted(FILES.glob("*.keras")), ids=lambda path: path.stem)
-def test_files_of_other_versions_of_keras(path, tmp_path):
-    """Made by `tests/files/make.py`, each with the version in its name."""
-    patch = "**.bias[0] = 7; **.kernel[abs(_) < 0.5] = 0; embed.embeddings[3] = _ * 2; norm.gamma *= 2"
-    patched_alike(path, patch, tmp_path / "out.keras")
 
 
 @pytest.mark.every_backend
