@@ -122,6 +122,27 @@ class PatchError(Exception):
             shown.append(f"... and {len(self.errors) - MAX_SHOWN} more errors")
         return "\n\n".join(shown)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The error, without the others found with it, as data that `json.dumps` takes.
+
+        Example:
+            >>> import kpatch
+            >>> try:
+            ...     kpatch.parse("head.bias = 1 2")
+            ... except kpatch.PatchError as error:
+            ...     print([error.to_dict()[key] for key in ("code", "message", "line", "column", "notes")])
+            ['PatchSyntaxError', "expected the end of the statement, found '2'", 1, 15, []]
+        """
+        return {
+            "code": type(self).__name__,
+            "message": shorten(self.message),
+            "notes": [shorten(note) for note in self.notes],
+            "line": self.line,
+            "column": self.column,
+            "statement": self.statement and shorten(self.statement),
+            **({"written": [list(pair) for pair in self.written]} if self.written else {}),
+        }
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.__dict__.copy())
 

@@ -30,6 +30,7 @@ from kpatch.errors import FileError, PatchError
 from kpatch.names.bindings import OPTIONS
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, parse
+from kpatch.view.data import number
 from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.pictures import Map, figure
 from kpatch.view.shown import Shown
@@ -70,6 +71,18 @@ class Difference:
 
     def picture(self) -> Map:
         return self.map
+
+    def to_dict(self) -> dict[str, Any]:
+        """The difference as data that `json.dumps` takes."""
+        return {
+            "path": self.name,
+            "shape": list(self.new.shape),
+            "dtype": self.new.dtype,
+            "entries": self.count,
+            "largest": number(self.largest),
+            "statements": self.statements,
+            "binding": self.sidecar,
+        }
 
     def parts(self) -> np.ndarray:
         """The share of entries that differ in each of `BINS` equal parts of the flat array."""
@@ -153,6 +166,14 @@ class Diff(Shown):
             for each in self.differences
         ]
         return Overview(columns, rows, pictures=[each.picture for each in self.differences])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal,
+            "patch": self.text,
+            "differences": [each.to_dict() for each in self.differences],
+            "rest": list(self.rest),
+        }
 
     def plot(self) -> Any:
         """A figure of matplotlib with a picture for each array that differs, as `AppliedPatch.plot` has it.

@@ -1,6 +1,7 @@
 """A patch applied to a file, and taken back."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from kpatch.names.patches import PatchLike, bound
 from kpatch.names.paths import as_path
 from kpatch.run import execute, planner
 from kpatch.run.checking import check_expected
-from kpatch.run.plan import Plan, text_in
+from kpatch.run.plan import Plan, text_in, told
 from kpatch.run.steps import Checked
 from kpatch.run.writes import columns
 from kpatch.syntax import Patch
@@ -56,6 +57,13 @@ class Applied(Shown):
             for c in self.changes
         ]
         return Overview(columns(), rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        patch = self.plan.patch
+        return {
+            "patch": told(patch),
+            "writes": [{"statement": text_in(c.statement, patch), **c.to_dict()} for c in self.changes],
+        }
 
     def __repr__(self) -> str:
         return f"<Applied {len(self.changes)} writes to {self.path}>"
@@ -222,6 +230,16 @@ class Logged(NamedTuple):
     patch: str
     size: int
     journal: Path
+
+    @property
+    def when(self) -> str:
+        """The time for a reader, in the zone of this machine."""
+        local = None if self.time is None else time.localtime(self.time)
+        return "before kpatch 0.3" if local is None else time.strftime("%Y-%m-%d %H:%M:%S", local)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The edit as data that `json.dumps` takes."""
+        return {**self._asdict(), "journal": str(self.journal)}
 
 
 def log(path: "str | os.PathLike[str]") -> list[Logged]:

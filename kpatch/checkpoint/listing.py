@@ -15,6 +15,7 @@ from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError
 from kpatch.names.index import keys_of
 from kpatch.names.tree import spelled
 from kpatch.syntax import ast, parse
+from kpatch.view.data import number
 from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.shown import Shown
 
@@ -86,6 +87,11 @@ class Listed:
     def statistics(self) -> "Statistics":
         return Statistics(self._array)
 
+    def to_dict(self, more: bool = False) -> dict[str, Any]:
+        """The name as data; `more` adds what `stats=True` does."""
+        shape = list(self.shape)
+        return {"path": self.path, "shape": shape, "dtype": self.dtype, **self.statistics.to_dict(more)}
+
 
 class Listing(Shown):
     """The names in a model or a file, made by `kpatch.show`.
@@ -111,6 +117,9 @@ class Listing(Shown):
         columns = (Column("name"), Column("shape"), Column("dtype", drop=1), *(Column(each, True) for each in numbers))
         rows = [(row.path, shape(row.shape), row.dtype, *row.statistics.row(self._more)) for row in self.rows]
         return Overview(columns, rows, every=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": [row.to_dict(self._more) for row in self.rows]}
 
     def __repr__(self) -> str:
         return str(self)
@@ -172,9 +181,24 @@ class Statistics:
     def row(self, more: bool) -> tuple[str, ...]:
         if not self.size:
             return ("-",) * (3 + 4 * more)
-        mean = self.sum / self.size
-        row = (f"{self.low:.6g}", f"{mean:.6g}", f"{self.high:.6g}")
+        row = (f"{self.low:.6g}", f"{self.mean:.6g}", f"{self.high:.6g}")
         if not more:
             return row
-        deviation = np.sqrt(max(0.0, self.squares / self.size - mean**2)) if np.isfinite(mean) else np.nan
-        return (*row, f"{deviation:.6g}", f"{self.zeros:,}", f"{self.nans:,}", f"{self.infinite:,}")
+        return (*row, f"{self.deviation:.6g}", f"{self.zeros:,}", f"{self.nans:,}", f"{self.infinite:,}")
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.size
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation."""
+        return np.sqrt(max(0.0, self.squares / self.size - self.mean**2)) if np.isfinite(self.mean) else np.nan
+
+    def to_dict(self, more: bool) -> dict[str, Any]:
+        """The statistics as data; `None` for numbers of an array without entries."""
+        names = self.HEADINGS + self.MORE * more
+        if not self.size:
+            return dict.fromkeys(names)
+        values = (self.low, self.mean, self.high, self.deviation, self.zeros, self.nans, self.infinite)
+        return {name: number(value) for name, value in zip(names, values, strict=False)}

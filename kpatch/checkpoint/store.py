@@ -23,6 +23,7 @@ from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors
 from kpatch.values.dtypes import check_available, tensor
+from kpatch.view.data import measured, summary
 from kpatch.view.overview import sample
 
 MAX_KEPT = 2**12  # changed entries whose old and new values are kept
@@ -44,6 +45,19 @@ class Change:
         self.entries = 0
         self.before = Sample()
         self.after = Sample()
+
+    def to_dict(self):
+        """The change without its statement, as data in the form of `Write.to_dict`."""
+        place = self.step.place
+        return {
+            "path": place.path,
+            "shape": list(place.shape),
+            "dtype": place.dtype,
+            "entries": self.entries,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "asked": None,
+        }
 
     def add(self, before, after):
         self.entries += before.size
@@ -76,9 +90,23 @@ class Sample:
             self._sum += float(wide.sum(dtype="float64")) * (count / part.size)
 
     def __str__(self):
-        if self._kept or not self._size:
-            return sample(np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else [])
+        if self._is_kept:
+            return sample(self._values)
         return f"{self._low:.4g} … {self._high:.4g}, mean {self._sum / self._size:.4g}"
+
+    def to_dict(self):
+        """As `data.summary`."""
+        if self._is_kept:
+            return summary(self._values)
+        return {**measured(self._low, self._sum / self._size, self._high), "values": None}
+
+    @property
+    def _is_kept(self):
+        return bool(self._kept) or not self._size
+
+    @property
+    def _values(self):
+        return np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else []
 
 
 class Stored(execute.Named):

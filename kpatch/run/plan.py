@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,9 @@ class Row:
     shape: tuple
     dtype: str
     entries: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "shape": list(self.shape)}
 
 
 def plan_rows(plan: "Plan") -> list[tuple[ast.Edit, Row]]:
@@ -62,6 +65,11 @@ def _warning(statement: ast.Edit, rows: list[Row]) -> str | None:
 
 def _is_all(item: ast.Node) -> bool:
     return isinstance(item, ast.Slice) and (item.start, item.stop, item.step) == (None, None, None)
+
+
+def told(patch: Patch) -> str:
+    """The patch's text, as it was written if it was."""
+    return patch.source or str(patch)
 
 
 def text_in(statement: ast.Edit, patch: Patch) -> str:
@@ -129,6 +137,13 @@ class Plan(Shown):
             for r in self.rows
         ]
         return Overview(columns, rows, self.warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "patch": told(self.patch),
+            "rows": [row.to_dict() for row in self.rows],
+            "warnings": list(self.warnings),
+        }
 
     def __repr__(self) -> str:
         return f"<Plan {len(self.edits)} writes>"

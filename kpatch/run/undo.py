@@ -9,7 +9,7 @@ from kpatch.names.index import ModelIndex
 from kpatch.names.tree import LAYER
 from kpatch.run import execute
 from kpatch.run.inheriting import hand_on
-from kpatch.run.plan import Plan
+from kpatch.run.plan import Plan, told
 from kpatch.run.records import Record, enter, latest_link, overlapping, with_inherited
 from kpatch.run.steps import Checked
 from kpatch.run.writes import DRAWN, Write, overview, writes
@@ -166,6 +166,9 @@ class AppliedPatch(Shown):
 
     def overview(self) -> Overview:
         return overview(self.writes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"patch": told(self._checked.patch), "writes": [write.to_dict() for write in self.writes]}
 
     def plot(self) -> Any:
         """A figure of matplotlib with a picture for each write: where its entries lie, and by how much they changed.

@@ -15,6 +15,7 @@ from kpatch.run.plan import text_in
 from kpatch.syntax import Patch
 from kpatch.values import tensors
 from kpatch.values.dtypes import tensor
+from kpatch.view.data import summary
 from kpatch.view.overview import Column, Overview, sample, shape
 from kpatch.view.pictures import Map
 
@@ -49,6 +50,24 @@ class Write:
     def flat(self) -> np.ndarray:
         """The offsets of the entries in the flattened variable, in C order, one for each of `before`."""
         return self._flat()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The write as data: of its values the range and mean, and at most three values themselves."""
+        return {
+            "statement": self.statement,
+            "path": self.path,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "entries": self.entries,
+            "before": summary(self.before),
+            "after": summary(self.after),
+            "asked": summary(self.asked) if self.is_rounded else None,
+        }
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether other values were stored than were asked for."""
+        return self.asked.tobytes() != self.after.tobytes()
 
     def map(self) -> Map:
         """Where the entries lie in the variable, and by how much each changed, as a picture."""
@@ -134,7 +153,7 @@ def columns(asked: bool = False) -> tuple[Column, ...]:
 def overview(found: Iterable[Write]) -> Overview:
     """The writes as rows, with pictures."""
     found = tuple(found)
-    rounds = any(w.asked.tobytes() != w.after.tobytes() for w in found)
+    rounds = any(w.is_rounded for w in found)
     rows = [
         (
             *(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before)),

@@ -211,15 +211,8 @@ def _count(number: int, what: str, ending: str = "s") -> str:
 
 
 def _record(finding: Finding) -> dict[str, Any]:
-    error = finding.error
-    return {
-        "path": finding.path,
-        **(finding.region._asdict() if finding.region is not None else dict.fromkeys(Extent._fields)),
-        "code": finding.code,
-        "message": shorten(error.message),
-        "notes": [shorten(note) for note in error.notes],
-        "statement": error.statement and shorten(error.statement),
-    }
+    place = finding.region._asdict() if finding.region is not None else dict.fromkeys(Extent._fields)
+    return {"path": finding.path, **finding.error.to_dict(), **place}
 
 
 def _annotation(finding: Finding) -> str:

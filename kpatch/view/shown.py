@@ -14,6 +14,10 @@ class Shown:
     def overview(self) -> Overview:
         raise NotImplementedError
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as data that `json.dumps` takes; `--json` prints it on the command line."""
+        raise NotImplementedError
+
     def __rich_console__(self, console: Any, options: Any) -> Any:
         return tables.rendered(self.overview(), console, options)
 

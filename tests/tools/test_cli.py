@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from kpatch.checkpoint import destinations, keras_files, outputs
 from kpatch.errors import FileError
-from kpatch.tools import command_line
+from kpatch.tools import command_line, loading
 
 pytestmark = pytest.mark.backend_free
 
@@ -601,16 +601,16 @@ def test_without_any_configuration(tmp_path):
 
 
 def test_the_backend(tmp_path, monkeypatch):
-    monkeypatch.setitem(command_line.PACKAGES, "torch", "no_such_package")
-    monkeypatch.setitem(command_line.PACKAGES, "jax", "json")
-    monkeypatch.setitem(command_line.PACKAGES, "tensorflow", "json")
+    monkeypatch.setitem(loading.PACKAGES, "torch", "no_such_package")
+    monkeypatch.setitem(loading.PACKAGES, "jax", "json")
+    monkeypatch.setitem(loading.PACKAGES, "tensorflow", "json")
     monkeypatch.delitem(sys.modules, "keras")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
     def chosen(variable, configured):
         monkeypatch.setenv("KERAS_BACKEND", variable)
         (tmp_path / "keras.json").write_text(configured, encoding="utf-8")
-        command_line._choose_backend()
+        loading.choose_backend()
         return os.environ["KERAS_BACKEND"]
 
     assert chosen("", "") == "numpy"
@@ -618,9 +618,9 @@ def test_the_backend(tmp_path, monkeypatch):
     assert chosen("", '{"backend": "tensorflow"}') == "tensorflow"
     assert chosen("", '{"backend": "torch"}') == "numpy"
     assert chosen("jax", '{"backend": "tensorflow"}') == "jax"
-    with pytest.raises(command_line.click.UsageError, match="no_such_package is not installed"):
+    with pytest.raises(loading.click.UsageError, match="no_such_package is not installed"):
         chosen("torch", "")
-    with pytest.raises(command_line.click.UsageError, match="is not a backend of Keras"):
+    with pytest.raises(loading.click.UsageError, match="is not a backend of Keras"):
         chosen("theano", "")
 
 
