@@ -6,6 +6,7 @@ layers, cycles and many `**`.
 """
 
 import re
+from functools import cache, lru_cache
 
 from kpatch.names.tree import descend, distinct, variables_of
 from kpatch.syntax.ast import Glob
@@ -70,6 +71,7 @@ def _and_below(nodes):
     return list(found)
 
 
+@lru_cache(maxsize=64)
 def matcher(pattern):
     """A function that tests whether a name matches a pattern of `*` and `?`, in time linear in the name's length.
 
@@ -78,16 +80,21 @@ def matcher(pattern):
         >>> matches("conv2d_1"), matches("conv2d_10")
         (True, False)
     """
+    shortest = len(pattern) - pattern.count("*")
+    compiled = cache(lambda: _compiled(pattern))  # at the first name that is long enough: a pattern may be huge
+    return lambda name: len(name) >= shortest and compiled()(name)
+
+
+def _compiled(pattern):
     head, *rest = [re.compile(re.escape(part).replace(r"\?", "."), re.DOTALL) for part in pattern.split("*")]
     if not rest:
         return lambda name: head.fullmatch(name) is not None
     *middle, tail = rest
     tail_length = len(pattern) - pattern.rindex("*") - 1
-    shortest = len(pattern) - pattern.count("*")
 
     def matches(name):
         start = head.match(name)
-        if start is None or len(name) < shortest or not tail.fullmatch(name, len(name) - tail_length):
+        if start is None or not tail.fullmatch(name, len(name) - tail_length):
             return False
         position, end = start.end(), len(name) - tail_length
         for part in middle:  # the first place is the best: it leaves the most for the following parts

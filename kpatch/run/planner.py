@@ -120,14 +120,14 @@ def _plan_match(statement, place, stream, own, size, planned, names, scope):
     key = _likeness(place, own, names)
     budget = scope.budget
     if key in planned:
-        step, *cost = planned[key]
-        budget.repeat(*cost)
+        step, cost = planned[key]
+        budget.repeat(cost)
         return copied(step, place, stream)
     if stream:
         budget.plan(size)
     before = budget.cost()
     step = plan_edit(statement, place, stream, scope)
-    planned[key] = step, before, budget.cost()
+    planned[key] = step, budget.since(before)
     return step
 
 
@@ -163,8 +163,8 @@ def _plan_block_match(block, place, stream, own, size, planned, names, scope, fa
     """The steps of a block for one match, copied if there are steps for one that is alike; errors go to `failed`."""
     budget, key = scope.budget, _likeness(place, own, names)
     if key in planned:
-        found, *cost = planned[key]
-        _collect(failed, lambda _: budget.repeat(*cost), block)
+        found, cost = planned[key]
+        _collect(failed, lambda _: budget.repeat(cost), block)
         return [copied(step, place, stream) for step in found]
     before = budget.cost()
     if stream:
@@ -173,7 +173,7 @@ def _plan_block_match(block, place, stream, own, size, planned, names, scope, fa
     if failed:
         return []
     steps = [step for [step] in made]
-    planned[key] = steps, before, budget.cost()
+    planned[key] = steps, budget.since(before)
     return steps
 
 

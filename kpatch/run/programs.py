@@ -187,10 +187,7 @@ class _Compiler:
     def _comparison(self, node):
         operands = [self.array(operand) for operand in node.operands]
         links = [_applied(_COMPARE[op], pair) for op, pair in zip(node.ops, itertools.pairwise(operands), strict=True)]
-        whole = links[0]
-        for link in links[1:]:
-            whole = _applied(np.logical_and, [whole, link])
-        return whole
+        return _every(links)
 
     def _operation(self, node):
         """The function of a node, and the operands' nodes."""
@@ -211,6 +208,19 @@ class _Compiler:
 
 def _item(which, place):
     return lambda *lists: lists[which][place]
+
+
+def _every(links):
+    """The conjunction of a chain, in a loop: it may have more links than Python has frames."""
+
+    def compute(arrays, numbers):
+        first, *others = links
+        whole = first(arrays, numbers)
+        for link in others:
+            whole = np.logical_and(whole, link(arrays, numbers))
+        return whole
+
+    return links[0] if len(links) == 1 else compute
 
 
 def _applied(function, operands):

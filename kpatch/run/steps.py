@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from kpatch.names.meanings import Names, Place
@@ -71,11 +72,13 @@ class LetStep:
     block: ast.For | None = None
 
 
+_FIELDS = {kind: attrgetter(*kind.__slots__) for kind in (EditStep, AssertStep, LetStep)}
+
+
 def copied(step, place, stream):
     """The step of another match that is alike; `dataclasses.replace` takes several times as long."""
-    result = object.__new__(type(step))
-    for name in step.__slots__:
-        setattr(result, name, getattr(step, name))
+    kind = type(step)
+    result = kind(*_FIELDS[kind](step))
     result.place, result.stream = place, stream
     return result
 

@@ -115,12 +115,16 @@ class Budget:
         return kept
 
     def cost(self):
-        """The cost so far, for `repeat`."""
+        """The cost so far."""
         return self.touched, self.results, self.work, self.operations
 
-    def repeat(self, before, after):
-        """Counts once more the cost between two moments, for a copy of a step."""
-        touched, results, work, operations = (late - early for early, late in zip(before, after, strict=True))
+    def since(self, before):
+        """The cost since a moment, for `repeat`."""
+        return tuple(late - early for early, late in zip(before, self.cost(), strict=True))
+
+    def repeat(self, cost):
+        """Counts a cost once more, for a copy of a step."""
+        touched, results, work, operations = cost
         self.touched += touched
         self.results += results
         self.work += work

@@ -193,3 +193,25 @@ def test_planning_takes_steps_in_proportion_to_the_text(many, text):
 
     attempt("large = 0")
     assert steps(attempt, text(90)) < 4 * steps(attempt, text(30))
+
+
+def test_a_long_pattern_takes_steps_in_proportion_to_the_text(many):
+    """Of a name that is shorter nothing is compiled."""
+    short, long = (f"**.{part} = 0" for part in ("?*", "?*" * 1000))
+    with pytest.raises(kpatch.ResolutionError, match="no variable matches"):
+        kpatch.plan(many, long)
+    assert steps(refused_in_names, many, long) < steps(kpatch.plan, many, short) + 10 * len(long)
+
+
+def refused_in_names(layer, text):
+    with contextlib.suppress(kpatch.ResolutionError):
+        kpatch.plan(layer, text)
+
+
+def test_a_chain_of_more_comparisons_than_python_has_frames(many):
+    """It is one mask, made in blocks."""
+    before = np.array(many.get_weights()[-1])
+    kpatch.apply(many, f"large[{'2 > ' * 3000} _ < 1] = 1")
+    np.testing.assert_array_equal(np.array(many.get_weights()[-1]), before)
+    with kpatch.apply(many, f"large[{'2 > _ < ' * 1500} 3] = 5"):
+        assert (np.array(many.get_weights()[-1]) == 5).all()
