@@ -1,6 +1,7 @@
 """The activations of one pass through a model, kept for expressions that read them."""
 
 from kpatch.errors import PatchError, ResolutionError
+from kpatch.names.tree import spelled
 
 
 class Activations:
@@ -57,10 +58,11 @@ def loop_around(node, *kinds):
     return holder and holder.item
 
 
-def why_not_called(node):
+def why_not_called(node, kind):
     """A sentence on why a layer can be left out of a call of its model."""
     import keras
 
-    if node.parent is not None and isinstance(node.parent.item, keras.layers.MultiHeadAttention):
-        return "fused attention computes no scores; return_attention_scores=True in the call forbids it"
+    if node.parent is not None and kind == "output" and isinstance(node.item, keras.layers.Softmax):
+        name = spelled([*node.parent.keys(), "scores"])
+        return f"fused attention calls no softmax; '{name}' is what it gives, and has the layer compute it"
     return "the model took another way, or a function was compiled before the block"

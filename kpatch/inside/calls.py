@@ -31,7 +31,7 @@ class PatchedCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
-        for _, function in self._ranked if self._name == _called(self._layer) else ():
+        for _, function in self._ranked if self._name not in CALLED or self._name == _called(self._layer) else ():
             call = functools.partial(function, call)
         return call(*args, **kwargs)
 
@@ -52,13 +52,18 @@ class PatchedCall:
 
 def patch_call(layer: Any, function: Callable, stack: contextlib.ExitStack, rank: int = EDITS) -> None:
     """What Keras calls of the layer becomes `function(call, ...)` until the stack closes."""
+    for name in CALLED:
+        patch_method(layer, name, function, stack, rank)
+
+
+def patch_method(layer: Any, name: str, function: Callable, stack: contextlib.ExitStack, rank: int = EDITS) -> None:
+    """A method of the layer becomes `function(method, ...)` until the stack closes."""
     with _changing:
-        for name in CALLED:
-            call = vars(layer).get(name)
-            if not isinstance(call, PatchedCall):
-                call = vars(layer)[name] = PatchedCall(layer, name)
-            stack.callback(call.remove, function)
-            call.add(function, rank)
+        method = vars(layer).get(name)
+        if not isinstance(method, PatchedCall):
+            method = vars(layer)[name] = PatchedCall(layer, name)
+        stack.callback(method.remove, function)
+        method.add(function, rank)
 
 
 def _called(layer: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
 from kpatch.errors import ResolutionError, UnsupportedError
+from kpatch.inside import attention
 from kpatch.inside.activations import Activations, loop_around, tensor_in, why_not_called
 from kpatch.inside.calls import end, is_rehearsed, patch_call
 from kpatch.inside.outputs import Inputs, Outputs
@@ -27,6 +28,7 @@ from kpatch.syntax import Patch
 from kpatch.values.dtypes import FLOATS, dtype_name
 from kpatch.values.numerics import is_traced
 
+Seen = list[tuple[Any, str, str]]  # layers, an activation of each, and whether it is the "input" or "output" of a call
 SHOWN = 8  # of the activations and weights that an intervention edits
 
 if TYPE_CHECKING:
@@ -181,8 +183,10 @@ class _Calls:
         self._source = split.patch.source
         self._under_way = threading.local()  # `calls`: the `Activations` of each call of the model, the innermost last
         self._traced = False  # whether a function was traced with the patch, which some model may have kept
-        nodes = [node for part in split.parts for node, *_ in part.reads.values()]
-        self._layers = {id(node.item): node.item for node in [*(part.node for part in split.parts), *nodes]}
+        places = [(part.node, part.kind) for part in split.parts]
+        places += [(node, kind) for part in split.parts for node, kind, *_ in part.reads.values()]
+        self._places = {(id(node.item), kind): (node.item, kind) for node, kind in places}
+        self._layers = {id(layer): layer for layer, _ in self._places.values()}
         self._ran = False
         self._watched = _around([part.node for part in split.parts], split.index)
         for part in split.parts:
@@ -200,9 +204,11 @@ class _Calls:
         """Patches the calls until the stack closes."""
         self._traced = False
         stack.callback(self._forget_traces)
-        for key, layer in self._layers.items():
-            kinds = [kind for kind in ("input", "output") if (key, kind) in self._parts or (key, kind) in self._read]
-            patch_call(layer, functools.partial(self._called, layer, kinds), stack)
+        for host, seen in self._sources():
+            patch_call(host, functools.partial(self._called, host, seen), stack)
+        for layer, kind in self._places.values():
+            if kind == "scores":
+                attention.unfuse(layer, stack)
         if self._read:
             patch_call(model, functools.partial(self._of_model), stack)
         self._ran = False
@@ -215,6 +221,14 @@ class _Calls:
             if getattr(loop, "use_cudnn", False):  # a fused kernel, which some backends have, never calls the cell
                 stack.callback(setattr, loop, "use_cudnn", loop.use_cudnn)
                 loop.use_cudnn = False
+
+    def _sources(self) -> list[tuple[Any, Seen]]:
+        """The layers whose calls compute what is written or read, and what it is: `(a layer, its kind, the side)`."""
+        found: dict[int, tuple[Any, Seen]] = {}
+        for layer, kind in self._places.values():
+            host, side = attention.source(layer, kind)
+            found.setdefault(id(host), (host, []))[1].append((layer, kind, side))
+        return list(found.values())
 
     def models(self) -> list[Any]:
         """The models that hold a layer whose calls are patched."""
@@ -239,7 +253,9 @@ class _Calls:
                 part = found[0][0]
                 target = self._source[slice(*part.span)]
                 message = f"'{target}' was not computed in the block, though the model ran, so nothing was edited"
-                raise ResolutionError(message, span=part.span, source=self._source, notes=[why_not_called(part.node)])
+                raise ResolutionError(
+                    message, span=part.span, source=self._source, notes=[why_not_called(part.node, part.kind)]
+                )
 
     def _forget_traces(self) -> None:
         if self._traced:
@@ -259,17 +275,18 @@ class _Calls:
     def _activations(self) -> Activations:
         return Activations("in another call", self._source)
 
-    def _called(self, layer: Any, kinds: list[str], call: Callable, *args: Any, **kwargs: Any) -> Any:
-        if "input" in kinds:
-            inputs = Inputs(layer, args, kwargs)
-            self._patch(layer, "input", inputs)
-            args, kwargs = inputs.args, inputs.kwargs
-        outputs = Outputs(layer, call(*args, **kwargs))
-        if "output" in kinds:
-            self._patch(layer, "output", outputs)
+    def _called(self, host: Any, seen: Seen, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        inputs = Inputs(host, args, kwargs)
+        for layer, kind, side in seen:
+            if side == "input":
+                self._patch(layer, kind, attention.seen(layer, kind, inputs))
+        outputs = Outputs(host, call(*inputs.args, **inputs.kwargs))
+        for layer, kind, side in seen:
+            if side == "output":
+                self._patch(layer, kind, attention.seen(layer, kind, outputs))
         return outputs.value
 
-    def _patch(self, layer: Any, kind: str, held: Inputs | Outputs) -> None:
+    def _patch(self, layer: Any, kind: str, held: Any) -> None:
         kept = next(reversed(self._calls_under_way()), None) or self._activations()
         if (id(layer), kind) in self._read:
             kept.keep(layer, kind, held)  # as it is when it is read, edited so far

@@ -13,9 +13,10 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedError
+from kpatch.inside import attention
 from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
-from kpatch.inside.outputs import Inputs, Keys, first_alone, tensors
+from kpatch.inside.outputs import Inputs, Keys, Outputs, first_alone, tensors
 from kpatch.inside.recorded import Recorded, Spot, Tape, selector_of
 from kpatch.names.tree import LayerNode, distinct, spelled
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
@@ -165,7 +166,7 @@ class Recording(Recorded):
         for text, found in self._targets.items():
             if not any(self._tape.of_layer(node.item, kind, inner) for node, kind, inner in found):
                 message = f"nothing was recorded of '{text}': it was not computed in the block"
-                raise ResolutionError(message, notes=[why_not_called(found[0][0])])
+                raise ResolutionError(message, notes=[why_not_called(*found[0][:2])])
 
 
 class _Recorder(Tape):
@@ -189,21 +190,24 @@ class _Recorder(Tape):
             _compile_without_xla(models, stack)
         see = backend.outside_graphs(self._see)
         for (node, kind), wanted in places.items():
-            around, rank = (self._around_input, INPUTS) if kind == "input" else (self._around_output, OUTPUTS)
-            patch_call(node.item, functools.partial(around, functools.partial(see, node), wanted), stack, rank)
+            host, side = attention.source(node.item, kind)
+            around, rank = (self._around_input, INPUTS) if side == "input" else (self._around_output, OUTPUTS)
+            patch_call(host, functools.partial(around, functools.partial(see, node, kind, wanted)), stack, rank)
+            if kind == "scores":
+                attention.unfuse(node.item, stack)
         stack.callback(setattr, self, "_open", False)
         self._open = True
         forget_compiled(models)
 
     @staticmethod
-    def _around_input(see: Callable, wanted: set[Keys], call: Callable, *args: Any, **kwargs: Any) -> Any:
-        see("input", wanted, (args, kwargs))
+    def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        see((args, kwargs))
         return call(*args, **kwargs)
 
     @staticmethod
-    def _around_output(see: Callable, wanted: set[Keys], call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _around_output(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
         outputs = call(*args, **kwargs)
-        see("output", wanted, outputs)
+        see(outputs)
         return outputs
 
     def _see(self, node: LayerNode, kind: str, wanted: set[Keys], x: Any) -> None:
@@ -211,9 +215,8 @@ class _Recorder(Tape):
         from keras.src.backend.common.stateless_scope import in_stateless_scope
 
         layer = node.item
-        inputs = [] if kind == "output" else [Inputs(layer, *x).tensors(keys) for keys in wanted]
         first = kind == "output" and first_alone(layer, x)
-        for keys, each in dict(itertools.chain(*inputs) if kind == "input" else tensors(x)).items():
+        for keys, each in _tensors(layer, kind, wanted, x).items():
             if is_rehearsed(each) or not any(keys[: len(inner)] == inner for inner in wanted):
                 continue
             place = Spot(id(layer), kind, keys)
@@ -254,6 +257,16 @@ class _Recorder(Tape):
         if self._bytes > self._limit:
             hints = ["record fewer activations or calls, or allow more by limit=..."]
             raise LimitError(f"the recording needs more than {self._limit:,} bytes", notes=hints)
+
+
+def _tensors(layer: Any, kind: str, wanted: set[Keys], x: Any) -> dict[Keys, Any]:
+    """The tensors of an activation, by their keys, in what the call of its `attention.source` is given or gives."""
+    if kind == "output":
+        return dict(tensors(x))
+    if kind == "input":
+        return dict(itertools.chain(*(Inputs(layer, *x).tensors(keys) for keys in wanted)))
+    host, side = attention.source(layer, kind)
+    return {(): attention.seen(layer, kind, Inputs(host, *x) if side == "input" else Outputs(host, x)).tensor()}
 
 
 def _compile_without_xla(models: list[Any], stack: contextlib.ExitStack) -> None:

@@ -116,12 +116,19 @@ class _Rewriting:
         around = node.parent and self._leaf(node.parent)
         if around is None or around is not node.parent or not _has_graph(around.item):
             where = f"it is inside of '{around.item.name}', which has no graph" if around else "it is the model itself"
-            message = f"'{part.path}' cannot be rewritten: {where}; kpatch.intervene patches calls"
-            raise UnsupportedError(message).locate(part.span)
+            raise self._not_rewritten(part, where)
+        for each, kind, span in [(node, part.kind, part.span), *(read[:2] + read[3:] for read in part.reads.values())]:
+            if kind not in KINDS:
+                raise self._not_rewritten(part, f"'{kind}' are computed inside of '{each.item.name}'", span)
         name = named_by(part.text, f"{node.item.name}_{part.kind}")
         values, dtype = {**part.constants, **part.live}, _unquantised(node.item.dtype_policy)
         layer = ScatterLayer(part.patch, values, name=name, dtype=dtype)
         self._inserted.setdefault((id(node.item), part.kind), []).append((layer, part))
+
+    @staticmethod
+    def _not_rewritten(part: Part, reason: str, span: tuple[int, int] | None = None) -> PatchError:
+        message = f"'{part.path}' cannot be rewritten: {reason}; kpatch.intervene patches calls"
+        return UnsupportedError(message).locate(span or part.span)
 
     def model(self, model: Any) -> Any:
         """The model with its parts put in; itself, where nothing inside of it changes."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
-from kpatch.names import globs
+from kpatch.names import attention, globs
 from kpatch.names import optimizers as opt
 from kpatch.names.misses import Miss
 from kpatch.names.tree import ACTIVATIONS, KEPT, LAYER, STORED, Walk, descend, distinct, spelled, variables_of
@@ -196,25 +196,42 @@ class ModelIndex:
     def activations(self, selector):
         """The nodes of the layers whose activation a selector means, in the model's order, and which one it is.
 
-        That is `"output"` or `"input"`, and the keys of a tensor in it, if there are several: `("cache",)`. No nodes,
-        if the selector means variables.
+        That is `"output"` or `"input"`, and the keys of a tensor in it, if there are several: `("cache",)`; or
+        `"scores"` or `"heads"` of attention. No nodes, if the selector means variables.
+
+        Raises:
+            ResolutionError: without a glob, it means several activations.
+            UnsupportedError: without a glob, the layer has no scores or heads.
         """
         keys = keys_of(selector)
         at = max((place for place, key in enumerate(keys) if key in ACTIVATIONS), default=0)
         inner = tuple(keys[at + 1 :])
+        if not at and keys[-1] in attention.SIDES and len(keys) > 1:
+            return self._steps(selector, keys), keys[-1], ()
         if not at or (inner and (any(type(key) is not str for key in inner) or self._match(selector, keys))):
             return [], None, ()
         forms = [form[: len(form) - len(inner)] for form in self.forms(selector, keys)]
         found = distinct([node for form in forms for node in self.nodes_before(form) if node.kind == LAYER])
-        if len(found) > 1 and not selector.is_glob:
-            paths = ", ".join(repr(spelled([*node.keys(), *keys[at:]])) for node in found[:8])
-            raise ResolutionError(f"'{selector}' means several activations", notes=[f"candidates: {paths}"]).locate(
-                selector.span
-            )
+        _refuse_several(selector, found, keys[at:])
         return found, keys[at], inner
 
+    def _steps(self, selector, keys):
+        """The nodes of the attention layers of which a selector means a step; a variable's name comes first."""
+        nodes = distinct([node for form in self.forms(selector, keys) for node in self.nodes_before(form)])
+        found = [node for node in nodes if node.kind == LAYER and attention.is_attention(node.item)]
+        if not found or self._match(selector, keys):
+            return []
+        if selector.is_glob:
+            return [node for node in found if attention.has(node.item, keys[-1])]
+        _refuse_several(selector, found, keys[-1:])
+        try:
+            attention.sublayer(found[0].item, keys[-1])
+        except UnsupportedError as error:
+            raise error.locate(selector.span) from None
+        return found
+
     def _refuse_activation(self, selector, keys):
-        if any(key in ACTIVATIONS for key in keys) and self.activations(selector)[0]:
+        if any(key in (*ACTIVATIONS, *attention.SIDES) for key in keys) and self.activations(selector)[0]:
             message = f"'{selector}' is an activation; kpatch.rewrite and kpatch.intervene edit those"
             raise UnsupportedError(message).locate(selector.parts[-1].span)
 
@@ -308,6 +325,13 @@ def _without_last(selector):
     rest = last.value.rpartition("/")[0] if type(last) is Name else ""
     parts = (*selector.parts[:-1], *[Name(rest, last.span)] * bool(rest))
     return replace(selector, parts=parts)
+
+
+def _refuse_several(selector, nodes, keys):
+    if len(nodes) > 1 and not selector.is_glob:
+        paths = ", ".join(repr(spelled([*node.keys(), *keys])) for node in nodes[:8])
+        message = f"'{selector}' means several activations"
+        raise ResolutionError(message, notes=[f"candidates: {paths}"]).locate(selector.span)
 
 
 # Chains of names -----------------------------------------------------------------------------------------------------

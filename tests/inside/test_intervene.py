@@ -446,7 +446,7 @@ def test_what_is_not_computed():
     assert str(caught.value) == (
         "'mha._softmax.output' was not computed in the block, though the model ran, so nothing was edited\n"
         "  line 1, column 1\n    mha._softmax.output = 0\n    ^^^^^^^^^^^^^^^^^^^\n"
-        "  fused attention computes no scores; return_attention_scores=True in the call forbids it"
+        "  fused attention calls no softmax; 'mha.scores' is what it gives, and has the layer compute it"
     )
     assert unpatched(model)
     with kpatch.intervene(model, text):
