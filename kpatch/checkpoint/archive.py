@@ -1,5 +1,8 @@
 """The weights in a `.keras` archive: their place and that of their checksum."""
 
+import contextlib
+import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -17,6 +20,7 @@ LARGEST_RATIO = 100  # times its compressed bytes
 VERIFIED = (
     2**24
 )  # bytes: the checksum of weights up to this size is verified; a wrong one of larger weights stays wrong
+COPIED = 2**20  # bytes copied at a time
 
 _LOCAL, _CENTRAL, _DESCRIPTOR = b"PK\3\4", b"PK\1\2", b"PK\7\x08"
 
@@ -138,6 +142,42 @@ def _verify(path, file, entry):
     file.seek(entry.start)
     if zlib.crc32(file.read(entry.length)) != entry.crc:
         raise FileError(f"'{path}' is damaged: the checksum of {WEIGHTS} is wrong")
+
+
+@contextlib.contextmanager
+def weights_of(path, entry):
+    """A block with the weights of an archive as a file of their own; at its end the archive is written anew with them.
+
+    Args:
+        path: the archive, or a copy of it.
+        entry: its `Member`.
+    """
+    weights, fresh = (path.with_name(f".kpatch-{name}") for name in ("weights", "archive"))
+    try:
+        with path.open("rb") as file, weights.open("xb") as target:
+            file.seek(entry.start)
+            for start in range(0, entry.length, COPIED):
+                target.write(file.read(min(COPIED, entry.length - start)))
+        yield weights
+        _rewrite(path, weights, fresh)
+        os.replace(fresh, path)
+    finally:
+        for each in (weights, fresh):
+            each.unlink(missing_ok=True)
+
+
+def _rewrite(path, weights, out):
+    """Writes an archive with the entries of another, and other weights."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "x") as new:
+        new.comment = old.comment
+        for info in old.infolist():
+            entry = zipfile.ZipInfo(info.filename, info.date_time)
+            for name in ("compress_type", "comment", "create_system", "external_attr", "internal_attr"):
+                setattr(entry, name, getattr(info, name))
+            with weights.open("rb") if info.filename == WEIGHTS else old.open(info) as source:
+                entry.file_size = os.path.getsize(weights) if info.filename == WEIGHTS else info.file_size
+                with new.open(entry, "w") as target:
+                    shutil.copyfileobj(source, target, COPIED)
 
 
 class Checksum:

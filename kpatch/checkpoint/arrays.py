@@ -1,5 +1,6 @@
 """`Array`: an array in a file, and its place."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,8 @@ class Array:
         offset: the offset of its first byte, or `None` if its bytes are not stored contiguously in native form.
         shape, dtype: its shape, and the name of its dtype.
         refusal: the reason why it cannot be edited, or `None`.
-        reader: the function that reads it from an open file if `offset` is `None`.
+        reader: the function that reads it from an open file if `offset` and `packed` are `None`.
+        packed: its `packed.Packed` if h5py must decode it, else `None`.
         label: its name in the file as one text; else its keys are joined by `/`.
         called: a chain of names that is preferred to `keys`, or `None`.
         others: further chains of names.
@@ -42,6 +44,7 @@ class Array:
     dtype: str
     refusal: str | None = None
     reader: Any = field(default=None, repr=False)
+    packed: Any = None
     label: str | None = None
     called: tuple | None = None
     others: tuple = ()
@@ -83,14 +86,18 @@ class Array:
         """The array, memory-mapped if its bytes are contiguous; read from `file`, of the same layout, if given."""
         if self.offset is not None and not self.size:
             return np.empty(self.shape, self.numpy)
+        with self._failing(), file or self.file.open() as opened:
+            if self.offset is None:
+                return (self.reader or self.packed.whole)(opened)
+            if disk.RENAMES_OPEN:
+                return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
+            values = np.fromfile(opened, self.numpy, self.size, offset=self.offset - opened.tell())
+            return values.reshape(self.shape)
+
+    @contextlib.contextmanager
+    def _failing(self):
         try:
-            with file or self.file.open() as opened:
-                if self.offset is None:
-                    return self.reader(opened)
-                if disk.RENAMES_OPEN:
-                    return np.memmap(opened, self.numpy, "r", self.offset, self.shape).view(np.ndarray)
-                values = np.fromfile(opened, self.numpy, self.size, offset=self.offset - opened.tell())
-                return values.reshape(self.shape)
+            yield
         except FileError:
             raise
         except (OSError, ValueError) as error:
@@ -98,18 +105,44 @@ class Array:
 
     def blocks(self):
         """The flat entries, one block at a time, as pairs of the number of the block's first entry and the block."""
-        if self.offset is None:
+        if self.offset is None and self.packed is None:
             yield from in_blocks(self.view())
             return
         step = BLOCK // self.numpy.itemsize
-        with self.file.open() as file:
+        with self.flat() as read:
             for start in range(0, self.size, step):
-                count = min(step, self.size - start) * self.numpy.itemsize
-                data = read_at(file.fileno(), count, self.offset + start * self.numpy.itemsize)
-                if len(data) < count:
-                    raise FileError(f"'{self.file}' is shorter than its header says")
-                yield start, np.frombuffer(data, self.numpy)
-            self.file.check()
+                yield start, read(start, min(step, self.size - start))
+
+    @contextlib.contextmanager
+    def flat(self, file=None):
+        """A block with a function of a start and a count, which reads flat entries, fastest in their order.
+
+        They are read from `file`, of the same layout, if given; else the file is checked at the end.
+        """
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(file or self.file.open())
+            with self._failing():
+                packed = self.packed and stack.enter_context(self.packed.reader(opened))
+            plain = self._reader(opened.fileno())
+
+            def decoded(start, count):
+                with self._failing():
+                    return packed(start, count)
+
+            yield plain if packed is None else decoded
+            if file is None:
+                self.file.check()
+
+    def _reader(self, descriptor):
+        size = self.numpy.itemsize
+
+        def read(start, count):
+            data = read_at(descriptor, count * size, self.offset + start * size)
+            if len(data) < count * size:
+                raise FileError(f"'{self.file}' is shorter than its header says")
+            return np.frombuffer(data, self.numpy)
+
+        return read
 
 
 @dataclass(eq=False)

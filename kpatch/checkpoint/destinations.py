@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kpatch.checkpoint import editor, formats, journal, outputs, recovery
+from kpatch.checkpoint.arrays import Array
 from kpatch.checkpoint.copying import copy_of
 from kpatch.checkpoint.disk import Source, failing
 from kpatch.checkpoint.editor import Editor
@@ -47,7 +48,7 @@ def check_output(
 def editor_of(
     opened: Checkpoint,
     out: "str | os.PathLike[str] | None",
-    changed: list[Source],
+    arrays: list[Array],
     keep: str | None,
     overwrite: bool,
     donors: list[Source],
@@ -57,11 +58,13 @@ def editor_of(
     Args:
         opened: the checkpoint.
         out: the path of the result; `None` is the checkpoint itself.
-        changed: the files that will be written to.
+        arrays: the arrays that will be written to.
         keep: the text of the patch, if a journal is kept for `undo`, else `None`.
         overwrite: whether `out` may be replaced.
         donors: the `Source`s of what else is read.
     """
+    changed = list(dict.fromkeys(array.file for array in arrays))
+    decoded = [array for array in arrays if array.packed]
     if out is None:
         _check_in_place(opened, changed, donors)
         return editor.in_place(opened.real, opened.files, opened.entry, keep, donors)
@@ -70,13 +73,13 @@ def editor_of(
     check_output(out, opened.path, inputs, overwrite)
     unchanged = [*opened.sources, *donors]
     if opened.kind in IN_FOLDERS:
-        return _folder(opened, out, changed, keep, unchanged)
+        return _folder(opened, out, changed, keep, unchanged, decoded)
     if opened.kind == formats.SHARDED:
-        return _shards(opened, out, keep, inputs, unchanged)
+        return _shards(opened, out, keep, inputs, unchanged, decoded)
     if os.path.exists(out):
         recovery.recover(Source(out).real)  # a journal of an edit that was cut off would be of the file replaced
     results = {opened.files[0]: outputs.Output(out, overwrite=overwrite)}
-    return editor.aside(results, opened.entry, keep, [], inputs, unchanged)
+    return editor.aside(results, opened.entry, keep, [], inputs, unchanged, decoded)
 
 
 def _check_in_place(opened: Checkpoint, changed: list[Source], donors: list[Source]) -> None:
@@ -104,7 +107,14 @@ def _check_in_place(opened: Checkpoint, changed: list[Source], donors: list[Sour
 # Sharded weights of Keras
 
 
-def _shards(opened: Checkpoint, out: Path, keep: str | None, inputs: dict[Any, str], unchanged: list[Source]) -> Any:
+def _shards(
+    opened: Checkpoint,
+    out: Path,
+    keep: str | None,
+    inputs: dict[Any, str],
+    unchanged: list[Source],
+    decoded: list[Array],
+) -> Any:
     base = out.name.removesuffix(formats.SHARDED)
     results = {
         file: outputs.Output(out.with_name(f"{base}_{number:05}.weights.h5"))
@@ -113,7 +123,7 @@ def _shards(opened: Checkpoint, out: Path, keep: str | None, inputs: dict[Any, s
     for result in results.values():
         _check_new(result.path)
     texts = [(outputs.Output(out), _renamed(opened, results))]
-    return editor.aside(results, None, keep, texts, inputs, unchanged)
+    return editor.aside(results, None, keep, texts, inputs, unchanged, decoded)
 
 
 def _check_new(path: "str | os.PathLike[str]") -> None:
@@ -139,7 +149,12 @@ def _renamed(opened: Checkpoint, results: dict[Source, outputs.Output]) -> str:
 
 @contextlib.contextmanager
 def _folder(
-    opened: Checkpoint, out: Path, changed: list[Source], keep: str | None, unchanged: list[Source]
+    opened: Checkpoint,
+    out: Path,
+    changed: list[Source],
+    keep: str | None,
+    unchanged: list[Source],
+    decoded: list[Array],
 ) -> Iterator[Any]:
     """An `Editor` of a new folder, which gets its name when it is complete."""
     files = {source: source.path.name for source in opened.sources}
@@ -157,7 +172,7 @@ def _folder(
         copies = {source: made / files[source] for source in opened.files if source in changed}
         results = {source: (files[source], made / files[source]) for source in opened.files}
         log = journal.done(made / opened.real.name)
-        with editor.of_copies(copies, opened.entry, results, keep, log) as found:
+        with editor.of_copies(copies, opened.entry, results, keep, log, decoded) as found:
             yield found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kpatch.checkpoint import journal, recovery
+from kpatch.checkpoint import journal, packed, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
 from kpatch.checkpoint.copying import END, Copy
@@ -30,7 +30,8 @@ class Editor:
 
     Args:
         files: the `Source` of the arrays → the path to write to: its own or that of a copy.
-        entry: the `archive.Member` that contains the arrays, or `None`.
+        entry: the `archive.Member` of the first file that contains the arrays, or `None`.
+        twins: arrays that h5py must decode → what is read and written for them: their decoded copies in other files.
 
     Raises:
         FileError: a file written in place is no longer the parsed one.
@@ -40,8 +41,10 @@ class Editor:
         numbers: the number of each file in the journal.
     """
 
-    def __init__(self, files, entry):
-        self.paths = files
+    def __init__(self, files, entry, twins=None):
+        self._twins = twins or {}
+        self.paths = {**files, **{twin.file: twin.file.real for twin in self._twins.values()}}
+        self._main = next(iter(files), None)
         self.numbers = {file: number for number, file in enumerate(files)}
         self.log = None
         self._entry = entry
@@ -57,8 +60,7 @@ class Editor:
             for known, path in self.paths.items():
                 self._descriptors[known] = self._opened(known, path, stack)
             if self._entry is not None:  # read now: this process may have edited the file since it was parsed
-                [file] = self.paths
-                self._old_sum = self.bytes(file, self._entry.fields[0], 4)
+                self._old_sum = self.bytes(self._main, self._entry.fields[0], 4)
                 self._sum = Checksum(struct.unpack("<I", self._old_sum)[0], self._entry.length)
             self._stack = stack.pop_all()
         return self
@@ -80,8 +82,18 @@ class Editor:
     def descriptor(self, file):
         return self._descriptors[file]
 
-    def open(self, array):
-        """The file that is written to, opened to read an array, even if its path now names another file."""
+    def view(self, array):
+        """The values of an array of any file; of one that is written to, as they are now."""
+        array = self._twins.get(array, array)
+        return array.view(self._file(array))
+
+    def _file(self, array):
+        """The file that is written to, opened to read an array, even if its path now names another file.
+
+        `None` is the array's own file: it is of another file, or h5py decodes it, and it stays in the copy as it was.
+        """
+        if array.file not in self._descriptors or (array.file in self._copies and array.offset is None):
+            return None
         self.flush()
         self._settle(array)
         return os.fdopen(os.dup(self._descriptors[array.file]), "rb")
@@ -89,8 +101,7 @@ class Editor:
     def _settle(self, array):
         """Has an array in the copy, as it is written so far."""
         if array.file in self._copies:
-            start, stop = (0, END) if array.offset is None else (array.offset, array.offset + array.nbytes)
-            self._copies[array.file].settle(start, stop)
+            self._copies[array.file].settle(array.offset, array.offset + array.nbytes)
 
     def bytes(self, file, offset, count):
         """`count` bytes from `offset` on, with pending replacements written."""
@@ -104,30 +115,24 @@ class Editor:
         return data
 
     def read(self, array, start, count):
-        """`count` flat entries from `start` on."""
+        """`count` flat entries from `start` on, of an array of a file that is written to."""
+        array = self._twins.get(array, array)
         size = array.numpy.itemsize
         return np.frombuffer(self.bytes(array.file, array.offset + start * size, count * size), array.numpy)
 
     def reader(self, array):
         """A function of a start and a count that reads flat entries of an array of any file."""
-        if array.file in self._descriptors:
+        array = self._twins.get(array, array)
+        if array.file in self._descriptors and array.offset is not None:
             return functools.partial(self.read, array)
-        descriptor = self._stack.enter_context(array.file.open()).fileno()
-
-        def read(start, count):
-            size = array.numpy.itemsize
-            data = read_at(descriptor, count * size, array.offset + start * size)
-            if len(data) < count * size:
-                raise FileError(f"'{array.file}' is shorter than its header says")
-            return np.frombuffer(data, array.numpy)
-
-        return read
+        return self._stack.enter_context(array.flat(self._file(array)))
 
     def put(self, array, flat, values):
         """Writes values to entries at ascending flat offsets.
 
         Nearby entries are joined to one replacement, so that there are few replacements for each block.
         """
+        array = self._twins.get(array, array)
         self._settle(array)
         size = array.numpy.itemsize
         gap, block = GAP // size, BLOCK // size
@@ -149,6 +154,7 @@ class Editor:
 
     def put_row(self, array, start, old, new):
         """Writes consecutive entries whose old values are known."""
+        array = self._twins.get(array, array)
         offset, copy = array.offset + start * array.numpy.itemsize, self._copies.get(array.file)
         if copy is None or copy.behind is None or self.log is not None:
             self._replace([(array.file, offset, old.tobytes(), new.tobytes())])
@@ -186,8 +192,9 @@ class Editor:
         made = [each for each in self._waiting if each[2] != each[3]]
         self._waiting, self._size, self._spans = [], 0, {}
         if self._sum is not None:
-            for _, offset, old, new in made:
-                self._sum.replace(offset - self._entry.start, old, new)
+            for file, offset, old, new in made:
+                if file is self._main:
+                    self._sum.replace(offset - self._entry.start, old, new)
         return made
 
     def _write(self, made):
@@ -204,8 +211,8 @@ class Editor:
             copy.settle(0, END)
         made = self._changed()
         if self._sum is not None:
-            [file], new = self.paths, struct.pack("<I", self._sum.value)
-            made += [(file, place, self._old_sum, new) for place in self._entry.fields if new != self._old_sum]
+            new = struct.pack("<I", self._sum.value)
+            made += [(self._main, place, self._old_sum, new) for place in self._entry.fields if new != self._old_sum]
         self._write(made)
         for copy in self._copies.values():
             copy.finish()
@@ -214,7 +221,7 @@ class Editor:
 
 
 @contextlib.contextmanager
-def aside(outputs, entry, keep, texts, inputs, unchanged):
+def aside(outputs, entry, keep, texts, inputs, unchanged, decoded):
     """An `Editor` of copies of files, which replace the outputs at the end; on an exception no output changes.
 
     Args:
@@ -224,6 +231,7 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
         texts: pairs of a further `Output` and its text, which are put in place last.
         inputs: as for `outputs.written`.
         unchanged: the `Source`s that must not change up to the end.
+        decoded: as for `of_copies`.
     """
     results = [*outputs.values(), *(output for output, _ in texts)]
     kept = [journal.output(results[-1].path)] if keep is not None else []
@@ -231,7 +239,7 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
         copies = dict(zip(outputs, files[len(kept) :], strict=False))
         names = (os.path.basename(os.path.realpath(output.path)) for output in outputs.values())
         named = {source: (name, copy) for name, (source, copy) in zip(names, copies.items(), strict=True)}
-        with of_copies(copies, entry, named, keep, files[0]) as editor:
+        with of_copies(copies, entry, named, keep, files[0], decoded) as editor:
             yield editor
         for (_, text), file in zip(texts, files[len(kept) + len(copies) :], strict=True):
             file.write_text(text, encoding="utf-8")
@@ -241,7 +249,7 @@ def aside(outputs, entry, keep, texts, inputs, unchanged):
 
 
 @contextlib.contextmanager
-def of_copies(copies, entry, results, keep, log):
+def of_copies(copies, entry, results, keep, log, decoded):
     """An `Editor` of copies of files, which writes all that is pending at the end.
 
     Args:
@@ -250,16 +258,22 @@ def of_copies(copies, entry, results, keep, log):
         results: the `Source` of each file of the result → the name that it will have, and its path now.
         keep: the text of the patch, if a journal is kept, else `None`.
         log: the path of that journal.
+        decoded: the arrays that change and that h5py must decode; a journal cannot have such changes.
     """
-    with Editor(copies, entry) as editor, contextlib.ExitStack() as stack:
-        if keep is not None:
-            described = [(name, os.stat(path)) for name, path in results.values()]
-            editor.log = stack.enter_context(contextlib.closing(journal.Journal(log, described, keep)))
-            editor.numbers = {source: number for number, source in enumerate(results)}
-        yield editor
-        editor.finish()
-        if keep is not None:
-            editor.log.keep()
+    folder = next((path.parent for path in copies.values()), None)
+    with packed.unpacked(decoded, folder) as twins:
+        with Editor(copies, entry, twins) as editor, contextlib.ExitStack() as stack:
+            if keep is not None:
+                described = [(name, os.stat(path)) for name, path in results.values()]
+                editor.log = stack.enter_context(contextlib.closing(journal.Journal(log, described, keep)))
+                editor.numbers = {source: number for number, source in enumerate(results)}
+            yield editor
+            editor.finish()
+            if keep is not None:
+                editor.log.keep()
+        for source, path in copies.items():
+            if of_file := {array: twin for array, twin in twins.items() if array.file is source}:
+                packed.repack(path, entry, of_file)
 
 
 @contextlib.contextmanager

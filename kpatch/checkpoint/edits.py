@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kpatch.checkpoint import destinations, editor, formats, journal, recovery
+from kpatch.checkpoint.arrays import Array
 from kpatch.checkpoint.disk import Source, failing
 from kpatch.checkpoint.given import Given
 from kpatch.checkpoint.names import FileNames
@@ -164,8 +165,10 @@ def apply(
         out = as_path(out)
         destinations.check_output(out, opened.path, {}, overwrite)  # before the work is done
     checked = _check(opened, *bound(patch, bindings, named), expect)
+    if in_place or journal:
+        _check_rewritable(checked, in_place)
     told = checked.patch.source if journal else None
-    with destinations.editor_of(opened, out, _changed(checked), told, overwrite, _donors(checked)) as made:
+    with destinations.editor_of(opened, out, _written(checked), told, overwrite, _donors(checked)) as made:
         store = Stored(checked.names, made)
         try:
             execute.run(checked, store)
@@ -265,9 +268,21 @@ def log(path: "str | os.PathLike[str]") -> list[Logged]:
         return [Logged(head.time, head.patch, each.stat().st_size, each) for head, each in found]
 
 
-def _changed(checked: Checked) -> list[Source]:
-    """The files that the patch writes to."""
-    return list(dict.fromkeys(array.file for step in checked.edits for array in step.place.parts))
+def _written(checked: Checked) -> list[Array]:
+    """The arrays that the patch writes to."""
+    return list(dict.fromkeys(array for step in checked.edits for array in step.place.parts))
+
+
+def _check_rewritable(checked: Checked, in_place: bool) -> None:
+    """Raises an `UnsupportedError` if the patch writes to an array that h5py encodes: no journal has such a change."""
+    for step in checked.edits:
+        for array in step.place.parts:
+            if array.packed:
+                what, way = "is not edited in place", "name an output (out=, -o OUT)"
+                if not in_place:
+                    what, way = "is edited without a journal", "leave out journal=True (--journal)"
+                message = f"'{step.place.path}' {what}, since it is stored {array.packed.told}; {way}"
+                raise UnsupportedError(message).locate(step.statement.target.span, checked.patch.source)
 
 
 def _donors(checked: Checked) -> list[Source]:

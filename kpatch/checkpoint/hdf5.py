@@ -3,43 +3,13 @@
 import io
 import math
 
-import numpy as np
-
-from kpatch.checkpoint import heaps, legacy
+from kpatch.checkpoint import heaps, legacy, packed
 from kpatch.checkpoint.arrays import BY_NAME, Array
+from kpatch.checkpoint.packed import ERRORS, Packed, Window
 from kpatch.errors import FileError
 
 MAX_DEPTH = 64  # groups in groups
 MAX_OBJECTS = 2**20
-
-
-class Window(io.RawIOBase):
-    """A part of an open file as a file: an uncompressed entry of an archive."""
-
-    def __init__(self, file, start, length):
-        self._file = file
-        self._start, self._length, self._at = start, length, 0
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def seek(self, offset, whence=io.SEEK_SET):
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        return self._at
-
-    def tell(self):
-        return self._at
-
-    def readinto(self, buffer):
-        count = max(0, min(len(buffer), self._length - self._at))
-        self._file.seek(self._start + self._at)
-        data = self._file.read(count)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def arrays(source, file, start=0, length=None):
@@ -65,7 +35,7 @@ def arrays(source, file, start=0, length=None):
             return found
     except FileError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's forms of libhdf5's errors
+    except ERRORS as error:
         reason = " ".join(str(error).split())
         raise FileError(f"'{source}' holds no readable HDF5 data: {reason}") from error
 
@@ -131,20 +101,14 @@ def _array(keys, dataset, dtype, path, start, length):
         raise FileError(f"'{path}' is damaged: '{shown}' {shape} {dtype} would reach beyond its end")
     if offset is None and nbytes > max(2**20, 1000 * dataset.id.get_storage_size()):
         raise FileError(f"'{path}' is refused: '{shown}' {shape} {dtype} is {nbytes} bytes large, with none stored")
-    refusal = None
-    if nbytes and offset is None:
-        refusal = "it is stored compressed or in chunks"
-    elif dataset.dtype.byteorder == ">":
-        refusal = "its byte order is that of another machine"
-    if refusal is None:
+    if not nbytes or (offset is not None and dataset.dtype.byteorder != ">"):
         return Array(keys, path, start + (offset or 0), shape, dtype)
-    return Array(keys, path, None, shape, dtype, refusal, lambda file: _read(file, start, length, keys, dtype))
+    place = Packed(start, length, shown, dtype, _told(dataset))
+    return Array(keys, path, None, shape, dtype, packed.refusal(dataset), packed=place)
 
 
-def _read(file, start, length, keys, dtype):
-    """An array that h5py must decode, read from an open file."""
-    import h5py
-
-    with Window(file, start, length) as window, h5py.File(window, "r") as opened:
-        values = np.asarray(opened["/".join(keys)][()])
-    return values.view(BY_NAME[dtype]) if dtype == "bfloat16" else values.astype(BY_NAME[dtype])
+def _told(dataset):
+    """How an array is stored that h5py must decode."""
+    if dataset.chunks:
+        return "compressed or in chunks"
+    return "in the byte order of another machine" if dataset.dtype.byteorder == ">" else "in the header of a dataset"

@@ -136,10 +136,7 @@ class Stored(execute.Named):
         """Entries of an array of a file, or of a variable, by their flat offsets; or all of them."""
         if not isinstance(array, Array):
             return encoding.of_variable(array, flat)
-        if self.editor is None or id(array) not in self._own:
-            values = array.view()
-        else:
-            values = array.view(self.editor.open(array))
+        values = array.view() if self.editor is None else self.editor.view(array)
         return values if flat is None else values.reshape(-1)[flat]
 
     def value(self, place):
@@ -279,7 +276,7 @@ class Stored(execute.Named):
     def _reader(self, place):
         """A function of a start and a count that reads flat entries; from a file, without memory for all of them."""
         array = place.variable
-        if place.weight is None and isinstance(array, Array) and array.offset is not None:
+        if place.weight is None and isinstance(array, Array):
             return self.editor.reader(array)
         values = self.array(place).reshape(-1)
         return lambda start, count: values[start : start + count]

@@ -79,7 +79,7 @@ def _part(new: Any, region: Block) -> Any:
     def read(file: Any) -> np.ndarray:
         return np.ascontiguousarray(new.view(file)[region.index]).reshape(region.shape)
 
-    return replace(new, offset=None, shape=region.shape, refusal="it is a part of an array", reader=read)
+    return replace(new, offset=None, shape=region.shape, refusal="it is a part of an array", reader=read, packed=None)
 
 
 def _region(flat: np.ndarray, shape: tuple[int, ...]) -> Block | None:
