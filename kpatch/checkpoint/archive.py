@@ -1,6 +1,5 @@
 """The weights in a `.keras` archive: their place and that of their checksum."""
 
-import contextlib
 import os
 import shutil
 import struct
@@ -144,29 +143,7 @@ def _verify(path, file, entry):
         raise FileError(f"'{path}' is damaged: the checksum of {WEIGHTS} is wrong")
 
 
-@contextlib.contextmanager
-def weights_of(path, entry):
-    """A block with the weights of an archive as a file of their own; at its end the archive is written anew with them.
-
-    Args:
-        path: the archive, or a copy of it.
-        entry: its `Member`.
-    """
-    weights, fresh = (path.with_name(f".kpatch-{name}") for name in ("weights", "archive"))
-    try:
-        with path.open("rb") as file, weights.open("xb") as target:
-            file.seek(entry.start)
-            for start in range(0, entry.length, COPIED):
-                target.write(file.read(min(COPIED, entry.length - start)))
-        yield weights
-        _rewrite(path, weights, fresh)
-        os.replace(fresh, path)
-    finally:
-        for each in (weights, fresh):
-            each.unlink(missing_ok=True)
-
-
-def _rewrite(path, weights, out):
+def rewrite(path, weights, out):
     """Writes an archive with the entries of another, and other weights."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "x") as new:
         new.comment = old.comment

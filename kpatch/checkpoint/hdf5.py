@@ -82,13 +82,13 @@ def _add_name(array, keys):
 
 
 def _dtype(dataset):
-    """The dtype's name; `None` for strings and the like.
+    """The dtype's name; `None` for strings and the like, and for a dataset without values.
 
     HDF5 has no bfloat16: Keras stores two bytes of no kind, and an attribute, whose text need not be read.
     """
     if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and "dtype" in dataset.attrs:
         return "bfloat16"
-    return dataset.dtype.name if dataset.dtype.name in BY_NAME else None
+    return dataset.dtype.name if dataset.dtype.name in BY_NAME and dataset.shape is not None else None
 
 
 def _array(keys, dataset, dtype, path, start, length):

@@ -7,6 +7,7 @@ is encoded again. The memory of one row of chunks is enough, of which each chunk
 import contextlib
 import io
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.checkpoint import archive
+from kpatch.checkpoint import archive, heaps
 from kpatch.checkpoint.arrays import BLOCK, BY_NAME, Array, as_bits
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError
@@ -122,7 +123,7 @@ def _rows(dataset: Any) -> int:
         return 1
     least = dataset.chunks[0] if dataset.chunks else 1
     nbytes = least * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-    return least * max(1, BLOCK // nbytes)
+    return least * max(1, BLOCK // max(1, nbytes))
 
 
 def _decoded(values: Any, dtype: str) -> np.ndarray:
@@ -170,6 +171,8 @@ def unpacked(arrays: Sequence[Array], folder: Path | None) -> Iterator[dict[Arra
 def repack(path: Path, entry: archive.Member | None, twins: Mapping[Array, Array]) -> None:
     """Encodes what has changed in twins of arrays of a file.
 
+    The HDF5 file is written anew from what it holds, since libhdf5 crashes if it writes into a damaged one.
+
     Args:
         path: the file, or a copy of it.
         entry: the `archive.Member` that contains the arrays, or `None`.
@@ -178,23 +181,81 @@ def repack(path: Path, entry: archive.Member | None, twins: Mapping[Array, Array
     Raises:
         FileError: h5py cannot encode them.
     """
-    with contextlib.nullcontext(path) if entry is None else archive.weights_of(path, entry) as weights:
-        _encode(weights, twins)
-
-
-def _encode(path: Path, twins: Mapping[Array, Array]) -> None:
     import h5py
 
-    for array, twin in twins.items():
-        assert array.packed is not None
-        try:
-            with h5py.File(path, "r+") as opened:
-                _write(opened[array.packed.path], twin)
-        except FileError:
-            raise
-        except ERRORS as error:
-            reason = " ".join(str(error).split())
-            raise FileError(f"cannot write '{array.path}' as '{array.file}' stores it: {reason}") from error
+    name = next(iter(twins)).file
+    fresh, whole = (path.with_name(f".kpatch-{part}") for part in ("weights", "archive"))
+    start, length = (0, path.stat().st_size) if entry is None else (entry.start, entry.length)
+    try:
+        with path.open("rb") as file:
+            heaps.check(name, file, start, length)
+            with Window(file, start, length) as window, h5py.File(window, "r") as old, h5py.File(fresh, "x") as new:
+                _copy(old, new)
+                for array, twin in twins.items():
+                    _write(new[array.packed.path], twin)
+        if entry is not None:
+            archive.rewrite(path, fresh, whole)
+        os.replace(fresh if entry is None else whole, path)
+    except FileError:
+        raise
+    except ERRORS as error:
+        raise FileError(f"cannot encode the arrays of '{name}' again: {' '.join(str(error).split())}") from error
+    finally:
+        for each in (fresh, whole):
+            each.unlink(missing_ok=True)
+
+
+def _copy(old: Any, new: Any) -> None:
+    """Copies all that an open HDF5 file holds to another. Chunks are not decoded; what has several names keeps them."""
+    import h5py
+
+    copied: dict[int, Any] = {}  # by address
+    groups = [(old, new)]
+    _copy_attributes(old, new)
+    while groups:
+        group, target = groups.pop()
+        for name in group:
+            item, key = group[name], name.encode("utf-8", "surrogateescape")
+            address = h5py.h5o.get_info(item.id).addr
+            if address in copied:
+                target[name] = copied[address]
+                continue
+            if isinstance(item, h5py.Group):
+                made = h5py.h5g.create(target.id, key, gcpl=item.id.get_create_plist())
+                groups.append((item, h5py.Group(made)))
+                _copy_attributes(item, groups[-1][1])
+            elif isinstance(item, h5py.Dataset):
+                _copy_dataset(item, target, key)
+            else:
+                target[name] = item.dtype
+            copied[address] = target[name]
+
+
+def _copy_dataset(old: Any, target: Any, key: bytes) -> None:
+    """Copies a dataset to a group: its chunks as they are stored, other values by rows."""
+    import h5py
+
+    if old.external or old.is_virtual:
+        raise FileError(f"'{old.name}' keeps its values in other files")
+    created = old.id.get_create_plist()
+    new = h5py.Dataset(h5py.h5d.create(target.id, key, old.id.get_type().copy(), old.id.get_space(), created))
+    _copy_attributes(old, new)
+    if old.chunks:
+        for number in range(old.id.get_num_chunks()):
+            place = old.id.get_chunk_info(number)
+            mask, data = old.id.read_direct_chunk(place.chunk_offset)
+            new.id.write_direct_chunk(place.chunk_offset, data, mask)
+    elif old.shape == ():
+        new[()] = old[()]
+    elif old.shape:  # else it has no values
+        for start in range(0, old.shape[0], step := _rows(old)):
+            new[start : start + step] = old[start : start + step]
+
+
+def _copy_attributes(old: Any, new: Any) -> None:
+    for name, value in old.attrs.items():
+        known = old.attrs.get_id(name)
+        new.attrs.create(name, value, shape=known.shape, dtype=known.dtype)
 
 
 def _write(dataset: Any, twin: Array) -> None:
