@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from kpatch.checkpoint import archive, comparing, formats, safetensors, saving
+from kpatch.backends.present import without_keras
+from kpatch.checkpoint import archive, comparing, formats, remembered, safetensors, saving
+from kpatch.checkpoint.disk import Source
+from kpatch.checkpoint.names import FileIndex
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
 from kpatch.syntax import ast
@@ -17,6 +20,25 @@ def opened(path):
     if formats.kind(path) == formats.ARCHIVE and not archive.is_plain(path):
         return None
     return Checkpoint(path)
+
+
+def known_names(path):
+    """The names in a file as far as they are known without Keras; nothing is played back or written.
+
+    Raises:
+        FileError, OSError: the file cannot be read.
+    """
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "numpy"
+    kind = formats.kind(path)
+    source = Source(formats.main(path))
+    with source.parsed() as file:
+        found = formats.read(source, file, kind, path if kind == formats.FOLDER else None)
+    if found.config is None:
+        return [entry.path for entry in FileIndex(found.arrays).entries]
+    place = remembered.place(found.config, found.arrays) if without_keras() else None
+    kept = remembered.read(place, found.arrays) if place is not None else None
+    return [] if kept is None else [entry.path for entry in (*kept[0].entries, *kept[0].optimizer_entries())]
 
 
 def sidecar(patch_file, patch):

@@ -11,7 +11,7 @@ import click
 
 from kpatch.checkpoint import remembered
 from kpatch.errors import PatchError
-from kpatch.tools import applying, loading, printing
+from kpatch.tools import applying, completion, loading, printing
 from kpatch.tools.check import check_files, show_report
 
 AT_FAULT = {"diff": 2}  # how a command ends on an error; others end with 1
@@ -47,6 +47,11 @@ def _set(ctx: click.Context, option: click.Parameter, given: bool) -> None:
         setattr(ctx.ensure_object(printing.Printer), str(option.name), True)
 
 
+def _import(ctx: click.Context, option: click.Parameter, names: tuple[str, ...]) -> None:
+    if not ctx.resilient_parsing:  # a completion runs no code
+        loading.import_modules(names)
+
+
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option(
     "--json",
@@ -64,7 +69,7 @@ IMPORT = click.option(
     "modules",
     multiple=True,
     metavar="MODULE",
-    callback=lambda ctx, option, names: loading.import_modules(names),
+    callback=_import,
     expose_value=False,
     help="Run the code of a Python module first, for the custom classes that it registers; repeatable.",
 )
@@ -72,8 +77,16 @@ IMPORT = click.option(
 
 @main.command()
 @MODEL
-@click.argument("patch", required=False)
-@click.option("-e", "--edit", "edits", multiple=True, metavar="EDIT", help="Statements; repeatable, after PATCH's.")
+@click.argument("patch", required=False, shell_complete=completion.files)
+@click.option(
+    "-e",
+    "--edit",
+    "edits",
+    multiple=True,
+    metavar="EDIT",
+    help="Statements; repeatable, after PATCH's.",
+    shell_complete=completion.statements,
+)
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT.keras", help="The file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.keras if it exists.")
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
@@ -129,7 +142,7 @@ def apply(
 
 
 @main.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=completion.files)
 @click.option(
     "--model", type=click.Path(path_type=Path), metavar="MODEL.keras", help="Also check the names in this model."
 )
@@ -156,7 +169,7 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 
 @main.command()
 @MODEL
-@click.argument("selector", required=False)
+@click.argument("selector", required=False, shell_complete=completion.selectors)
 @click.option("--stats", is_flag=True, help="Also show the standard deviation, and count zeros, NaN and infinities.")
 @IMPORT
 @JSON

@@ -238,8 +238,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 SECOND = """
 import sys
+from click.shell_completion import ShellComplete
 from kpatch.tools.command_line import main
 
+completed = ShellComplete(main, {}, "kpatch", "").get_completions(["show", "model.keras"], "inner.proj.")
+print([item.value for item in completed])
 patch = "**.kernel[abs(_) < 0.5] = 0; layers[-1].bias += 1"
 for command in (["show", "model.keras"], ["apply", "model.keras", "-e", patch, "-o", "out.keras", "--overwrite"]):
     main(command, standalone_mode=False)
@@ -259,5 +262,6 @@ def test_the_second_look_needs_no_keras(tmp_path):
         texts.append(done.stdout.splitlines())
         files.append(Path(tmp_path, "out.keras").read_bytes())
     assert [lines[-1] for lines in texts] == ["True", "False"]
-    assert texts[0][:-1] == texts[1][:-1]
+    assert [lines[0] for lines in texts] == ["[]", "['inner.proj.kernel', 'inner.proj.bias']"]
+    assert texts[0][1:-1] == texts[1][1:-1]
     assert files[0] == files[1]
