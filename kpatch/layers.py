@@ -186,7 +186,8 @@ class PatchedLayer(keras.layers.Wrapper):
         **kwargs: Any,
     ) -> None:
         if not isinstance(layer, keras.Layer):
-            raise PatchError(f"kpatch.layers.PatchedLayer wraps a Keras layer. Received: {reprlib.repr(layer)}")
+            message = "kpatch.layers.PatchedLayer wraps a Keras layer: PatchedLayer(layer, patch). Received: "
+            raise PatchError(message + reprlib.repr(layer))
         held = WeightsPatch(patch, bindings)
         name = name or unique(named_by(held.text, layer.name))
         super().__init__(layer, name=name, autocast=False, **kwargs)  # so that the patch sees what is stored

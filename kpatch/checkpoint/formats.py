@@ -100,7 +100,13 @@ def kind(path: "str | os.PathLike[str]") -> str:
     by_name = _FOREIGN.get(end.lower()) if start else None
     if told := _FOREIGN_MARKS.get(start[:4], by_name):
         raise _foreign(path, told)
-    raise FileError(f"'{path}' does not end in {NAMED}")
+    notes = ["it looks like a patch, which comes after the model"] if is_like_a_patch(path) else []
+    raise FileError(f"'{path}' does not end in {NAMED}", notes=notes)
+
+
+def is_like_a_patch(path: "str | os.PathLike[str]") -> bool:
+    """Whether what was given as a model has the name of a patch file, or is a statement."""
+    return os.fspath(path).endswith(".kpatch") or ("=" in os.fspath(path) and not os.path.exists(path))
 
 
 def _start(path: "str | os.PathLike[str]") -> bytes:

@@ -1,6 +1,7 @@
 """`show`: the names of a model or a file that a patch can address, with shapes, dtypes and values."""
 
 import os
+import reprlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -56,15 +57,19 @@ def selector_of(text: str) -> ast.Selector:
     """The selector in a text: the left side of a statement, without an index.
 
     Raises:
-        PatchSyntaxError: the text is something else.
+        PatchSyntaxError: the text is something else, or no text.
     """
+    examples = "examples are conv1, conv1.kernel, layers[0].bias"
+    given: Any = text
+    if not isinstance(given, str):
+        raise PatchSyntaxError(f"a selector is a text behind the model; {examples}. Received: {reprlib.repr(text)}")
     try:
         statements = parse(f"{text} = 0").statements
     except PatchError:
         statements = ()
     target = statements[0].target if len(statements) == 1 and isinstance(statements[0], ast.Edit) else None
     if target is None or target.index is not None or not isinstance(target.selector, ast.Selector):
-        raise PatchSyntaxError(f"not a selector: {text!r}; examples are conv1, conv1.kernel, layers[0].bias")
+        raise PatchSyntaxError(f"not a selector: {text!r}; {examples}")
     return target.selector
 
 

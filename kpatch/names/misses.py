@@ -85,7 +85,7 @@ class Miss:
         message, notes = f"no variable '{self.selector}'", [_contents(nodes[0], holder)]
         if type(form[at]) is int:
             message += f": {holder} has {len(nodes[0].layers)} layer{'s' * (len(nodes[0].layers) != 1)}"
-        elif form[0] in OF_PYTHON and (rest := self.index.entries_ending(form[1:])):
+        elif form[0] in OF_PYTHON and form[1:] and (rest := self.index.entries_ending(form[1:])):
             message += f"; a name begins at a layer of the model: '{rest[0].path}'"
         elif self.index.may_suggest():
             found, name = self._near(form, nodes, at)

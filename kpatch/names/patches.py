@@ -13,6 +13,7 @@ from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, join, parse
 
 MAX_PATCH = 64 * 2**20  # bytes in a patch file: `parse` reads no more
+MODELS = (".keras", ".h5", ".hdf5", ".safetensors", ".weights.json")  # the names of files that hold models
 
 
 class MakesPatch(Protocol):
@@ -44,8 +45,20 @@ def as_patch(patch: PatchLike) -> Patch:
         return patch.__kpatch__()
     raise PatchSyntaxError(
         "a patch is a str, a kpatch.Patch, a pathlib.Path, a kpatch.checkpoint.Diff, or a list of these. "
-        f"Received: patch={reprlib.repr(patch)} (of type {type(patch)})"
+        f"Received: patch={reprlib.repr(patch)} (of type {type(patch)})",
+        notes=_meant(patch),
     )
+
+
+def _meant(given: Any) -> list[str]:
+    """What somebody may have meant who hands in something else as a patch."""
+    if isinstance(given, bytes):
+        return ["patch.decode() makes a text of bytes"]
+    if isinstance(given, Mapping):
+        return ["the values of a patch's $names are handed in by bindings={...}"]
+    if hasattr(given, "trainable") or hasattr(given, "shape"):  # a layer, a variable, a tensor
+        return ["the patch comes second, as in kpatch.apply(model, patch) and kpatch.edit(x, patch)"]
+    return []
 
 
 def bound(
@@ -125,13 +138,16 @@ def read(name: str, limit: int = MAX_PATCH) -> bytes:
                 data = file.read(limit + 1)
     except OSError as error:
         raise unreadable(name, error) from error
+    if name.endswith(MODELS):
+        raise FileError(f"'{name}' is a model, not a patch; the model comes before the patch")
     if len(data) > limit:
         raise FileError(f"'{name}' is too long: it has more than {limit:,} bytes")
     return data
 
 
 def unreadable(name: str, error: OSError) -> FileError:
-    return FileError(f"cannot read '{name}': {reason(error)}")
+    notes = ["it may be a patch, which is a text and no path"] if "=" in name else []
+    return FileError(f"cannot read '{name}': {reason(error)}", notes=notes)
 
 
 def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:

@@ -11,6 +11,8 @@ from kpatch.syntax import Patch, ast
 from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.shown import Shown
 
+EMPTY = "the patch is empty: it has no statements"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -87,7 +89,8 @@ class Plan(Shown):
         patch: the `Patch`.
         steps: the steps, in order.
         rows: a `Row` for each writing statement and each of its matches.
-        warnings: a sentence for each statement that edits no entry, or all entries in spite of its index.
+        warnings: a sentence for each statement that edits no entry, or all entries in spite of its index; or one if
+            the patch is empty.
 
     Example:
         >>> import keras, kpatch
@@ -117,7 +120,7 @@ class Plan(Shown):
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        return plan_warnings(self._of_statements)
+        return (*plan_warnings(self._of_statements), *[EMPTY] * (not self.patch.statements))
 
     @cached_property
     def _of_statements(self) -> list[tuple[ast.Edit, Row]]:

@@ -95,6 +95,19 @@ def assignment(text):
     return None if found is None else f"an edit is 'target = value'; write '{found[1]} = {found[2]}'"
 
 
+_FILE = re.compile(r"[^\s=]{1,250}\.(?:(kpatch|patch|txt)|keras|h5|hdf5|safetensors|weights\.json)")
+
+
+def file(text):
+    """What to do with a text that is the name of a file; or `None`."""
+    found = _FILE.fullmatch(text)
+    if found is None:
+        return None
+    if found[1]:
+        return "this is the name of a patch file, not a patch; kpatch.load reads the file (on the command line: no -e)"
+    return "this is the name of a model file, not a patch; the model comes before the patch"
+
+
 def explain(error, parts, functions):
     """Adds to the error of names that mean no variable in an expression what their writer may have meant."""
     *before, last = parts

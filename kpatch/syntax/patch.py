@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from kpatch.errors import BindingError, LimitError, PatchSyntaxError
+from kpatch.syntax import habits
 from kpatch.syntax.ast import Node
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.parser import read_statements
@@ -135,7 +136,13 @@ def _text(patch: Patch) -> str:
 def _parse(text: str) -> Patch:
     if len(text) > MAX_SOURCE:
         raise LimitError(f"the patch has {len(text):,} characters; at most {MAX_SOURCE:,} are read")
-    return Patch(read_statements(text), text, (0, len(text)))
+    try:
+        return Patch(read_statements(text), text, (0, len(text)))
+    except PatchSyntaxError as error:
+        told = habits.file(text)
+        if told is None:
+            raise
+        raise PatchSyntaxError(told, span=(0, len(text)), source=text) from error
 
 
 def _parse_long(text: str) -> Patch:

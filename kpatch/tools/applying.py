@@ -7,6 +7,7 @@ from typing import Any
 from kpatch.checkpoint import disk, keras_files, outputs
 from kpatch.errors import FileError, PatchError
 from kpatch.names import patches
+from kpatch.run.plan import EMPTY
 from kpatch.syntax import Patch, parse
 from kpatch.tools import binding, printing
 from kpatch.tools.loading import load, opened_or_loaded
@@ -37,9 +38,12 @@ class Order:
 
 
 def run(order: Order) -> None:
+    told = printing.current()
     sources = ([_read(order.patch)] if order.patch is not None else []) + [(f"-e {e!r}", e) for e in order.edits]
     try:
         patch = parse("\n".join(text for _, text in sources))
+        if not patch.statements and not order.dry_run:
+            told.note(EMPTY)
         if order.out is not None:
             _check_output(order.out, order)
         if not _apply_to_file(order, patch):
@@ -54,7 +58,7 @@ def _read(name: str) -> tuple[str, str]:
         return ("standard input" if name == "-" else name), patches.read_text(name)
     except FileError as error:
         if "=" in name:
-            error.notes += (f"if it is a statement and no file: -e {name!r}",)
+            error.notes = (f"if it is a statement and no file: -e {name!r}",)
         raise
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kpatch.checkpoint import remembered
+from kpatch.checkpoint import formats, remembered
 from kpatch.errors import PatchError
 from kpatch.tools import applying, completion, loading, printing
 from kpatch.tools.check import check_files, show_report
@@ -19,6 +19,15 @@ AT_FAULT = {"diff": 2}  # how a command ends on an error; others end with 1
 
 class _Commands(click.Group):
     """Shows a `PatchError` as its text, without a traceback."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if not args[0].endswith(formats.SUFFIXES):
+                raise
+            first = f"A command comes first: kpatch apply {args[0]} PATCH, or kpatch show {args[0]}."
+            raise click.UsageError(f"{error.message} {first}", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         printing.make_encodable()
@@ -137,7 +146,8 @@ def apply(
     if out is None and not in_place and not dry_run:
         raise click.UsageError("Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan.")
     if patch is None and not edits:
-        raise click.UsageError("Nothing to apply: give a PATCH file, or statements by -e.")
+        missing = "MODEL is missing" if formats.is_like_a_patch(model) else "Nothing to apply"
+        raise click.UsageError(f"{missing}: give a PATCH file behind MODEL, or statements by -e.")
     applying.run(applying.Order(model, patch, edits, out, overwrite, dry_run, journal, binds, expect))
 
 
@@ -194,6 +204,8 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
             listing.selector_of(selector)
         except PatchError as error:
             raise click.UsageError(error.message) from None
+        if selector.endswith(formats.SUFFIXES) and not model.exists():
+            raise click.UsageError(f"MODEL comes before SELECTOR: kpatch show {selector} {model}")
     told = printing.current()
     source = loading.opened_or_loaded(model)
     with told.status(f"reading {model}"):

@@ -111,6 +111,25 @@ def test_errors_say_what_was_meant(model):
     patch = "a patch is a str, a kpatch.Patch, a pathlib.Path, a kpatch.checkpoint.Diff, or a list of these. Received: "
     assert message(kpatch.apply, model, None) == f"{patch}patch=None (of type <class 'NoneType'>)"
     assert message(kpatch.parse, 3) == "a patch is a string. Received: text=3 of type int"
+    second = "the patch comes second, as in kpatch.apply(model, patch) and kpatch.edit(x, patch)"
+    for function in (kpatch.apply, kpatch.plan, kpatch.hold, kpatch.rewrite, kpatch.intervene, kpatch.edit):
+        assert message(function, PATCH, model).endswith(f")\n{second}")
+    assert message(kpatch.edit, "_ = 0", np.ones(3)).endswith(f")\n{second}")
+    assert message(kpatch.apply, model, b"bias = 0") == (
+        f"{patch}patch=b'bias = 0' (of type <class 'bytes'>)\npatch.decode() makes a text of bytes"
+    )
+    assert message(kpatch.apply, model, {"a": 1}) == (
+        f"{patch}patch={{'a': 1}} (of type <class 'dict'>)\n"
+        "the values of a patch's $names are handed in by bindings={...}"
+    )
+    assert message(kpatch.apply, model, "dir/p.kpatch") == (
+        "this is the name of a patch file, not a patch; kpatch.load reads the file (on the command line: no -e)"
+    )
+    assert message(kpatch.apply, model, Path("bias = 0")) == (
+        "cannot read 'bias = 0': no such file or directory\nit may be a patch, which is a text and no path"
+    )
+    examples = "examples are conv1, conv1.kernel, layers[0].bias. Received: "
+    assert message(kpatch.show, "head", model).startswith(f"a selector is a text behind the model; {examples}")
     expected = "expected a Keras model or layer; Received: "
     file = "(of type <class 'str'>)\nkpatch.checkpoint.apply edits a file"
     assert message(kpatch.apply, "m.keras", PATCH) == f"{expected}'m.keras' {file}"
@@ -126,7 +145,7 @@ def test_errors_say_what_was_meant(model):
     assert (
         message(kpatch.diff, model, model, tolerance=-1) == "tolerance is a number of 0 or more. Received: tolerance=-1"
     )
-    wrapped = "kpatch.layers.PatchedLayer wraps a Keras layer. Received: 3"
+    wrapped = "kpatch.layers.PatchedLayer wraps a Keras layer: PatchedLayer(layer, patch). Received: 3"
     assert message(kpatch.layers.PatchedLayer, 3, "bias = 0") == wrapped
 
 

@@ -197,7 +197,7 @@ def test_a_byte_order_mark_is_no_part_of_a_patch(tmp_path):
 
 
 @pytest.mark.backend_free
-@pytest.mark.parametrize("other", [None, 5, {"a": 1}, b"a.b = 1", [5]])
+@pytest.mark.parametrize("other", [None, 5, [5]])
 def test_other_objects_are_no_patches(other):
     wrong = other[0] if isinstance(other, list) else other
     with pytest.raises(kpatch.PatchSyntaxError) as caught:
