@@ -8,9 +8,11 @@ Code that does not know the source text (indexing, functions, backends) raises w
 source by `PatchError.locate`, so the error shows the statement and a caret.
 """
 
+import functools
+import os
 import unicodedata
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -274,6 +276,42 @@ class FileError(PatchError, OSError):
     """A file cannot be read or written, or is not a Keras model."""
 
     __module__ = "kpatch"
+
+
+FRAMES = "KPATCH_TRACEBACK"  # the environment variable: with "full", errors show the frames inside kpatch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def boundary(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function: the traceback of its errors ends at the line that called it.
+
+    Notebooks and pytest hide the one frame that is left.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **given: P.kwargs) -> R:
+        try:
+            return function(*args, **given)
+        except PatchError as error:
+            __tracebackhide__ = True
+            raise outward(error) from error.__cause__
+
+    return called
+
+
+def outward(error: PatchError) -> PatchError:
+    """The error, to be raised to a caller outside of kpatch: without frames, and without the error that caused it.
+
+    That stays its `__context__`. The backend's error stays the `__cause__` of an `ExecutionError`, with its frames.
+    """
+    if os.environ.get(FRAMES) == "full":
+        return error
+    if not isinstance(error, ExecutionError):
+        error.__cause__ = None
+    error.__suppress_context__ = True
+    return error.with_traceback(None)
 
 
 BACKENDS = frozenset(("jax", "openvino", "tensorflow", "torch"))  # the packages of Keras's backends beside NumPy

@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["KPATCH_CACHE"] = "off"
+os.environ.setdefault("KPATCH_TRACEBACK", "full")  # the frames inside kpatch are what its developers look at
 os.environ.setdefault("KERAS_HOME", os.path.join(tempfile.gettempdir(), f"keras-home-{os.getpid()}"))
 # One thread a process: `pytest -n` starts as many processes as there are processors.
 for name in (

@@ -26,7 +26,7 @@ from kpatch.checkpoint import saving, wording
 from kpatch.checkpoint.arrays import Array, Opaque, as_bits
 from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.errors import FileError, PatchError
+from kpatch.errors import FileError, PatchError, boundary
 from kpatch.names.bindings import OPTIONS
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, parse
@@ -189,6 +189,7 @@ def heat(difference: Difference) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(part * 8))] for part in difference.parts())
 
 
+@boundary
 def diff(
     a: Any,
     b: Any,

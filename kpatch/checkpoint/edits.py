@@ -13,7 +13,7 @@ from kpatch.checkpoint.given import Given
 from kpatch.checkpoint.names import FileNames
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.checkpoint.store import Stored
-from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError
+from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError, boundary
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
 from kpatch.names.paths import as_path
@@ -181,6 +181,7 @@ def apply(
     return Applied(checked, opened.path if out is None else out, store.changes, opened.note)
 
 
+@boundary
 def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
     """Takes back the latest edit of a file that was made with `journal=True`; called again, the one before it.
 
@@ -245,6 +246,7 @@ class Logged(NamedTuple):
         return {**self._asdict(), "journal": str(self.journal)}
 
 
+@boundary
 def log(path: "str | os.PathLike[str]") -> list[Logged]:
     """The edits of a file that `undo` can take back, the latest first.
 

@@ -12,7 +12,7 @@ import numpy as np
 from kpatch.checkpoint.arrays import Opaque
 from kpatch.checkpoint.loaded import ModelArrays
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError
+from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError, boundary
 from kpatch.names.index import keys_of
 from kpatch.names.tree import spelled
 from kpatch.syntax import ast, parse
@@ -21,6 +21,7 @@ from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.shown import Shown
 
 
+@boundary
 def show(source: Any, selector: str | None = None, /, *, stats: bool = False) -> "Listing":
     """The names in a model or a file that a patch can address, with shape, dtype and the range of values.
 

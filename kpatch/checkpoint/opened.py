@@ -12,7 +12,7 @@ import numpy as np
 from kpatch.checkpoint import formats, names, recovery
 from kpatch.checkpoint.arrays import Array, in_blocks
 from kpatch.checkpoint.disk import Source
-from kpatch.errors import FileError, PatchError, ResolutionError, reason
+from kpatch.errors import FileError, PatchError, ResolutionError, boundary, reason
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import Place
 from kpatch.names.paths import as_path
@@ -79,6 +79,7 @@ class Checkpoint(names.FileDonor):
         (['head.kernel', 'head.bias'], array([0., 0., 0.], dtype=float32))
     """
 
+    @boundary
     def __init__(self, path: "str | os.PathLike[str]", *, custom_objects: Mapping[str, Any] | None = None) -> None:
         self._custom_objects = custom_objects
         self.path = as_path(path)
@@ -219,6 +220,7 @@ class Checkpoint(names.FileDonor):
     def __len__(self) -> int:
         return len(self.arrays)
 
+    @boundary
     def __getitem__(self, selector: str) -> np.ndarray:
         """The values of the array that a selector matches, as a NumPy array."""
         target = parse(f"{selector} = 0").statements[0].target

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedError, boundary
 from kpatch.inside import attention
 from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@boundary
 def record(
     model: "keras.Layer",
     what: str | Sequence[str],

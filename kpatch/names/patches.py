@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Union
 
-from kpatch.errors import BindingError, FileError, PatchSyntaxError, reason
+from kpatch.errors import BindingError, FileError, PatchSyntaxError, boundary, reason
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, join, parse
 
@@ -92,6 +92,7 @@ def together(bindings: Mapping[str, Any] | None, named: dict[str, Any]) -> dict[
     return {**bindings, **named}
 
 
+@boundary
 def load(path: "str | os.PathLike[str]") -> Patch:
     """Reads a patch file. The arrays in the `.safetensors` beside it are the values of its `$names`.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from kpatch.errors import UndoError
+from kpatch.errors import UndoError, boundary
 from kpatch.names.index import ModelIndex
 from kpatch.names.tree import LAYER
 from kpatch.run import execute
@@ -71,6 +71,7 @@ class AppliedPatch(Shown):
     def writes(self) -> tuple[Write, ...]:
         return writes(self._records, self._checked.patch)
 
+    @boundary
     def undo(self) -> None:
         """Restores every bit that the edits changed. An interrupt (Ctrl-C) waits until that is done.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from kpatch.errors import BindingError, LimitError, PatchSyntaxError
+from kpatch.errors import BindingError, LimitError, PatchSyntaxError, boundary
 from kpatch.syntax import habits
 from kpatch.syntax.ast import Node
 from kpatch.syntax.lexer import shorten
@@ -81,6 +81,7 @@ class Patch(Node):
         return mine.keys() == others.keys() and all(value is others[name] for name, value in mine.items())
 
 
+@boundary
 def parse(text: str) -> Patch:
     """The tree of a patch.
 
