@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from kpatch import backends
+from kpatch.backends.base import Cell
 from kpatch.inside.tensor_patch import TensorPatch
 from kpatch.names.patches import PatchLike
 from kpatch.syntax import parse
@@ -14,6 +16,7 @@ from kpatch.values import widths
 from kpatch.values.tensors import of_variable
 
 HELD = "_ = where($mask, $held, _)"  # what `hold` makes
+_OPEN = TensorPatch(HELD, None, "a PatchConstraint")
 
 
 @keras.saving.register_keras_serializable(package="kpatch")
@@ -46,6 +49,21 @@ class PatchConstraint(keras.constraints.Constraint):
         self.patch.refuse_free()
         self.base = keras.constraints.get(base)
         self._kept = kept_by(self.patch)
+        self._cells: tuple[Cell, Cell] | None = None  # a mask and values that change
+
+    @classmethod
+    def growing(cls, mask: np.ndarray, held: np.ndarray) -> "PatchConstraint":
+        """A constraint that holds entries; `put` changes which, also for functions that are compiled."""
+        made = cls(HELD, {"mask": mask, "held": held})
+        cell = backends.current().cell
+        made._cells = cell(mask), cell(held)
+        return made
+
+    def put(self, mask: np.ndarray, held: np.ndarray) -> None:
+        """Holds other entries. Constraints that were made by `on` see it too, as they share the cells."""
+        self.patch.bindings.update(mask=mask, held=held)
+        for cell, array in zip(self._cells or (), (mask, held), strict=True):
+            cell.put(array)
 
     def on(self, base: "keras.constraints.Constraint | None") -> "PatchConstraint":
         """The same constraint on top of another one, which comes first, or of `None`."""
@@ -74,7 +92,9 @@ class PatchConstraint(keras.constraints.Constraint):
         return self._stepped(w)
 
     def _edited(self, w: Any) -> Any:
-        return self.patch.run((), self._based(w))
+        if self._cells is None:
+            return self.patch.run((), self._based(w))
+        return _OPEN.run(_OPEN.free, self._based(w), *[cell.get() for cell in self._cells])
 
     def _based(self, w: Any) -> Any:
         value = of_variable(w) if isinstance(w, keras.Variable) else widths.as_tensor(w)
@@ -82,7 +102,7 @@ class PatchConstraint(keras.constraints.Constraint):
 
     def _stepped(self, variable: Any) -> Any:
         """What the optimizer assigns a variable: its own tensor, where that can be written without a copy."""
-        if self._kept is None or not self._kept.suits(variable):
+        if self._kept is None or self._cells is not None or not self._kept.suits(variable):
             return self._edited(variable)
         if self.base is not None:
             variable.assign(self._based(variable))

@@ -1,5 +1,6 @@
 """The Protocol of a backend. Its defaults are safe on an untested backend."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -9,6 +10,20 @@ from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 Selection = Point | Region | Positions | Mask
+
+
+class Cell:
+    """A place for a tensor of one shape and dtype, which a compiled function reads each time that it runs."""
+
+    def __init__(self, convert: Callable, value: np.ndarray) -> None:
+        self._convert = convert
+        self.put(value)
+
+    def get(self) -> Any:
+        return self._value
+
+    def put(self, value: np.ndarray) -> None:
+        self._value = self._convert(value)
 
 
 class Backend(Protocol):
@@ -34,6 +49,7 @@ class Backend(Protocol):
         computes_in: dtypes in which `keras.ops` compute without conversion; `None` means all dtypes.
         takes_tensors_as_bounds: `replace_slices` takes spans whose start and count are tensors of a graph.
         xla_hands_out: `hand_out` works in graphs that XLA compiles, where the backend has such graphs.
+        compiles_operations: each operation that is called eagerly is a compiled function, and traced anew as they are.
     """
 
     name: str
@@ -46,6 +62,7 @@ class Backend(Protocol):
     computes_in: frozenset[str] | None = None
     takes_tensors_as_bounds: bool = False
     xla_hands_out: bool = True
+    compiles_operations: bool = False
 
     # -- entries of a variable -----------------------------------------------------------------------------------------
 
@@ -91,6 +108,13 @@ class Backend(Protocol):
         """An object that writes `held` under a mask into a variable's memory (see `torch.Kept`).
 
         `None` if `where` is as fast, as on backends whose compiler fuses it.
+        """
+        return None
+
+    def after_own_steps(self, variable, function) -> Any:
+        """Has the backend's own optimizers, not Keras's, call `function()` after each step with the variable.
+
+        Returns what ends that; `None` if the backend has no such optimizers, or they tell nobody.
         """
         return None
 
@@ -148,6 +172,10 @@ class Backend(Protocol):
         """The tensor that a variable holds; in a graph, at the time that the graph runs."""
         return self.tensor_of(variable)
 
+    def cell(self, value: np.ndarray) -> Cell:
+        """A `Cell` with a value."""
+        return Cell(self.ops.convert_to_tensor, value)
+
     def hand_out(self, take, x) -> None:
         """Calls `take` with a tensor; in a graph with its values, each time that the graph runs, in order."""
         take(x)
@@ -155,6 +183,17 @@ class Backend(Protocol):
     def outside_graphs(self, function) -> Any:
         """The function, not traced by dynamo: its calls break the graph, and run between its parts."""
         return function
+
+    def distinguish(self, key: tuple[int, ...]) -> bool:
+        """Has every compiled function keep a trace for each key; from now on, traces of this key count.
+
+        `False` if the backend cannot, and nothing has changed.
+        """
+        return False
+
+    def undistinguished(self) -> AbstractContextManager:
+        """A context in which traces of the empty key count, in this thread."""
+        return nullcontext()
 
     def finish(self) -> None:
         """Waits until all graphs that run have handed out their values."""

@@ -8,7 +8,9 @@ A sharded array is never gathered: each shard is read and written as an array of
 in the memory of a CPU are edited by NumPy until compiling pays (`jax_host`).
 """
 
+import contextlib
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +37,7 @@ class Jax(Backend):
     sorts_nan_last = True
     sums_one_by_one = False
     lengths_stay_unknown = False
+    compiles_operations = True
 
     def read(self, variable, selection):
         array = _array(variable)
@@ -134,12 +137,25 @@ class Jax(Backend):
         shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
         return jax.pure_callback(lambda: np.asarray(variable._value), shape)
 
+    def cell(self, value):
+        return Cell(value)
+
     def hand_out(self, take, x):
         """The values go through the host: a compiled function of jax gives nothing else out while it runs."""
         if self.is_traced(x):
             jax.debug.callback(lambda values: take(np.array(values)), x, ordered=True)
         else:
             take(x)
+
+    def distinguish(self, key):
+        """By a context that is a part of the key of every cache of traces; jax 0.4 has none."""
+        if _KEY is None:
+            return False
+        _KEY.set_global(key)  # all threads see the patch
+        return True
+
+    def undistinguished(self):
+        return contextlib.nullcontext() if _KEY is None else _KEY(())
 
     def finish(self):
         jax.effects_barrier()
@@ -171,6 +187,31 @@ class Jax(Backend):
 
     def replace_slices(self, tensor, starts, counts, values):
         return lax.dynamic_update_slice(tensor, jnp.broadcast_to(values, counts), starts)
+
+
+class Cell:
+    """A `jax.Ref`; a jax without them gets the value from the host."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self._value: Any = None
+        self._ref: Any = jax.new_ref(jnp.asarray(value)) if hasattr(jax, "new_ref") else None
+        if self._ref is None:
+            self._value = value
+
+    def get(self):
+        if self._ref is not None:
+            return self._ref[...]
+        shape = jax.ShapeDtypeStruct(self._value.shape, self._value.dtype)
+        return jax.pure_callback(lambda: self._value, shape)
+
+    def put(self, value):
+        if self._ref is None:
+            self._value = value
+        else:
+            self._ref[...] = jnp.asarray(value)
+
+
+_KEY = jax.make_user_context(()) if hasattr(jax, "make_user_context") else None  # here: it is not safe in threads
 
 
 def _array(variable):

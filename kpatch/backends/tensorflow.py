@@ -89,6 +89,20 @@ class TensorFlow(Backend):
     def is_tracing(self):
         return not tf.executing_eagerly()
 
+    def distinguish(self, key):
+        """By the context that is a part of the key of every cache of a `tf.function`.
+
+        TensorFlow has nothing public that enters it, so the function that makes it is replaced while the key is not
+        empty.
+        """
+        if _CONTEXTS is None:
+            return False
+        _CONTEXTS.make_function_context = functools.partial(_context, key) if key else _made_context
+        return True
+
+    def cell(self, value):
+        return Cell(value)
+
     def hand_out(self, take, x):
         """XLA has no such operation; its error names it."""
         if tf.is_symbolic_tensor(x):
@@ -130,6 +144,38 @@ class TensorFlow(Backend):
             strides=[1] * len(starts),
             value=tf.broadcast_to(values, _packed(counts)),
         )
+
+
+class Cell:
+    """A variable, which Keras does not know."""
+
+    def __init__(self, value):
+        self._variable = tf.Variable(value, trainable=False)
+
+    def get(self):
+        return self._variable.read_value()
+
+    def put(self, value):
+        self._variable.assign(value)
+
+
+def _contexts():
+    """The module with TensorFlow's private function that makes the context of a trace, and the function, or `None`s."""
+    try:
+        from tensorflow.python.eager.polymorphic_function import function_context, tracing_compilation
+
+        made = function_context.make_function_context
+        alike = tracing_compilation.function_context is function_context and made("kpatch").scope_type == "kpatch"
+    except (ImportError, AttributeError, TypeError):
+        return None, None
+    return (function_context, made) if alike else (None, None)
+
+
+_CONTEXTS, _made_context = _contexts()
+
+
+def _context(key, scope_type=None):
+    return _made_context((scope_type, key))
 
 
 def _for_litert():

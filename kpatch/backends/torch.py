@@ -15,6 +15,7 @@ import inspect
 import numpy as np
 import torch
 from keras import ops
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kpatch.backends.base import Backend, intervals
 from kpatch.errors import UnsupportedError
@@ -114,6 +115,20 @@ class Torch(Backend):
 
     def is_tracing(self):
         return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+    def distinguish(self, key):
+        """Nothing to do: dynamo guards what it compiles by the objects that stand in for calls."""
+        return True
+
+    def after_own_steps(self, variable, function):
+        """By the hook of all optimizers of `torch.optim`; a variable keeps its `Parameter`."""
+
+        def stepped(optimizer, args, kwargs):
+            parameter = variable._value
+            if any(each is parameter for group in optimizer.param_groups for each in group["params"]):
+                function()
+
+        return register_optimizer_step_post_hook(stepped).remove
 
     def in_dynamo(self):
         return torch.compiler.is_dynamo_compiling()

@@ -19,11 +19,11 @@ from kpatch.inside.calls import end, is_rehearsed, patch_call
 from kpatch.inside.outputs import Inputs, Outputs
 from kpatch.inside.splitting import Part, Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
+from kpatch.inside.traces import Traces
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
-from kpatch.names.tree import LAYER, LayerNode, distinct
+from kpatch.names.tree import LAYER, LayerNode
 from kpatch.run import checking, live
-from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.syntax import Patch
 from kpatch.values.dtypes import FLOATS, dtype_name
 from kpatch.values.numerics import is_traced
@@ -49,9 +49,8 @@ def intervene(
     """Patches what layers are given and give, and weights, while a `with` block lasts: for models of any kind.
 
     The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own
-    edits, and no others. The functions that models with these layers have compiled and kept, for `predict`, `fit`, or
-    the `generate` of keras_hub, are dropped when a block begins and when it ends. Functions that you compile yourself
-    are not seen: compile them in the block, and use them only there.
+    edits, and no others. A block holds however the model is run: called, by `predict`, `fit` or `generate`, by
+    functions that you compile, by other models that share the layers. What is compiled ahead of time is not seen.
 
     Args:
         model: a built Keras model or layer.
@@ -108,6 +107,7 @@ class Intervention:
     def _prepare(self) -> None:
         self._split = Split(*self._given)
         self._calls = _Calls(self._split)
+        weakref.finalize(self, self._calls.traces.spend).atexit = False
         weights, given = self._split.weights_patch()
         checking.check(self._given[0], weights, given)
 
@@ -132,14 +132,13 @@ class Intervention:
         if index(model) is not self._split.index:
             self._prepare()  # the model has changed since
         weights, given = self._split.weights_patch()
-        layers = layers_of(self._split.index)
-        stack.callback(forget_compiled, layers)
+        self._calls.traces.begin(stack)
         self._split.check_assertions()
         if weights.statements:
             backends.current().refuse_traces("kpatch.intervene")
             stack.callback(live.apply(checking.check(model, weights, given))._of_block()._withdraw)
         self._calls.patch(model, stack)
-        forget_compiled(distinct([*layers, *self._calls.models()]))
+        self._calls.traces.patched()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
@@ -182,11 +181,11 @@ class _Calls:
         self._read = {(id(node.item), kind) for part in split.parts for node, kind, *_ in part.reads.values()}
         self._source = split.patch.source
         self._under_way = threading.local()  # `calls`: the `Activations` of each call of the model, the innermost last
-        self._traced = False  # whether a function was traced with the patch, which some model may have kept
         places = [(part.node, part.kind) for part in split.parts]
         places += [(node, kind) for part in split.parts for node, kind, *_ in part.reads.values()]
         self._places = {(id(node.item), kind): (node.item, kind) for node, kind in places}
         self._layers = {id(layer): layer for layer, _ in self._places.values()}
+        self.traces = Traces(split.index, list(self._layers.values()))
         self._ran = False
         self._watched = _around([part.node for part in split.parts], split.index)
         for part in split.parts:
@@ -202,8 +201,6 @@ class _Calls:
 
     def patch(self, model: Any, stack: contextlib.ExitStack) -> None:
         """Patches the calls until the stack closes."""
-        self._traced = False
-        stack.callback(self._forget_traces)
         for host, seen in self._sources():
             patch_call(host, functools.partial(self._called, host, seen), stack)
         for layer, kind in self._places.values():
@@ -230,10 +227,6 @@ class _Calls:
             found.setdefault(id(host), (host, []))[1].append((layer, kind, side))
         return list(found.values())
 
-    def models(self) -> list[Any]:
-        """The models that hold a layer whose calls are patched."""
-        return models_with(self._layers.values()) if self._parts else []
-
     def _runs(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
         if not in_dynamo() and not self._ran:
             self._ran = not is_rehearsed(args[0] if args else None)
@@ -256,10 +249,6 @@ class _Calls:
                 raise ResolutionError(
                     message, span=part.span, source=self._source, notes=[why_not_called(part.node, part.kind)]
                 )
-
-    def _forget_traces(self) -> None:
-        if self._traced:
-            forget_compiled(models_with(self._layers.values()))
 
     def _of_model(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
         calls = self._calls_under_way()
@@ -295,7 +284,7 @@ class _Calls:
                 edit.used = True
             x = tensor_in(held, part.inner, part.span, self._source)
             if not in_dynamo():
-                self._traced = self._traced or is_traced(x)
+                self.traces.seen = self.traces.seen or is_traced(x)
             values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]
             held.replace(part.inner, edit.run(edit.free, x, *values))
 

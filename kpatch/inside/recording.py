@@ -18,6 +18,7 @@ from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
 from kpatch.inside.outputs import Inputs, Keys, Outputs, first_alone, tensors
 from kpatch.inside.recorded import Recorded, Spot, Tape, selector_of
+from kpatch.inside.traces import Traces
 from kpatch.names.tree import LayerNode, distinct, spelled
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.values.tensors import to_numpy
@@ -47,8 +48,7 @@ def record(
     `$clean.dense_1.output` is an activation of it, `$clean._` the one at the place of the target. What is recorded is
     what flows on: patched, if `intervene` patches it.
 
-    The functions that Keras and keras_hub compile are compiled anew in the block, and after it. A function that you
-    compiled before is not seen: compile it in the block.
+    A block holds however the model is run, as one of `kpatch.intervene`: also by functions that you compile.
 
     Args:
         model: a Keras model or layer.
@@ -146,7 +146,7 @@ class Recording(Recorded):
         self._dropped = weakref.finalize(self, end, stack, f"{self._told} was not left by its block; it ends now")
         self._dropped.atexit = False
         try:
-            self._recorder.begin(layers_of(self._index), self._targets.values(), stack)
+            self._recorder.begin(self._index, self._targets.values(), stack)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -180,15 +180,18 @@ class _Recorder(Tape):
         self._bytes = 0
         self._open = False
 
-    def begin(self, layers: list[Any], targets: Iterable[Targets], stack: contextlib.ExitStack) -> None:
+    def begin(self, index: Any, targets: Iterable[Targets], stack: contextlib.ExitStack) -> None:
         backend = backends.current()
         places: dict[tuple[LayerNode, str], set[Keys]] = {}
         for node, kind, inner in itertools.chain(*targets):
             places.setdefault((node, kind), set()).add(inner)
-        models = distinct([*layers, *models_with([node.item for node, _ in places])])
-        stack.callback(forget_compiled, models)
+        held = list({id(node): node.item for node, _ in places}.values())
+        traces = Traces(index, held)
+        traces.seen = True
+        traces.begin(stack)
+        stack.callback(traces.spend)
         if not backend.xla_hands_out:
-            _compile_without_xla(models, stack)
+            _compile_without_xla(distinct([*layers_of(index), *models_with(held)]), stack)
         see = backend.outside_graphs(self._see)
         for (node, kind), wanted in places.items():
             host, side = attention.source(node.item, kind)
@@ -198,7 +201,7 @@ class _Recorder(Tape):
                 attention.unfuse(node.item, stack)
         stack.callback(setattr, self, "_open", False)
         self._open = True
-        forget_compiled(models)
+        traces.patched()
 
     @staticmethod
     def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -274,7 +277,9 @@ def _compile_without_xla(models: list[Any], stack: contextlib.ExitStack) -> None
     """Until the stack closes, models compile their functions without XLA, whose graphs give nothing out."""
     import keras
 
-    for model in models:
-        if isinstance(model, keras.Model) and model.jit_compile:
-            stack.callback(setattr, model, "jit_compile", model.jit_compile)
-            model.jit_compile = False
+    compiled = [model for model in models if isinstance(model, keras.Model) and model.jit_compile]
+    stack.callback(forget_compiled, compiled)
+    for model in compiled:
+        stack.callback(setattr, model, "jit_compile", model.jit_compile)
+        model.jit_compile = False
+    forget_compiled(compiled)

@@ -171,18 +171,90 @@ def test_release():
 
 
 def test_a_patch_that_cannot_be_held_changes_nothing():
-    model = models.mixed()
+    model = network()
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
     before = models.snapshot(model)
     with pytest.raises(kpatch.UnsupportedError) as caught:
-        kpatch.hold(model, "head.bias = 1; norm.moving_mean[0] = 0")
+        kpatch.hold(model, "b.bias = 1; optimizer.momentum.b.bias[0] = 0")
     assert str(caught.value) == (
-        "'norm.moving_mean' is not trained, so there is nothing to hold it against\n"
-        "  line 1, column 16\n"
-        "    head.bias = 1; norm.moving_mean[0] = 0\n"
-        "                   ^^^^^^^^^^^^^^^^^^^"
+        "'optimizer.momentum.b.bias' is not trained, so there is nothing to hold it against\n"
+        "  line 1, column 13\n"
+        "    b.bias = 1; optimizer.momentum.b.bias[0] = 0\n"
+        "                ^^^^^^^^^^^^^^^^^^^^^^^^^^^^"
     )
     assert models.snapshot(model) == before
-    assert model.get_layer("head").bias.constraint is None
+    assert model.get_layer("b").bias.constraint is None
+
+
+def test_a_frozen_variable_waits():
+    """Of a glob, too; it is held when it is trained again."""
+    model = network()
+    model.get_layer("a").trainable = False
+    held = kpatch.hold(model, "(a|b).kernel[0, 0] = 0.5")
+    assert repr(held) == "<Hold of 1 entries of a.kernel (frozen now), 1 entries of b.kernel>"
+    model.get_layer("a").trainable = True
+    if BACKEND != "numpy":
+        model.compile(keras.optimizers.Adam(0.1), "mse")
+        model.fit(X, Y, verbose=0)
+        assert [to_numpy(model.get_layer(name).kernel.value)[0, 0] for name in "ab"] == [0.5, 0.5]
+    held.release()
+    assert model.get_layer("b").kernel.constraint is None
+
+
+@pytest.mark.parametrize("released", [0, 1])
+def test_moving_statistics(released):
+    model = network()
+    norm = model.get_layer("norm")
+    holds = [
+        kpatch.hold(model, "norm.moving_mean[:2] = [0.5, -0.0]"),
+        kpatch.hold(model, "norm.moving_mean[1:3] = [7, 8]; norm.moving_variance[0] = 3"),
+    ]
+
+    def run():
+        model(X, training=True)
+        if BACKEND != "numpy":
+            model.compile(keras.optimizers.Adam(0.1), "mse")
+            model.fit(X, Y, verbose=0)
+        return to_numpy(norm.moving_mean.value).tolist(), to_numpy(norm.moving_variance.value)[0]
+
+    mean, variance = run()
+    assert [*mean[:3], variance] == [0.5, 7, 8, 3]
+    assert not set(mean[3:]) & {0.0}
+    holds[released].release()
+    mean, variance = run()
+    held = [mean[0] == 0.5, mean[1] == 7, mean[2] == 8, variance == 3]
+    assert held == ([False, True, True, True] if released == 0 else [True, False, False, False])
+    assert released == 0 or str(mean[1]) == "-0.0"
+    holds[1 - released].release()
+    assert "assign" not in vars(norm.moving_mean)
+    run()
+    assert to_numpy(norm.moving_mean.value)[0] != 0.5
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch has optimizers of its own")
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_the_optimizers_of_torch(name):
+    import torch
+
+    model = network()
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    others = getattr(torch.optim, name)(network().parameters(), lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        (model(torch.from_numpy(X), training=True) ** 2).sum().backward()
+        optimizer.step()
+        others.step()
+        return to_numpy(model.get_layer("b").kernel.value)[0].tolist()
+
+    with kpatch.hold(model, "b.kernel[0] = [1, 2]") as one, kpatch.hold(model, "b.kernel[0, 0] = 3"):
+        assert step() == [3, 2]
+        one.release()
+        first, second = step()
+        assert first == 3
+        assert second != 2
+    assert step()[0] != 3
 
 
 def test_as_a_context():
@@ -407,3 +479,9 @@ def test_callback_arguments():
         PatchCallback({}, on="epoch")
     with pytest.raises(kpatch.PatchSyntaxError):
         PatchCallback({0: "a ="})
+    for every in (0, 1.5, -1):
+        with pytest.raises(kpatch.BindingError) as caught:
+            PatchCallback("a = 1", every=every)
+        assert str(caught.value) == f"every= is 1 or more, for a patch that is given alone. Received: every={every}"
+    with pytest.raises(kpatch.BindingError):
+        PatchCallback({0: "a = 1"}, every=2)

@@ -460,7 +460,7 @@ def test_an_interrupt_while_the_block_begins(dense, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kpatch.inside.recording.forget_compiled", interrupt)
+    monkeypatch.setattr("kpatch.inside.traces.Traces.patched", interrupt)
     with pytest.raises(KeyboardInterrupt):
         kpatch.record(dense, "dense_1.output").__enter__()
     assert unpatched(dense)
