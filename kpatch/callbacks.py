@@ -159,9 +159,8 @@ class PatchCallback(keras.callbacks.Callback):
     def _warn_of_unreached(self) -> None:
         """Warns of numbers that this `fit` does not reach."""
         params = self.params or {}
-        epochs, steps = params.get("epochs"), params.get("steps")
-        end = epochs if self.on != "batch_end" else epochs and steps and epochs * steps
-        unreached = [] if not end else [numbers for numbers in self.patches if _first(numbers) >= end]
+        end: int = (params.get("epochs") or 0) * (1 if self.on != "batch_end" else params.get("steps") or 0)
+        unreached = [numbers for numbers in self.patches if _first(numbers) >= end > 0]
         if unreached:
             unit = "step" if self.on == "batch_end" else "epoch"
             message = f"a PatchCallback has a patch for {unit} {_first(unreached[0])}, but this fit ends with {end - 1}"

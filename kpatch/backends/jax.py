@@ -138,7 +138,7 @@ class Jax(Backend):
         return jax.pure_callback(lambda: np.asarray(variable._value), shape)
 
     def cell(self, value):
-        return Cell(value)
+        return RefCell(value)
 
     def hand_out(self, take, x):
         """The values go through the host: a compiled function of jax gives nothing else out while it runs."""
@@ -189,7 +189,7 @@ class Jax(Backend):
         return lax.dynamic_update_slice(tensor, jnp.broadcast_to(values, counts), starts)
 
 
-class Cell:
+class RefCell:
     """A `jax.Ref`; a jax without them gets the value from the host."""
 
     def __init__(self, value: np.ndarray) -> None:

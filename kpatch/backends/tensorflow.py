@@ -101,7 +101,7 @@ class TensorFlow(Backend):
         return True
 
     def cell(self, value):
-        return Cell(value)
+        return VariableCell(value)
 
     def hand_out(self, take, x):
         """XLA has no such operation; its error names it."""
@@ -146,7 +146,7 @@ class TensorFlow(Backend):
         )
 
 
-class Cell:
+class VariableCell:
     """A variable, which Keras does not know."""
 
     def __init__(self, value):
