@@ -9,7 +9,6 @@ import functools
 import itertools
 import os
 import struct
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from kpatch.checkpoint import journal, packed, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK
 from kpatch.checkpoint.copying import END, Copy
-from kpatch.checkpoint.disk import BINARY, close, failing, lock, read_at, write_all
+from kpatch.checkpoint.disk import BINARY, Source, close, failing, lock, read_at, write_all
 from kpatch.checkpoint.outputs import check, written
 from kpatch.errors import FileError, reason
 
@@ -234,18 +233,26 @@ def aside(outputs, entry, keep, texts, inputs, unchanged, decoded):
         decoded: as for `of_copies`.
     """
     results = [*outputs.values(), *(output for output, _ in texts)]
-    kept = [journal.output(results[-1].path)] if keep is not None else []
-    with written([*kept, *results], inputs, unchanged) as files:
-        copies = dict(zip(outputs, files[len(kept) :], strict=False))
+    main = Source(results[-1].path).real
+    kept = _journals(main) if keep is not None else []
+    check(kept, {})
+    last = [kept[-1]._replace(of=results[-1].path)] if kept else []  # what it undoes is there before it
+    with written([*results, *last], inputs, unchanged) as files:
+        copies = dict(zip(outputs, files, strict=False))
         names = (os.path.basename(os.path.realpath(output.path)) for output in outputs.values())
         named = {source: (name, copy) for name, (source, copy) in zip(names, copies.items(), strict=True)}
-        with of_copies(copies, entry, named, keep, files[0], decoded) as editor:
+        with of_copies(copies, entry, named, keep, files[-1], decoded) as editor:
             yield editor
-        for (_, text), file in zip(texts, files[len(kept) + len(copies) :], strict=True):
+        for (_, text), file in zip(texts, files[len(copies) : len(results)], strict=True):
             file.write_text(text, encoding="utf-8")
     if kept:
-        main = Path(os.path.realpath(results[-1].path))
-        recovery.forget(main, journal.done(main))
+        recovery.forget(main, kept[-1].path)
+
+
+def _journals(path):
+    """The `Output`s of the journal of a file's next finished edit: the first name, and the one that it gets."""
+    number = max(journal.history(path), default=0) + 1
+    return [journal.output(path, each) for each in sorted({1, number})]
 
 
 @contextlib.contextmanager
@@ -277,7 +284,7 @@ def of_copies(copies, entry, results, keep, log, decoded):
 
 
 @contextlib.contextmanager
-def in_place(path, sources, entry, keep, unchanged):
+def in_place(path, sources, entry, keep, unchanged, undoes=None):
     """An `Editor` of files in place; on an exception the old bytes are restored.
 
     Args:
@@ -286,15 +293,16 @@ def in_place(path, sources, entry, keep, unchanged):
         entry: the `archive.Member`, or `None`.
         keep: the text of the patch, if the journal is kept after the edit for `undo`, else `None`.
         unchanged: the other `Source`s that must not change up to the end.
+        undoes: the path of the journal that the edit plays back, which ends with it.
     """
     with failing(f"cannot write '{path}'"), lock(path):
-        number = max(journal.history(path), default=0) + 1
-        kept = [journal.output(path, each) for each in {1, number}] if keep is not None else []
+        kept = _journals(path) if keep is not None else []
         check(kept, {})
         recovery.roll_back(path)  # an edit that was interrupted since the file was opened
         with Editor({source: source.real for source in sources}, entry) as editor:
             described = journal.described(path, sources, map(editor.descriptor, sources))
-            editor.log = log = journal.Journal(journal.begun(path), described, keep or "", journal.fresh(path))
+            place = journal.fresh(path)
+            editor.log = log = journal.Journal(journal.begun(path), described, keep or "", place, undoes is not None)
             with contextlib.closing(log):
                 try:
                     yield editor
@@ -304,7 +312,7 @@ def in_place(path, sources, entry, keep, unchanged):
                     for source in sources:
                         source.check_named(editor.descriptor(source))
                     check(kept, {})
-                    log.keep(journal.done(path, number)) if kept else log.drop()
+                    _end(log, kept[-1].path if kept else undoes)
                 except BaseException as error:
                     _take_back(path, sources, editor, error)
                     raise
@@ -312,7 +320,15 @@ def in_place(path, sources, entry, keep, unchanged):
                     for source in sources:
                         source.edited(editor.descriptor(source))
         if kept:
-            recovery.forget(path, journal.done(path, number))
+            recovery.forget(path, kept[-1].path)
+
+
+def _end(log, path):
+    """Ends an edit, in one step of the system: its journal gets the name, or is removed."""
+    if path is None:
+        log.drop()
+    else:
+        log.keep(path)
 
 
 def _take_back(path, sources, editor, cause):

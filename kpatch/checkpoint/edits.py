@@ -209,15 +209,14 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         recovery.discard(Source(formats.main(path)).real)
         return
     opened = Checkpoint(path)
-    kept = next(reversed(journal.history(opened.real).values()), None)
+    kept = (recovery.undoable(opened.real) or [None])[-1]
     if kept is None:
         missing = journal.done(opened.real).name
         raise UndoError(f"there is no '{missing}' beside '{path}'; an edit with a journal can be undone")
-    with editor.in_place(opened.real, opened.files, None, keep=None, unchanged=[]) as made:
+    with editor.in_place(opened.real, opened.files, None, keep=None, unchanged=[], undoes=kept) as made:
         for source, offset, old in recovery.replacements(kept, opened.real, opened.files, made):
             made.restore(source, offset, old)
-    with failing(f"'{path}' is restored; cannot remove '{kept}'"):
-        kept.unlink()
+    recovery.undoable(opened.real)  # removes it
 
 
 class Logged(NamedTuple):
@@ -266,7 +265,7 @@ def log(path: "str | os.PathLike[str]") -> list[Logged]:
     main = Source(formats.main(path)).real
     with failing(f"cannot read '{path}'"):
         main.stat()
-        found = [(journal.head(each, main), each) for each in reversed(journal.history(main).values())]
+        found = [(journal.head(each, main), each) for each in reversed(recovery.undoable(main))]
         return [Logged(head.time, head.patch, each.stat().st_size, each) for head, each in found]
 
 

@@ -85,27 +85,30 @@ class Journal:
         patch: the text of the patch.
         place: where it is until its first records are on the disk; `None` is `path`, and then `add` does not wait for
             the disk.
+        void: it undoes nothing once it is complete: it takes the place of a journal that was played back, so that
+            both end at one moment.
     """
 
-    def __init__(self, path, files, patch="", place=None):
+    def __init__(self, path, files, patch="", place=None, void=False):
         self.path = path
         self._durable = place is not None
         self._place = place or path
         self._descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
         self._at = 0
         try:
-            self._begin(files, patch)
+            self._begin(files, patch, void)
         except BaseException:
             self.close()
             self._place.unlink()
             raise
 
-    def _begin(self, files, patch):
+    def _begin(self, files, patch, void):
         mode = functools.reduce(operator.and_, (state.st_mode for _, state in files), 0o666)
         dress(self._place, files[0][1], mode)
         described = [{"name": name, "size": s.st_size, "inode": s.st_ino} for name, s in files]
-        header = json.dumps({"files": described, "patch": patch[:LONGEST_PATCH], "time": time.time()}).encode()
-        self._write(MAGIC + _end(0) + _HEADER.pack(len(header), zlib.crc32(header)) + header)
+        header = {"files": described, "patch": patch[:LONGEST_PATCH], "time": time.time(), "void": void}
+        text = json.dumps(header).encode()
+        self._write(MAGIC + _end(0) + _HEADER.pack(len(text), zlib.crc32(text)) + text)
 
     @property
     def _named(self):
@@ -205,11 +208,12 @@ class Replacement(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The header of a journal: its files, the patch, and the time of the edit in seconds."""
+    """The header of a journal: its files, the patch, the time of the edit in seconds, and whether it undoes nothing."""
 
     files: list
     patch: str
     time: float | None
+    void: bool
 
 
 class Contents(NamedTuple):
@@ -293,7 +297,7 @@ def _header(file):
         found = found if isinstance(found, dict) else {"files": found, "patch": "", "time": None}
         files = [File(**each) for each in found["files"]]
         good = files and all(_is_name(each.name) and each.size + each.inode >= 0 for each in files)
-        told = str(found["patch"]), found["time"] and float(found["time"])
+        told = str(found["patch"]), found["time"] and float(found["time"]), found.get("void") is True
     except (ValueError, TypeError, KeyError, RecursionError):
         good = False
     if not good:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.checkpoint import formats, names, recovery
+from kpatch.checkpoint import formats, names, recovery, workplaces
 from kpatch.checkpoint.arrays import Array, in_blocks
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError, PatchError, ResolutionError, boundary, reason
@@ -89,6 +89,8 @@ class Checkpoint(names.FileDonor):
         self.real = source.real
         try:
             recovery.recover(self.real)
+            if self.path.is_dir():
+                workplaces.sweep(self.path.parent)  # where results of the folder are made
             with source.parsed() as file:
                 found = formats.read(source, file, self.kind, self.path if self.kind == formats.FOLDER else None)
         except FileError:

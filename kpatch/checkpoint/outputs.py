@@ -110,7 +110,11 @@ def folder(path: Path, unchanged: Iterable[Source]) -> Iterator[Path]:
             source.check()
         check_folder(path)
         os.rename(made, path)
-        sync(path.parent)
+        try:
+            sync(path.parent)
+        except BaseException:
+            os.rename(path, made)
+            raise
 
 
 def begins(mark: bytes) -> Callable[[Path], bool]:
@@ -127,6 +131,8 @@ def begins(mark: bytes) -> Callable[[Path], bool]:
 def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Source] = ()) -> Iterator[list[Path]]:
     """Temporary files to write to, which replace the outputs at the end, in order; on an exception no output changes.
 
+    If one of several cannot be replaced, those before it are put back, on a file system that has hard links.
+
     A replaced file keeps its mode and, if permitted, its owner. A new file has no permission for group and others that
     one of the inputs lacks.
 
@@ -139,7 +145,7 @@ def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Sourc
         FileError: an output must not or cannot be written, or a source has changed.
     """
     targets = check(outputs, inputs)
-    main = outputs[-1].path if outputs else None
+    main = next((output.path for output in reversed(outputs) if output.of is None), None)
     folders: list[Path] = []
     with contextlib.ExitStack() as stack:
         for output, target in zip(outputs, targets, strict=True):
@@ -154,10 +160,35 @@ def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Sourc
             check(outputs, inputs)
             for source in unchanged:
                 source.check()
-            for file, target in zip(files, targets, strict=True):
-                os.replace(file, target)
-            for folder in {target.parent for target in targets}:
-                sync(folder)
+            _take_places(files, targets)
+
+
+def _take_places(files: list[Path], targets: list[Path]) -> None:
+    """Renames files to their targets; on an exception the targets are what they were."""
+    begun: list[tuple[Path, Callable[[], None]]] = []
+    try:
+        for file, target in zip(files, targets, strict=True):
+            begun.append((file, _way_back(file, target)))
+            os.replace(file, target)
+        for folder in {target.parent for target in targets}:
+            sync(folder)
+    except BaseException:
+        for file, put_back in reversed(begun):
+            if not file.exists():  # it was renamed
+                put_back()
+        raise
+
+
+def _way_back(file: Path, target: Path) -> Callable[[], None]:
+    """A function that undoes the renaming of a file to a target, whose present file gets a second name for that."""
+    if not target.exists():
+        return target.unlink
+    before = file.with_name("old" if file.name != "old" else "before")
+    try:
+        os.link(target, before)
+    except OSError:  # a file system without hard links
+        return lambda: None
+    return lambda: os.replace(before, target)
 
 
 def _dress(outputs: Sequence[Output], files: list[Path], targets: list[Path], inputs: Inputs) -> None:

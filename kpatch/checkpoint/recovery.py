@@ -33,6 +33,7 @@ def recover(path):
         FileError: the journal is damaged or belongs to another file, the file has changed, or the edit is in progress.
     """
     sweep(path.parent)
+    undoable(path)
     if not begun(path).exists():
         _drop_fresh(path)
         return False
@@ -144,6 +145,29 @@ def replacements(journal, path, sources, editor):
             yield source, record.offset, log.read(record.length)
 
 
+def undoable(path):
+    """The journals of the edits of a file that `undo` can take back, the earliest first.
+
+    One that was played back is void; it is removed, if it is still there.
+    """
+    try:
+        found = list(history(path).values())
+    except OSError:  # the folder cannot be read, which is an error of what is done in it
+        return []
+    while found and _is_void(found[-1], path):
+        with contextlib.suppress(OSError):
+            found[-1].unlink()
+        del found[-1]
+    return found
+
+
+def _is_void(journal, path):
+    try:
+        return head(journal, path).void
+    except (OSError, FileError):
+        return False
+
+
 def discard(path):
     """Removes the journal of an interrupted edit, else that of the latest finished edit; returns its path.
 
@@ -152,7 +176,7 @@ def discard(path):
         FileError: another process is editing the file.
     """
     with failing(f"cannot remove the journal of '{path}'"), lock(path):
-        for journal in (begun(path), *reversed(history(path).values())):
+        for journal in (begun(path), *reversed(undoable(path))):
             if os.path.lexists(journal):
                 journal.unlink()
                 sync(path.parent)

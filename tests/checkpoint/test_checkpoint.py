@@ -328,16 +328,6 @@ def test_keras_is_not_imported_where_it_is_not_needed(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_an_edit_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
-    """At each call that writes, and at random moments: KPATCH_KILLS of them in each mode."""
-    kills = os.environ.get("KPATCH_KILLS", "5")
-    code = [sys.executable, str(Path(__file__).with_name("crash.py")), str(tmp_path), kills]
-    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
-    ran = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    assert len(ran.stdout.splitlines()) == 8
-
-
 @given(st.integers(1, 2000), st.randoms(use_true_random=False))
 def test_the_checksum_follows_replacements_in_any_order(length, random):
     data = bytearray(random.randbytes(length))

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from kpatch import checkpoint
-from kpatch.errors import UndoError
+from kpatch.errors import FileError, UndoError
 from kpatch.tools.command_line import main
 
 pytestmark = pytest.mark.backend_free
@@ -105,6 +106,48 @@ def test_a_journal_of_kpatch_0_2(here):
     assert "before kpatch 0.3" in run("log", NAME)[0]
     checkpoint.undo(NAME)
     assert here.read_bytes() == before
+
+
+def test_a_journal_that_was_played_back_undoes_nothing_more(here, monkeypatch):
+    """A kill, or the system, may leave it: the undo is done at the moment at which it becomes void."""
+    for patch in ("w = 1", "w = 2"):
+        checkpoint.apply(NAME, patch, in_place=True, journal=True)
+    left, known = Path(f"{NAME}.kpatch-undo-2"), os.unlink
+
+    def refuse(path, **options):
+        if Path(path).name == left.name:
+            raise PermissionError(1, "Operation not permitted")
+        known(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", refuse)
+        checkpoint.undo(NAME)
+        assert (left.exists(), checkpoint.open(NAME)["w"][0, 0]) == (True, 1)
+        assert [edit.patch for edit in checkpoint.log(NAME)] == ["w = 1"]
+        checkpoint.undo(NAME)
+        assert not checkpoint.open(NAME)["w"].any()
+        with pytest.raises(UndoError, match="an edit with a journal can be undone"):
+            checkpoint.undo(NAME)
+    checkpoint.open(NAME)
+    assert os.listdir() == [NAME]
+
+
+def test_a_copy_that_fails_at_its_journal_leaves_the_file_that_it_replaced(here):
+    save_file({"w": np.ones((3, 4), "float32")}, "b.safetensors")
+    checkpoint.apply("b.safetensors", "w = 5", in_place=True, journal=True)
+    before, known = {name: Path(name).read_bytes() for name in os.listdir()}, os.replace
+
+    def refuse(path, target):
+        if "kpatch-undo" in str(target):
+            raise PermissionError(1, "Operation not permitted")
+        known(path, target)
+
+    with mock.patch.object(os, "replace", refuse), pytest.raises(FileError) as info:
+        checkpoint.apply(NAME, "w = 6", "b.safetensors", overwrite=True, journal=True)
+    assert str(info.value) == "cannot write 'b.safetensors': operation not permitted"
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+    checkpoint.undo("b.safetensors")
+    assert checkpoint.open("b.safetensors")["w"].tolist() == [[1] * 4] * 3
 
 
 def test_an_edit_that_was_cut_off_before_it_wrote_is_swept(here):
