@@ -77,7 +77,9 @@ class Packed:
         import h5py
 
         with Window(file, self.start, self.length) as window, h5py.File(window, "r") as opened:
-            yield opened[self.path]
+            found = opened[self.path]
+            _check_chunks(found, self.length)
+            yield found
 
     def whole(self, file: Any) -> np.ndarray:
         """All values, from an open file."""
@@ -89,6 +91,18 @@ class Packed:
         """A block with the `Reader` of an open file."""
         with self.dataset(file) as dataset:
             yield Reader(dataset, self.dtype)
+
+
+def _check_chunks(dataset: Any, length: int) -> None:
+    """Raises a `ValueError` if a chunk is not in the file, or so short that libhdf5 would crash."""
+    least = 5 if dataset.fletcher32 else 1
+
+    def check(chunk: Any) -> None:
+        if chunk.size < least or chunk.byte_offset + chunk.size > length:
+            raise ValueError(f"a chunk of '{dataset.name[1:]}' is not in it")
+
+    if dataset.chunks:
+        dataset.id.chunk_iter(check)
 
 
 class Reader:
@@ -241,8 +255,9 @@ def _copy_dataset(old: Any, target: Any, key: bytes) -> None:
     new = h5py.Dataset(h5py.h5d.create(target.id, key, old.id.get_type().copy(), old.id.get_space(), created))
     _copy_attributes(old, new)
     if old.chunks:
-        for number in range(old.id.get_num_chunks()):
-            place = old.id.get_chunk_info(number)
+        places: list[Any] = []
+        old.id.chunk_iter(places.append)
+        for place in places:
             mask, data = old.id.read_direct_chunk(place.chunk_offset)
             new.id.write_direct_chunk(place.chunk_offset, data, mask)
     elif old.shape == ():

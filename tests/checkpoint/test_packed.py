@@ -1,6 +1,7 @@
 """Arrays of HDF5 files that are compressed, in chunks, or in another byte order: edited in a copy, chunk by chunk."""
 
 import json
+import struct
 import zipfile
 
 import h5py
@@ -278,6 +279,25 @@ def test_a_failure_of_the_encoder_leaves_nothing(tmp_path, monkeypatch):
         checkpoint.apply(path, "w[0] = 1", tmp_path / "o.h5")
     assert str(info.value) == (f"cannot encode the arrays of '{path}' again: Can't write data (file write failed)")
     assert [each.name for each in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_chunk_without_bytes(tmp_path):
+    """libhdf5 crashes if it takes the checksum off it."""
+    path = make(tmp_path / "a.h5", fletcher32=True, chunks=(37, 4))
+    data = path.read_bytes()
+    key = struct.pack("<IIQQQ", 37 * 4 * 4 + 4, 0, 0, 4, 0)  # length, filters that were left out, place
+    assert data.count(key) == 1
+    path.write_bytes(data.replace(key, bytes(4) + key[4:]))
+    told = f"cannot read '{path}': a chunk of 'g/w' is not in it"
+    for step in (
+        lambda: checkpoint.open(path)["g.w"],
+        lambda: checkpoint.apply(path, "w[0] = 1", tmp_path / "o.h5"),
+        lambda: checkpoint.apply(path, "plain = w[0, 0]", in_place=True),
+        lambda: str(kpatch.show(path)),
+    ):
+        with pytest.raises(FileError) as info:
+            step()
+        assert info.value.message == told
 
 
 @settings(max_examples=25, deadline=None)
