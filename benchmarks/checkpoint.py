@@ -106,7 +106,9 @@ def _worker(*arguments):
 
 
 def _environment():
-    return {**os.environ, "KERAS_BACKEND": "numpy", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    """That of an installed program, whose modules are compiled."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "KERAS_BACKEND": "numpy", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 # What a process of its own does ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from kpatch.checkpoint import saving, wording
-from kpatch.checkpoint.arrays import Array, Opaque, as_bits
+from kpatch.checkpoint.arrays import Array, Opaque, as_bits, reuse_blocks
 from kpatch.checkpoint.disk import Source
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError, PatchError, boundary
@@ -301,6 +301,7 @@ def _compare(each: Difference, tolerance: float, progress: Callable[[int], objec
     """Counts the entries that differ; returns their offsets, or `None` if they are more than `KEPT`."""
     offsets: list | None = []
     size = each.new.size
+    reuse_blocks()
     for (start, old), (_, new) in zip(each.old.blocks(), each.new.blocks(), strict=True):
         progress(old.nbytes)
         differ = as_bits(old) != as_bits(new)

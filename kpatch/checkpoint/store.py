@@ -12,7 +12,7 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.backends.numpy import OPERATORS, take
-from kpatch.checkpoint.arrays import BLOCK, Array, as_bits
+from kpatch.checkpoint.arrays import BLOCK, Array, as_bits, reuse_blocks
 from kpatch.functions.reductions import TOTALS, in_blocks
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
@@ -161,6 +161,7 @@ class Stored(execute.Named):
         if compute is None:
             return False
         change, array = self._change(step), step.place.variable
+        reuse_blocks()
         for start in range(0, array.size, count := BLOCK // array.numpy.itemsize):
             old = self.editor.read(array, start, min(count, array.size - start))
             with np.errstate(all="ignore"):
