@@ -30,6 +30,9 @@ def plan(
 ) -> Plan:
     """What a patch would do to a model: a dry run, checked in full, with nothing written.
 
+    A patch of one model may also edit activations, as for `intervene`. Of these the plan tells what the graph of the
+    model knows; the rest is known when the model is called.
+
     Args:
         model: a built Keras model or layer, a variable, or a list or dict of these, as for `apply`.
         patch: a text, a `Patch`, a path of a patch file, a `Diff`, or a list of these.
@@ -49,9 +52,18 @@ def plan(
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
         >>> [row.entries for row in kpatch.plan(model, "dense_1.kernel[:, 1] = 0; dense_1.bias += 1").rows]
         [4, 3]
+        >>> kpatch.plan(model, "dense_1.output[:, 1] = 0").rows[0].shape
+        (None, 3)
     """
+    import keras
+
+    from kpatch.inside import planning
+
     backends.current().refuse_traces("kpatch.plan")
-    return live.count(checking.check_all(model, *bound(patch, bindings, named), expect))
+    given = bound(patch, bindings, named)
+    if isinstance(model, keras.Layer) and planning.may_edit_activations(given[0]):
+        return planning.plan(model, *given, expect)
+    return live.count(checking.check_all(model, *given, expect))
 
 
 @keywords.checked("kpatch.apply")

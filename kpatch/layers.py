@@ -157,8 +157,8 @@ class ScatterLayer(keras.layers.Layer):
 class PatchedLayer(keras.layers.Wrapper):
     """A layer whose weights are seen through a patch; the stored weights stay, and go on training.
 
-    What the patch overwrites gets no gradient, and everything else trains as before. Targets are the names of the
-    layer's own variables: `kernel[0, 0] = 1.0`.
+    What the patch overwrites gets no gradient and no update; everything else trains as before. Targets are the names of
+    the layer's own variables: `kernel[0, 0] = 1.0`.
 
     Args:
         layer: the layer; its weights are shared, not copied.
@@ -209,12 +209,14 @@ class PatchedLayer(keras.layers.Wrapper):
         seen = self.patch.run((), *stored)
         mapping = [*zip(written, seen, strict=True), *zip(read, stored[len(written) :], strict=True)]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            before = [scope.get_current_value(variable) for variable in read]
+            before = [scope.get_current_value(variable) for variable in (*written, *read)]
             outputs = self.layer(inputs, *args, **kwargs)
         for loss in scope.losses:
             self.add_loss(loss)
-        for variable, value in zip(read, before, strict=True):
-            if (after := scope.get_current_value(variable)) is not value:
+        for number, (variable, value) in enumerate(zip((*written, *read), before, strict=True)):
+            if (after := scope.get_current_value(variable)) is not value:  # a state, or a moving statistic
+                if number < len(written):  # what the patch changes stays as it is stored
+                    after = keras.ops.where(keras.ops.equal(value, stored[number]), after, stored[number])
                 variable.assign(after)
         return outputs
 

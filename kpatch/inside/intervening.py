@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
-from kpatch.errors import ResolutionError, UnsupportedError
-from kpatch.inside import attention
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.inside import attention, shapes
 from kpatch.inside.activations import Activations, loop_around, tensor_in, why_not_called
 from kpatch.inside.calls import end, is_rehearsed, patch_call
 from kpatch.inside.outputs import Inputs, Outputs
+from kpatch.inside.rescuing import Rescue
 from kpatch.inside.splitting import Part, Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.inside.traces import Traces
@@ -24,6 +25,7 @@ from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
 from kpatch.names.tree import LAYER, LayerNode
 from kpatch.run import checking, live
+from kpatch.run.forgetting import layers_of
 from kpatch.syntax import Patch
 from kpatch.values.dtypes import FLOATS, dtype_name
 from kpatch.values.numerics import is_traced
@@ -106,7 +108,7 @@ class Intervention:
 
     def _prepare(self) -> None:
         self._split = Split(*self._given)
-        self._calls = _Calls(self._split)
+        self._calls = Calls(self._split)
         weakref.finalize(self, self._calls.traces.spend).atexit = False
         weights, given = self._split.weights_patch()
         checking.check(self._given[0], weights, given)
@@ -170,8 +172,12 @@ class Intervention:
         return f"<Intervention in {', '.join([*paths[:SHOWN], *more])}: {state}>"
 
 
-class _Calls:
-    """The calls that are patched. Activations that others read are kept for the time of one call of the model."""
+class Calls:
+    """The calls that are patched. Activations that others read are kept for the time of one call of the model.
+
+    Attributes:
+        known: each part, with what `shapes.check` knows of it.
+    """
 
     def __init__(self, split: Split) -> None:
         self._parts: dict[tuple, list] = {}
@@ -186,11 +192,13 @@ class _Calls:
         self._places = {(id(node.item), kind): (node.item, kind) for node, kind in places}
         self._layers = {id(layer): layer for layer, _ in self._places.values()}
         self.traces = Traces(split.index, list(self._layers.values()))
+        self._models = layers_of(split.index)
         self._ran = False
         self._watched = _around([part.node for part in split.parts], split.index)
         for part in split.parts:
             for node, kind, _, span in part.reads.values():
                 self._refuse_loops(node, kind, span)
+        self.known = [(part, shapes.check(part, edit)) for part, edit in itertools.chain(*self._parts.values())]
 
     def _refuse_loops(self, node: LayerNode, kind: str, span: tuple[int, int]) -> None:
         """What a loop computes anew in each step cannot be read outside of it."""
@@ -201,6 +209,7 @@ class _Calls:
 
     def patch(self, model: Any, stack: contextlib.ExitStack) -> None:
         """Patches the calls until the stack closes."""
+        self._rescue = Rescue(self._models, stack)
         for host, seen in self._sources():
             patch_call(host, functools.partial(self._called, host, seen), stack)
         for layer, kind in self._places.values():
@@ -279,14 +288,21 @@ class _Calls:
         kept = next(reversed(self._calls_under_way()), None) or self._activations()
         if (id(layer), kind) in self._read:
             kept.keep(layer, kind, held)  # as it is when it is read, edited so far
-        for part, edit in self._parts.get((id(layer), kind), ()):
-            if not in_dynamo():
-                edit.used = True
-            x = tensor_in(held, part.inner, part.span, self._source)
-            if not in_dynamo():
-                self.traces.seen = self.traces.seen or is_traced(x)
-            values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]
-            held.replace(part.inner, edit.run(edit.free, x, *values))
+        try:
+            for part, edit in self._parts.get((id(layer), kind), ()):
+                self._edit(part, edit, held, kept)
+        except PatchError:
+            self._rescue()
+            raise
+
+    def _edit(self, part: Part, edit: TensorPatch, held: Any, kept: Activations) -> None:
+        if not in_dynamo():
+            edit.used = True
+        x = tensor_in(held, part.inner, part.span, self._source)
+        if not in_dynamo():
+            self.traces.seen = self.traces.seen or is_traced(x)
+        values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]
+        held.replace(part.inner, edit.run(edit.free, x, *values))
 
 
 def _around(nodes: list[LayerNode], index: Any) -> list[Any]:

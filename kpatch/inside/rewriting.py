@@ -140,7 +140,7 @@ class _Rewriting:
         if not any(part.reads or part.inner for part in parts):
             return self._sequential(model)
         new = self._functional(model._functional)  # what is read passes by the layers between
-        return keras.Model(new.inputs, new.outputs, name=model.name)
+        return keras.Model(new.input, new.output, name=model.name)  # not lists of them
 
     def _of(self, layer: Any, kind: str) -> list[tuple[Any, Part]]:
         return self._inserted.get((id(layer), kind), [])

@@ -98,12 +98,15 @@ class TensorPatch(Holder):
         for known, planned in self._plans:
             if _covers(known, specs):
                 return planned
-        values = {name: unknown(f"${name}", kind, tuple(s)) for name, (s, kind) in specs.items() if name != "_"}
-        names = self._names(spec, values)
-        planned = planner.make(self.patch, names, names.implied.unknown(), traced=True)
-        planned = replace(planned, names=None)  # their values can belong to a trace
+        planned = replace(self.check(spec, given), names=None)  # their values can belong to a trace
         self._plans = [*self._plans[1 - MAX_PLANS :], (specs, planned)]
         return planned
+
+    def check(self, spec, given=None):
+        """The same, made anew and not kept."""
+        values = {name: unknown(f"${name}", kind, tuple(shape)) for name, (shape, kind) in (given or {}).items()}
+        names = self._names(spec, values)
+        return planner.make(self.patch, names, names.implied.unknown(), traced=True)
 
     def __call__(self, names, x, *given):
         """A new tensor with the edits of the patch; `given` are the tensors of the free `names`."""

@@ -211,13 +211,13 @@ class ModelIndex:
         if not at or (inner and (any(type(key) is not str for key in inner) or self._match(selector, keys))):
             return [], None, ()
         forms = [form[: len(form) - len(inner)] for form in self.forms(selector, keys)]
-        found = distinct([node for form in forms for node in self.nodes_before(form) if node.kind == LAYER])
+        found = _outermost([node for form in forms for node in self.nodes_before(form) if node.kind == LAYER])
         _refuse_several(selector, found, keys[at:])
         return found, keys[at], inner
 
     def _steps(self, selector, keys):
         """The nodes of the attention layers of which a selector means a step; a variable's name comes first."""
-        nodes = distinct([node for form in self.forms(selector, keys) for node in self.nodes_before(form)])
+        nodes = _outermost([node for form in self.forms(selector, keys) for node in self.nodes_before(form)])
         found = [node for node in nodes if node.kind == LAYER and attention.is_attention(node.item)]
         if not found or self._match(selector, keys):
             return []
@@ -325,6 +325,17 @@ def _without_last(selector):
     rest = last.value.rpartition("/")[0] if type(last) is Name else ""
     parts = (*selector.parts[:-1], *[Name(rest, last.span)] * bool(rest))
     return replace(selector, parts=parts)
+
+
+def _outermost(nodes):
+    """The nodes, each once, without a layer whose wrapper has the same name and is among them."""
+    return [node for node in distinct(nodes) if not (node.parent in nodes and _wraps(node.parent.item, node.item))]
+
+
+def _wraps(outer, layer):
+    import keras
+
+    return isinstance(outer, keras.layers.Wrapper) and outer.layer is layer and outer.name == layer.name
 
 
 def _refuse_several(selector, nodes, keys):

@@ -3,8 +3,8 @@
 from itertools import accumulate, chain
 
 from kpatch.errors import ResolutionError
-from kpatch.names import globs
-from kpatch.names.tree import GROUP, LAYER, METRIC, SEED, descend, spelled, variables_of
+from kpatch.names import attention, globs
+from kpatch.names.tree import ACTIVATIONS, GROUP, LAYER, METRIC, SEED, descend, spelled, variables_of
 from kpatch.syntax.ast import Glob, Name
 from kpatch.syntax.spelling import nearest
 
@@ -82,7 +82,8 @@ class Miss:
         form = max(forms, key=lambda form: self._followed(form)[1] - len(form))  # the form whose fault comes last
         nodes, at = self._followed(form)
         holder = spelled(form[:at]) or "the model"
-        message, notes = f"no variable '{self.selector}'", [_contents(nodes[0], holder)]
+        word = "activation" if form[-1] in ACTIVATIONS else "variable"
+        message, notes = f"no {word} '{self.selector}'", [_contents(nodes[0], holder)]
         if type(form[at]) is int:
             message += f": {holder} has {len(nodes[0].layers)} layer{'s' * (len(nodes[0].layers) != 1)}"
         elif form[0] in OF_PYTHON and form[1:] and (rest := self.index.entries_ending(form[1:])):
@@ -95,6 +96,8 @@ class Miss:
                 message += f"; did you mean '{name}'?" * (name is not None)
                 paths = ", ".join(_shortened([entry.path for entry in found]))
                 notes.append(f"variables named '{found[0].variable.name}': {paths}")
+            elif near := self._activation(form, nodes, at):
+                message += f"; did you mean '{near}'?"
         return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
 
     def _followed(self, form):
@@ -126,6 +129,19 @@ class Miss:
         keys.append(last)
         found = variables_of(nodes, last) if len(keys) > 1 else self.index.entries_ending(keys)
         return [entry for entry in found if not entry.hidden], spelled(keys)
+
+    def _activation(self, form, nodes, at):
+        """The selector of an activation with near names, or `None`."""
+        keys = form[:at]
+        for key in form[at:-1]:
+            if type(key) is str:
+                key = _nearest(key, self.index.layer_names() if not keys else _names(nodes, "children"))
+            nodes = self._next(nodes, key, len(keys)) if key is not None else []
+            keys.append(key)
+        layers = [node.item for node in nodes if node.kind == LAYER and keys]
+        steps = [kind for kind in attention.SIDES if any(attention.has(layer, kind) for layer in layers)]
+        last = _nearest(form[-1], [*ACTIVATIONS, *steps]) if layers else None
+        return last and spelled([*keys, last])
 
     def _below(self, node, name):
         """The variables with a name at any depth below a node."""

@@ -20,19 +20,20 @@ class Row:
 
     Attributes:
         statement: the statement's text.
-        path: the variable that it writes to.
-        shape, dtype: the variable's shape and dtype.
-        entries: the number of entries that it writes; `None` if it depends on values that earlier statements write.
+        path: the variable, or activation, that it writes to.
+        shape, dtype: its shape and dtype. An activation's have `None` for what only a call of the model tells.
+        entries: the number of entries that it writes; `None` if it depends on values that earlier statements write, or
+            on what only a call tells.
     """
 
     statement: str
     path: str
-    shape: tuple
-    dtype: str
+    shape: tuple | None
+    dtype: str | None
     entries: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": list(self.shape)}
+        return {**asdict(self), "shape": self.shape and list(self.shape)}
 
 
 def plan_rows(plan: "Plan") -> list[tuple[ast.Edit, Row]]:
@@ -42,7 +43,7 @@ def plan_rows(plan: "Plan") -> list[tuple[ast.Edit, Row]]:
         for step, count in zip(plan.edits, plan.counts, strict=True)
         for statement in step.statements
     ]
-    return sorted(rows, key=lambda pair: pair[0].span)
+    return sorted([*rows, *plan.activations], key=lambda pair: pair[0].span)
 
 
 def plan_warnings(rows: list[tuple[ast.Edit, Row]]) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ def _warning(statement: ast.Edit, rows: list[Row]) -> str | None:
     if sum(counts) == 0:
         return f"'{rows[0].statement}' edits nothing: its index selects no entry"
     narrowing = any(not (isinstance(item, ast.Ellipsis_) or _is_all(item)) for item in statement.target.index)
-    if narrowing and sum(counts) == sum(math.prod(row.shape) for row in rows) > 1:
+    if narrowing and sum(counts) == sum(math.prod(row.shape or ()) for row in rows) > 1:
         return f"'{rows[0].statement}' edits everything: its index selects every entry"
     return None
 
@@ -87,7 +88,8 @@ class Plan(Shown):
 
     Attributes:
         patch: the `Patch`.
-        steps: the steps, in order.
+        steps: the steps that write variables, in order.
+        activations: the statements that write activations, and their rows.
         rows: a `Row` for each writing statement and each of its matches.
         warnings: a sentence for each statement that edits no entry, or all entries in spite of its index; or one if
             the patch is empty.
@@ -103,6 +105,7 @@ class Plan(Shown):
     patch: Patch
     steps: tuple
     counts: tuple = field(repr=False)  # the number of entries each step writes; `None` if unknown before it runs
+    activations: tuple = ()
 
     @classmethod
     def of(cls, checked: Checked, counts: Iterable[int | None]) -> "Plan":
@@ -136,7 +139,7 @@ class Plan(Shown):
             Column("entries", right=True),
         )
         rows = [
-            (r.statement, r.path, shape(r.shape), r.dtype, "?" if r.entries is None else f"{r.entries:,}")
+            (r.statement, r.path, "?" if r.shape is None else shape(r.shape), r.dtype or "?", _counted(r.entries))
             for r in self.rows
         ]
         return Overview(columns, rows, self.warnings)
@@ -149,4 +152,8 @@ class Plan(Shown):
         }
 
     def __repr__(self) -> str:
-        return f"<Plan {len(self.edits)} writes>"
+        return f"<Plan {len(self.edits) + len(self.activations)} writes>"
+
+
+def _counted(entries: int | None) -> str:
+    return "?" if entries is None else f"{entries:,}"

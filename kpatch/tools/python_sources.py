@@ -28,7 +28,7 @@ MAX_PYTHON = 4 * 2**20  # bytes of a Python file; its tree takes a hundred times
 PARSERS = ("kpatch.parse", "kpatch.Patch")
 RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
 IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")
-WITH_ACTIVATIONS = ("kpatch.rewrite", "kpatch.intervene")  # names in their patches also mean activations
+WITH_ACTIVATIONS = ("kpatch.plan", "kpatch.rewrite", "kpatch.intervene")  # names in their patches also mean activations
 
 
 class Parameter(NamedTuple):

@@ -607,13 +607,13 @@ def test_an_error_of_the_end_names_the_one_of_the_block(dense, monkeypatch):
 
 
 def test_a_model_that_changes_before_the_block(dense):
-    block = kpatch.intervene(dense, "dense_2.output[..., 2] = 9; dense_2.bias = 1")
+    block = kpatch.intervene(dense, "dense_2.output[..., -1] = 9; dense_2.bias = 1")
     dense.pop()
     dense.add(keras.layers.Dense(3, name="dense_2"))
     with block:
         assert (predicted(dense)[:, 2] == 9).all()
         assert dense.get_weights()[3].tolist() == [1, 1, 1]
     dense.pop()
-    with pytest.raises(kpatch.ResolutionError, match=r"no variable 'dense_2.output'"):
+    with pytest.raises(kpatch.ResolutionError, match=r"no activation 'dense_2.output'"):
         block.__enter__()
     assert unpatched(dense)

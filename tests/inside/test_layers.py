@@ -306,6 +306,15 @@ def test_patched_layer_updates_its_state():
     np.testing.assert_allclose(to_numpy(layer.layer.moving_mean.value), [1, 2])
 
 
+def test_patched_layer_updates_the_entries_that_the_patch_leaves_alone():
+    layer = PatchedLayer(keras.layers.BatchNormalization(momentum=0.5), "moving_mean[0] = 5")
+    x = np.array([[1.0, 2.0], [3.0, 6.0]], "float32")
+    for mean in (2, 3, 3.5):
+        layer(x, training=True)
+        assert to_numpy(layer.layer.moving_mean.value).tolist() == [0, mean]
+    assert (to_numpy(layer(x))[:, 0] < 0).all()  # as with a mean of 5
+
+
 @trains
 @pytest.mark.parametrize("jit_compile", [False, True] if BACKEND != "torch" else [False])
 def test_training_moves_what_is_not_overwritten(jit_compile):

@@ -368,7 +368,7 @@ def test_errors_of_bindings(dense):
     ("what", "error"),
     [
         ("dense_1.kernel", "'dense_1.kernel' is a weight; kpatch.record records activations"),
-        ("dense_9.output", "no variable 'dense_9.output'"),
+        ("dense_9.output", "no activation 'dense_9.output'"),
         ("dense_1.output[0]", "an activation is named by a selector, 'dense_1.output'. Received: 'dense_1.output[0]'"),
         ("_", "an activation is named by a selector, 'dense_1.output'. Received: '_'"),
         (3, "an activation is named by a text, 'dense_1.output'. Received: 3"),

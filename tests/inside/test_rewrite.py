@@ -372,7 +372,7 @@ REFUSED_OF_MIXED = {
             ^^^^^^^^^^^^^
           edit the 'input' of the layers that take it""",
     "head.output = poool.output": """
-        no variable 'poool.output'
+        no activation 'poool.output'; did you mean 'pool.output'?
           line 1, column 15
             head.output = poool.output
                           ^^^^^
@@ -405,3 +405,26 @@ def test_refused_for_want_of_a_graph(mixed):
         kpatch.rewrite(models.subclassed(), "first.output = 0")
     with pytest.raises(kpatch.UnsupportedError, match="it is inside of 'bi', which has no graph"):
         kpatch.rewrite(mixed, "bi.forward_layer.output = 0")
+
+
+def test_rewritten_again():
+    """A `PatchedLayer` has the name of its layer, which means the patched one."""
+    model = models.dense()
+    new = kpatch.rewrite(kpatch.rewrite(model, "dense_1.kernel[0] = 0"), "dense_1.output[:, 1] = 2")
+    new = kpatch.rewrite(new, "dense_1.kernel[1] = 0; dense_2.input[:, 0] = 1")
+    first, second = (layer.get_weights() for layer in model.layers)
+    hidden = X[:, 2:] @ first[0][2:] + first[1]
+    hidden[:, :2] = 1, 2
+    np.testing.assert_allclose(new.predict(X, verbose=0), hidden @ second[0] + second[1], rtol=1e-5)
+    with kpatch.intervene(new, "dense_1.output = 0"):
+        expected = second[0][0] + 2 * second[0][1] + second[1]  # what follows in the graph is as before
+        np.testing.assert_allclose(new.predict(X, verbose=0), np.tile(expected, (len(X), 1)), rtol=1e-5)
+
+
+def test_a_sequential_model_that_reads_activations_keeps_its_structure():
+    new = kpatch.rewrite(models.dense(), "dense_2.output += sum(dense_1.output)")
+    assert (new.input_shape, new.output_shape) == ((None, 4), (None, 2))
+    nested = keras.Sequential([keras.Input((4,)), new, keras.layers.Dense(1)])
+    assert nested.predict(X, verbose=0).shape == (len(X), 1)
+    again = kpatch.rewrite(new, "dense_1.output[:, 1] = 0")
+    assert (again.input_shape, again.output_shape) == ((None, 4), (None, 2))

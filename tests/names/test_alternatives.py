@@ -219,7 +219,7 @@ def test_alternatives_of_activations(backend):
         "     ^^^^^^^^^^^^^^^^^^^"
     )
     assert failure(kpatch.rewrite, net, "(a|d).output = 0") == (
-        "no variable 'd.output'\n  line 1, column 4\n    (a|d).output = 0\n       ^\n  the model has: a, b, c"
+        "no activation 'd.output'\n  line 1, column 4\n    (a|d).output = 0\n       ^\n  the model has: a, b, c"
     )
     assert failure(kpatch.apply, net, "(a|b).output = 0", kind=UnsupportedError).startswith(
         "'a.output' is an activation"

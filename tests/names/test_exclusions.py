@@ -174,7 +174,7 @@ def test_activations():
     assert failure(kpatch.rewrite, net, "**.kernel = 0 except a.output", kind=UnsupportedError).startswith(
         "'a.output' is"
     )
-    assert failure(kpatch.rewrite, net, "*.output = 0 except x.output").startswith("no variable 'x.output'")
+    assert failure(kpatch.rewrite, net, "*.output = 0 except x.output").startswith("no activation 'x.output'")
     layer = kpatch.layers.PatchedLayer(net, "**.bias = 1 except head.*")
     by_hand = chain("a", "b", "head")
     kpatch.apply(by_hand, "(a|b).bias = 1")
