@@ -116,7 +116,7 @@ def run_patch(block, namespace):
         return
     refused = [line.rpartition("  # ") for line in block.body.splitlines() if re.search(r"  # \w+Error: ", line)]
     for statement, _, expected in refused:
-        yield outcome(lambda text=statement: kpatch.plan(namespace["model"], text)), expected
+        yield outcome(lambda text=statement: kpatch.apply(namespace["model"], text)), expected
     if not refused:
         yield outcome(lambda: kpatch.apply(namespace["model"], block.body).undo()), None
 
