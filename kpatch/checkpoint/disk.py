@@ -57,11 +57,20 @@ class Source:
 
     def edited(self, descriptor: int) -> None:
         """Records the present state as the parsed one, after an edit by this process."""
-        before = self._state
         with contextlib.suppress(OSError):  # the edit is done; an error here does not matter
-            self._state = _state(os.fstat(descriptor))
-        if before is not None and self._state is not None and before != self._state:
-            _edits[before] = self._state
+            self._now(_state(os.fstat(descriptor)))
+
+    def closed(self) -> None:
+        """Records the state again once the edited file is closed: only then Windows sets its time."""
+        with contextlib.suppress(OSError):
+            now = _state(os.stat(self.real))
+            if not RENAMES_OPEN and self._state is not None and now[:3] == self._state[:3]:
+                self._now(now)
+
+    def _now(self, state: State) -> None:
+        before, self._state = self._state, state
+        if before is not None and before != state:
+            _edits[before] = state
         while len(_edits) > MAX_EDITS:
             del _edits[next(iter(_edits))]
 

@@ -77,6 +77,8 @@ class Editor:
 
     def __exit__(self, *exception):
         self._stack.close()
+        for file in self.paths.keys() - self._copies.keys():
+            file.closed()
 
     def descriptor(self, file):
         return self._descriptors[file]

@@ -19,6 +19,7 @@ missing record before the end is damage. A damaged journal is never played back,
 another program has changed.
 """
 
+import contextlib
 import functools
 import json
 import operator
@@ -145,11 +146,13 @@ class Journal:
     def _rename(self, path):
         if not disk.RENAMES_OPEN:
             self.close()
+        taken = path.exists()  # by the journal that is played back: there is no way back once this one has its name
         os.replace(self._place, path)
         self._place = self.path = path
         if not disk.RENAMES_OPEN:
             self._descriptor = os.open(path, os.O_RDWR | BINARY)
-        sync(path.parent)
+        with contextlib.suppress(OSError) if taken else contextlib.nullcontext():
+            sync(path.parent)
 
     def drop(self):
         """Removes the journal."""

@@ -213,6 +213,8 @@ def repack(path: Path, entry: archive.Member | None, twins: Mapping[Array, Array
     except FileError:
         raise
     except ERRORS as error:
+        if number := getattr(error, "errno", None):  # a full disk, say
+            raise OSError(number, os.strerror(number)) from error
         raise FileError(f"cannot encode the arrays of '{name}' again: {' '.join(str(error).split())}") from error
     finally:
         for each in (fresh, whole):
@@ -235,7 +237,7 @@ def _copy(old: Any, new: Any) -> None:
                 target[name] = copied[address]
                 continue
             if isinstance(item, h5py.Group):
-                made = h5py.h5g.create(target.id, key, gcpl=item.id.get_create_plist())
+                made = h5py.h5g.create(target.id, key, gcpl=_created(item))
                 groups.append((item, h5py.Group(made)))
                 _copy_attributes(item, groups[-1][1])
             elif isinstance(item, h5py.Dataset):
@@ -245,14 +247,20 @@ def _copy(old: Any, new: Any) -> None:
             copied[address] = target[name]
 
 
+def _created(item: Any) -> Any:
+    """How an object was created, without the time, so that a patch makes the same bytes each time."""
+    created = item.id.get_create_plist()
+    created.set_obj_track_times(False)
+    return created
+
+
 def _copy_dataset(old: Any, target: Any, key: bytes) -> None:
     """Copies a dataset to a group: its chunks as they are stored, other values by rows."""
     import h5py
 
     if old.external or old.is_virtual:
         raise FileError(f"'{old.name}' keeps its values in other files")
-    created = old.id.get_create_plist()
-    new = h5py.Dataset(h5py.h5d.create(target.id, key, old.id.get_type().copy(), old.id.get_space(), created))
+    new = h5py.Dataset(h5py.h5d.create(target.id, key, old.id.get_type().copy(), old.id.get_space(), _created(old)))
     _copy_attributes(old, new)
     if old.chunks:
         places: list[Any] = []

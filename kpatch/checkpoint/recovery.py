@@ -179,7 +179,8 @@ def discard(path):
         for journal in (begun(path), *reversed(undoable(path))):
             if os.path.lexists(journal):
                 journal.unlink()
-                sync(path.parent)
+                with contextlib.suppress(OSError):  # it is removed
+                    sync(path.parent)
                 return journal
     raise UndoError(f"'{path}' has no journal")
 

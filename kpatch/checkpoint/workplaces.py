@@ -15,6 +15,7 @@ from pathlib import Path
 PREFIX = ".kpatch-"
 DAY = 86_400  # seconds: on a system without locks a folder is left behind if it is older
 _NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}")
+_own: set[Path] = set()  # the folders that this process works in: some system may have refused a lock
 
 
 @contextlib.contextmanager
@@ -22,9 +23,11 @@ def workplace(parent: Path) -> Iterator[Path]:
     """A new folder, which is removed at the end of the block."""
     sweep(parent)
     folder, lock = _new(parent)
+    _own.add(folder)
     try:
         yield folder
     finally:
+        _own.discard(folder)
         shutil.rmtree(folder, ignore_errors=True)
         _release(lock)
 
@@ -32,7 +35,8 @@ def workplace(parent: Path) -> Iterator[Path]:
 def sweep(parent: Path) -> None:
     """Removes the folders that a kill left in a folder, as far as the system allows that."""
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for folder in [Path(entry) for entry in entries if _NAME.fullmatch(entry.name) and _is_ours(entry)]:
+        found = [Path(entry) for entry in entries if _NAME.fullmatch(entry.name) and _is_ours(entry)]
+        for folder in filter(lambda each: each not in _own, found):
             lock = _lock(folder)
             if lock is not None or _is_old(folder):
                 shutil.rmtree(folder, ignore_errors=True)

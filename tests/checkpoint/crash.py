@@ -72,15 +72,20 @@ def forked(function):
 
 
 @contextlib.contextmanager
-def at_call(number, action):
-    """A block in which `action(name, call, args)` stands in for the call of that number that writes."""
+def at_call(number, action, last=None):
+    """A block in which `action(name, call, args, kwargs)` stands in for the call of that number that writes.
+
+    It stands in for all those up to the number `last`. The block gives the calls for which it did.
+    """
     known = {name: getattr(os, name) for name in CALLS if hasattr(os, name)}
-    lock, left, opens = threading.Lock(), [number], io.open
+    lock, left, opens, met = threading.Lock(), [0], io.open, []
 
     def wrapped(name, call):
         def counted(*args, **kwargs):
             with lock:
-                now, left[0] = left[0] == 0, left[0] - 1
+                now, left[0] = number <= left[0] <= (number if last is None else last), left[0] + 1
+            if now:
+                met.append(name)
             return action(name, call, args, kwargs) if now else call(*args, **kwargs)
 
         return counted
@@ -93,7 +98,7 @@ def at_call(number, action):
         setattr(os, name, wrapped(name, call))
     io.open = builtins.open = opened
     try:
-        yield
+        yield met
     finally:
         io.open = builtins.open = opens
         for name, call in known.items():

@@ -5,6 +5,7 @@ those before the command, those after it, and those between the files that it pu
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
 import zipfile
@@ -38,6 +39,12 @@ def save_h5(path, values):
             file[name.replace(".", "/")] = value
 
 
+def save_packed(path, values):
+    with h5py.File(path, "w") as file:
+        for name, value in values.items():
+            file.create_dataset(name.replace(".", "/"), data=value, chunks=True, compression="gzip")
+
+
 def save_keras_2(path, values):
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"a", b"b"]
@@ -51,8 +58,8 @@ def save_archive(path, values):
     inner = path.with_name("model.weights.h5")
     save_h5(inner, values)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", "{}")
-        archive.write(inner, inner.name)
+        for name, data in (("config.json", b"{}"), (inner.name, inner.read_bytes())):
+            archive.writestr(zipfile.ZipInfo(name), data)  # without the time of day
     inner.unlink()
 
 
@@ -88,13 +95,15 @@ def save_shards(path, values):
 KINDS = {
     "keras": (".keras", save_archive),
     "weights": (".weights.h5", save_h5),
+    "packed": (".weights.h5", save_packed),
     "legacy": (".h5", save_keras_2),
     "safetensors": (".safetensors", lambda path, values: save_file(values, path)),
     "folder": ("", save_folder),
     "index": ("", save_index),
     "shards": (".weights.json", save_shards),
 }
-FILES = ("keras", "weights", "legacy", "safetensors")  # whose results replace other files
+FILES = ("keras", "weights", "packed", "legacy", "safetensors")  # whose results replace other files
+OF_PACKED = ("copy", "copy-one", "streamed", "diff")  # these arrays are not edited in place, and have no journal
 HOWS = (
     "in-place", "journal", "recover", "undo", "undo-all", "discard", "log", "show",
     "copy", "copy-one", "copy-journal", "streamed", "over", "diff", "page",
@@ -105,7 +114,13 @@ def names():
     """The scenes: a kind of file and what is done with it."""
     for kind in KINDS:
         for how in HOWS:
-            if (how != "over" or kind in FILES) and (how not in ("diff", "page") or kind in ("safetensors", "folder")):
+            if kind == "packed":
+                possible = how in OF_PACKED
+            elif how in ("diff", "page"):
+                possible = kind in ("safetensors", "folder")
+            else:
+                possible = how != "over" or kind in FILES
+            if possible:
                 yield f"{kind} {how}"
 
 
@@ -202,6 +217,10 @@ class Scene:
         finally:
             copying.SMALL = known
 
+    def run_from_start(self):
+        self.reset()
+        self.run()
+
     def run(self):
         for step in self.steps():
             step()
@@ -209,12 +228,12 @@ class Scene:
     # The files
 
     def state(self, folder=None):
-        """Every file that a reader may meet → its bytes, of a journal the patch."""
+        """Every file that a reader may meet → a digest of its bytes; of a journal the patch."""
         folder, found = folder or self.work, {}
         for path in sorted(folder.rglob("*")):
             parts = path.relative_to(folder).parts
             if path.is_file() and not any(part.startswith(".") for part in parts):
-                found["/".join(parts)] = self._patch_of(path) if ".kpatch-undo" in path.name else path.read_bytes()
+                found["/".join(parts)] = self._patch_of(path) if ".kpatch-undo" in path.name else digest(path)
         return found
 
     @staticmethod
@@ -226,18 +245,23 @@ class Scene:
             return str(error)
 
     def states(self):
-        """The states that may be found; the last one is that after the command."""
+        """The states that may be found after a kill; the last one is that after the command."""
+        found = self.whole_states()
+        before, after = found[0], found[-1]
+        ordered = [name for name in self.order() if before.get(name) != after.get(name)]
+        for count in range(1, len(ordered)):
+            done = {name: after.get(name) for name in ordered[:count]}
+            found.insert(count, {name: data for name, data in {**before, **done}.items() if data is not None})
+        return found
+
+    def whole_states(self):
+        """The states before the command, after each of its steps, and so after it."""
         self.reset()
         found = [self.state()]
         for step in self.steps():
             step()
             if self.state() != found[-1]:
                 found.append(self.state())
-        before, after = found[0], found[-1]
-        ordered = [name for name in self.order() if before.get(name) != after.get(name)]
-        for count in range(1, len(ordered)):
-            done = {name: after.get(name) for name in ordered[:count]}
-            found.insert(count, {name: data for name, data in {**before, **done}.items() if data is not None})
         return found
 
     def order(self):
@@ -271,7 +295,11 @@ class Scene:
         if path.is_dir():
             return self.state(path)
         files = sorted(self.work.glob(f"{stem}_*.weights.h5")) or [path]
-        return {number: file.read_bytes() for number, file in enumerate(files)}
+        return {number: digest(file) for number, file in enumerate(files)}
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def small_blocks(monkeypatch=None):

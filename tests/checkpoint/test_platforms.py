@@ -1,13 +1,19 @@
-"""A system as Windows is: no `pread`, no `fcntl`, no open directories, and files that are open keep their names."""
+"""A system as Windows is.
+
+No `pread`, no `fcntl`, no open directories; files that are open keep their names, and so do the folders that hold them;
+only what is open for writing is flushed; the time of a file is that at which it was closed.
+"""
 
 import errno
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scenes
 from models import dense, filled
 from safetensors.numpy import save_file
 
@@ -39,8 +45,14 @@ def windows(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
     monkeypatch.setattr(disk, "RENAMES_OPEN", False)
-    for name in ("replace", "rename", "unlink"):
+    for name in ("replace", "rename", "unlink", "rmdir"):
         monkeypatch.setattr(os, name, closed(getattr(os, name)))
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # else names are relative to descriptors
+    monkeypatch.setattr(os, "open", only_files(os.open))
+    monkeypatch.setattr(os, "fsync", only_writers(os.fsync))
+    written = set()
+    monkeypatch.setattr(os, "write", noted(os.write, written))
+    monkeypatch.setattr(os, "close", dated(os.close, written))
     return tmp_path
 
 
@@ -58,13 +70,59 @@ def closed(call):
     """The call, which fails for files that this process has open or mapped."""
 
     def checked(*paths, **options):
-        mapped = Path("/proc/self/maps").read_text()
+        mapped = [line.partition("/") for line in Path("/proc/self/maps").read_text().splitlines()]
+        held = {*open_files().values(), *("/" + path for _, _, path in mapped)}
         for path in map(os.path.realpath, paths):
-            if os.path.isfile(path) and (path in open_files().values() or f" {path}\n" in mapped):
+            if any(f"{each}/".startswith(f"{path}/") for each in held):
                 raise PermissionError(errno.EACCES, "The process cannot access the file", path)
+        if call.__name__ == "rename" and os.path.lexists(paths[1]):
+            raise FileExistsError(errno.EEXIST, "Cannot create a file when that file already exists", paths[1])
         return call(*paths, **options)
 
     return checked
+
+
+def only_files(call):
+    def checked(path, *args, **options):
+        if os.path.isdir(path) and not (args and args[0] & os.O_TMPFILE == os.O_TMPFILE):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return call(path, *args, **options)
+
+    return checked
+
+
+def only_writers(call):
+    def checked(descriptor):
+        if flags(descriptor) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return call(descriptor)
+
+    return checked
+
+
+def flags(descriptor):
+    return int(Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()[3], 8)
+
+
+def noted(call, written):
+    def writing(descriptor, data):
+        written.add(descriptor)
+        return call(descriptor, data)
+
+    return writing
+
+
+def dated(call, written):
+    """Closing a file that was written to sets its time."""
+
+    def closing(descriptor):
+        if descriptor in written:
+            state = os.fstat(descriptor)
+            os.utime(descriptor, ns=(state.st_atime_ns, state.st_mtime_ns + 100))
+            written.remove(descriptor)
+        return call(descriptor)
+
+    return closing
 
 
 @pytest.fixture(params=["a.safetensors", "a.keras", "a.h5", "hf"])
@@ -108,6 +166,29 @@ def test_files_are_edited_and_undone(saved):
         np.testing.assert_array_equal(checkpoint.open(path)[first], before)
     kpatch.diff(saved, out).save("p.kpatch")
     assert not [path for path in Path().rglob("*") if "kpatch-" in path.name]
+
+
+@pytest.mark.parametrize("name", list(scenes.names())[:: 1 if "KPATCH_FAULTS" in os.environ else 5])
+def test_every_way_of_writing(name, tmp_path, monkeypatch):
+    """With the result that it has elsewhere, and nothing left."""
+    made = scenes.Scene(name, tmp_path / "here")
+    made.run_from_start()
+    found = made.state()
+    assert not made.left()
+    monkeypatch.undo()
+    other = scenes.Scene(name, tmp_path / "there")
+    other.run_from_start()
+    assert found == other.state()
+
+
+def test_an_opened_file_stays_the_same_through_edits_of_this_process():
+    save_file({"w": np.zeros(5, "float32")}, "a.safetensors")
+    opened = checkpoint.open("a.safetensors")
+    for number in range(3):
+        checkpoint.apply(opened, f"w[{number}] = 1", in_place=True)
+    Path("a.safetensors").write_bytes(Path("a.safetensors").read_bytes())
+    with pytest.raises(FileError, match="has changed since"):
+        checkpoint.apply(opened, "w = 2", in_place=True)
 
 
 def test_an_edit_that_fails_is_taken_back(monkeypatch):
