@@ -43,6 +43,7 @@ class Backend(Protocol):
             are sorted as integers of the same order.
         sums_one_by_one: the backend adds terms one by one along an axis other than the last. Rounding errors then grow
             with the length, so long sums are taken in blocks.
+        flushes_denormals: the backend takes denormal numbers for zeros, also in comparisons.
         lengths_stay_unknown: a length that is unknown while planning is still unknown when the patch runs, because it
             is a tensor of a graph. It cannot be compared, and no error can be raised.
         lacks: dtypes in which the backend has no tensors.
@@ -57,6 +58,7 @@ class Backend(Protocol):
     arrays_are_tensors: bool = False
     sorts_nan_last: bool = False
     sums_one_by_one: bool = True
+    flushes_denormals: bool = False
     lengths_stay_unknown: bool = True
     lacks: frozenset[str] = frozenset()
     computes_in: frozenset[str] | None = None
@@ -126,6 +128,10 @@ class Backend(Protocol):
 
     def is_traced(self, data) -> bool:
         """Whether the values of a tensor of the backend are unknown (a tracer, a graph's tensor)."""
+        return False
+
+    def is_differentiated(self, data) -> bool:
+        """Whether gradients may be taken with respect to a tensor whose values are known."""
         return False
 
     def is_tracing(self) -> bool:
@@ -228,6 +234,14 @@ class Backend(Protocol):
     def untraced(self) -> AbstractContextManager:
         """A context in which new tensors have known values, even in a trace."""
         return nullcontext()
+
+    def bits(self, x, dtype: str) -> Any:
+        """The same memory in another dtype of that width, also of unknown lengths."""
+        return self.ops.view(x, dtype)
+
+    def erfc(self, x) -> Any:
+        """`1 - erf(x)`, with all digits where the backend has that function."""
+        return 1 - self.ops.erf(x)
 
     def equal(self, x, y) -> Any:
         """Where tensors of one dtype are equal, exactly; of a rank that is known also if lengths are not."""

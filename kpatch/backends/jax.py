@@ -36,6 +36,7 @@ class Jax(Backend):
     ops = ops
     sorts_nan_last = True
     sums_one_by_one = False
+    flushes_denormals = True
     lengths_stay_unknown = False
     compiles_operations = True
 
@@ -171,6 +172,9 @@ class Jax(Backend):
 
     def wide(self, name, dtype):
         return getattr(jnp, name, None)
+
+    def erfc(self, x):
+        return jax.scipy.special.erfc(x)
 
     def keeps_scalars(self):
         """Creating a scalar takes at least 20 µs."""

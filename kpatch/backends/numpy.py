@@ -69,6 +69,9 @@ class Numpy(Backend):
     def wide(self, name, dtype):
         return formula(name)
 
+    def erfc(self, x):
+        return np.vectorize(math.erfc, otypes=["float64"])(x).astype(x.dtype)
+
     def first_best(self, how, x):
         """Not Keras's function, which orders −0 before 0."""
         return np.asarray(getattr(np, "arg" + how)(x, axis=1)).astype("int32")

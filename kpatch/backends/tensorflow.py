@@ -18,6 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+try:
+    from tensorflow.python.eager import record as _record
+except ImportError:
+    _record = None
+
 from kpatch import indexing
 from kpatch.backends.base import Backend
 from kpatch.backends.generic import Generic
@@ -27,6 +32,7 @@ raw = tf.raw_ops
 SLOW = Generic("tensorflow")
 OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
 BLOCK = 2**18  # entries written at a time under a mask
+SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 
@@ -36,6 +42,7 @@ class TensorFlow(Backend):
     name = "tensorflow"
     ops = keras.ops
     takes_tensors_as_bounds = True
+    flushes_denormals = True
     xla_hands_out = False
 
     def read(self, variable, selection):
@@ -86,6 +93,9 @@ class TensorFlow(Backend):
     def is_traced(self, data):
         return tf.is_symbolic_tensor(data)
 
+    def is_differentiated(self, data):
+        return SHOULD_RECORD is None or SHOULD_RECORD([data])
+
     def is_tracing(self):
         return not tf.executing_eagerly()
 
@@ -122,7 +132,16 @@ class TensorFlow(Backend):
 
     def wide(self, name, dtype):
         """Only for uint64: for other dtypes Keras uses TensorFlow's functions."""
+        if (name, dtype) == ("erf", "float64"):
+            return _erf
         return getattr(tf, name, None) if dtype == "uint64" else None
+
+    def bits(self, x, dtype):
+        """Not Keras's function, which needs the length of the last axis."""
+        return tf.bitcast(x, dtype)
+
+    def erfc(self, x):
+        return tf.math.erfc(x)
 
     def where(self, mask, x, y):
         """Not Keras's function for uint64, which it narrows."""
@@ -176,6 +195,11 @@ _CONTEXTS, _made_context = _contexts()
 
 def _context(key, scope_type=None):
     return _made_context((scope_type, key))
+
+
+def _erf(x):
+    """Of float64 infinities TensorFlow's is NaN; at 30 it has been 1, and its gradient 0, for long."""
+    return tf.math.erf(tf.clip_by_value(x, -30.0, 30.0))
 
 
 def _for_litert():

@@ -107,6 +107,9 @@ class Torch(Backend):
             return None
         return Kept(mask, held) if mask.dtype == bool and mask.mean() <= MOST_KEPT else None
 
+    def is_differentiated(self, data):
+        return data.requires_grad and torch.is_grad_enabled()
+
     def is_traced(self, data):
         """Detects fake tensors of compilers and tensors of `torch.func`'s transforms, by private tests."""
         from torch._subclasses.fake_tensor import FakeTensor
@@ -164,6 +167,9 @@ class Torch(Backend):
 
     def wide(self, name, dtype):
         return getattr(torch, name, None)
+
+    def erfc(self, x):
+        return torch.special.erfc(x)
 
     def first_best(self, how, x):
         return getattr(ops, "arg" + how)(x, axis=1)

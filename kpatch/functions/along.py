@@ -17,6 +17,7 @@ from kpatch.functions.shapes import ravel
 from kpatch.values import dtypes
 from kpatch.values.arithmetic import compute, convert, fold, prepared
 from kpatch.values.dtypes import RANGES, Value, is_floating
+from kpatch.values.floats import ranked
 from kpatch.values.numerics import carried, concatenate, engine, in_float32, recast, scalar, where
 
 ALONG = Group("Along an axis", names=ranges.of_axes)
@@ -77,13 +78,8 @@ def _order(x, dtype):
 
 def sortable(x, dtype):
     """Maps floats to integers of the same order: all NaN equal and last, −0 equal to 0."""
-    ops = backends.current().ops
     whole = "int64" if dtype == "float64" else "int32"
-    x = where(x == scalar(0, dtype), scalar(0, dtype), x, dtype)
-    bits = ops.view(x, whole)
-    low, high = RANGES[whole]
-    bits = where(bits < scalar(0, whole), scalar(low, whole) - bits, bits, whole)
-    return where(x == x, bits, scalar(high, whole), whole)
+    return where(x == x, ranked(x, dtype), scalar(RANGES[whole][1], whole), whole)
 
 
 # -- running sums and softmax ------------------------------------------------------------------------------------------

@@ -166,7 +166,13 @@ def leaky_relu(x: Numeric, negative_slope: Number = 0.2):
 
 
 _function("arctan2", "the angle of the point (x2, x1)", "arctan2([0, 1], -1) is about [3.14159, 2.35619]", operands=2)
-_function("hypot", "sqrt(x1**2 + x2**2)", "hypot([3, 5], [4, 12]) is about [5, 13]", operands=2)
+
+
+@MATHEMATICS("sqrt(x1**2 + x2**2)", "hypot([3, 5], [4, 12]) is about [5, 13]")
+def hypot(x1: Numeric, x2: Numeric):
+    return _in_floats(numerics.hypot, np.hypot, x1, x2)
+
+
 _function("logaddexp", "log(exp(x1) + exp(x2))", "logaddexp([0, 1], 0) is about [0.693147, 1.31326]", operands=2)
 
 

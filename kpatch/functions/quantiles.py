@@ -15,15 +15,15 @@ from kpatch.functions.reductions import need_entries, restore_axes
 from kpatch.functions.registry import Group
 from kpatch.values import dtypes, numerics
 from kpatch.values.arithmetic import compute, fold
-from kpatch.values.dtypes import NUMPY, RANGES, dtype_name
-from kpatch.values.numerics import as_tensor, is_traced, scalar, where
+from kpatch.values.dtypes import NUMPY, dtype_name
+from kpatch.values.numerics import as_tensor, is_differentiated, is_traced, where
 
 QUANTILES = Group("Quantiles")
 
 
 @QUANTILES("the middle of the sorted entries", "median([3, 1, 2, 10]) is 2.5")
 def median(x: Numeric, axis: Integers = None, keepdims: Flag = False):
-    return _quantile("median", x, 0.5, axis, "linear", keepdims)
+    return _quantile("median", x, 0.5, axis, "median", keepdims)
 
 
 @QUANTILES("the value with a share q of the entries below it", "quantile([0, 1, 2, 3, 4], [0.25, 0.5]) is [1, 2]")
@@ -43,6 +43,8 @@ def _quantile(name, x, q, axis, method, keepdims):
     shape = ((len(q),) if isinstance(q, list) else ()) + reduced(x.shape, axes, keepdims)
     dtypes.check_size(shape, x)
     if x.weak:
+        if method == "median":
+            return fold(shape, lambda a: np.median(a, axis=axis, keepdims=keepdims), as_floats(x))
         return fold(shape, lambda a: np.quantile(a, q, axis=axis, method=method, keepdims=keepdims), as_floats(x))
     dtype = float_of(x)
 
@@ -65,7 +67,7 @@ def _quantiles(x, shares, axes, method, dtype):
     part = places - below
     if method == "nearest":
         part = np.round(places) - below
-    elif method != "linear":
+    elif method not in ("linear", "median"):
         part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
     wanted = np.stack([below, above, np.full_like(below, last)])
     places = np.unique(wanted)
@@ -73,7 +75,7 @@ def _quantiles(x, shares, axes, method, dtype):
     view = _view(x) if len(axes) == len(x.shape) else None
     if view is not None:
         low, high, top = order_statistics(view.reshape(-1), places)[at]
-        return as_tensor(_between(low, high, top, part, np.where), dtype)
+        return as_tensor(_between(low, high, top, part, method, np.where), dtype)
     if len(axes) == 1:
         x = ops.moveaxis(x, axes[0], -1)
     else:
@@ -85,23 +87,30 @@ def _quantiles(x, shares, axes, method, dtype):
         return where(as_tensor(condition, "bool") if isinstance(condition, np.ndarray) else condition, a, b, dtype)
 
     low, high, top = (ops.take(x, row, axis=-1) for row in at)
-    return ops.moveaxis(_between(low, high, top, part, choose, lambda share: as_tensor(share, dtype)), -1, 0)
+    return ops.moveaxis(_between(low, high, top, part, method, choose, lambda share: as_tensor(share, dtype)), -1, 0)
 
 
-def _between(low, high, top, part, choose, made=lambda share: share):
-    """Interpolates from `low` to `high` by the share `part`; the result is NaN where `top`, the largest entry, is."""
+def _between(low, high, top, part, method, choose, made=lambda share: share):
+    """Interpolates from `low` to `high` by the share `part`; the result is NaN where `top`, the largest entry, is.
+
+    NumPy's median is the mean of both, so it is infinite if one of them is; a quantile between them is NaN.
+    """
     near, far = (made(share.astype(NUMPY[dtype_name(low.dtype)])) for share in (part, 1 - part))
     with np.errstate(all="ignore"):
         step = high - low
         result = choose(part < 0.5, low + step * near, high - step * far)
+        if method == "median":
+            result = choose(abs(step) == np.inf, low + high, result)
     result = choose(part == 0, low, choose(part == 1, high, result))
     result = choose(low == high, low, result)  # equal infinities have no difference
     return choose(top == top, result, top)
 
 
 def _view(x):
-    """The tensor as a NumPy view, or `None` if the host cannot address its memory."""
-    return None if is_traced(x) else backends.current().view(x)
+    """The tensor as a NumPy view, or `None` if the host cannot address its memory, or gradients are taken of it."""
+    if is_traced(x) or is_differentiated(x):
+        return None
+    return backends.current().view(x)
 
 
 def _placed(x, places, dtype):
@@ -111,14 +120,7 @@ def _placed(x, places, dtype):
     found = backend.smallest_at(x, places)
     if found is not None:
         return found
-    x = ops.sort(x if backend.sorts_nan_last else sortable(x, dtype), axis=-1)
-    x = ops.take(x, places.astype("int32"), axis=-1)
-    return x if backend.sorts_nan_last else _from_sortable(x, dtype)
-
-
-def _from_sortable(bits, dtype):
-    """The inverse of `sortable`."""
-    ops = backends.current().ops
-    whole = "int64" if dtype == "float64" else "int32"
-    bits = where(bits < scalar(0, whole), scalar(RANGES[whole][0], whole) - bits, bits, whole)
-    return ops.view(bits, dtype)
+    if backend.sorts_nan_last:
+        return ops.take(ops.sort(x, axis=-1), places.astype("int32"), axis=-1)
+    order = ops.take(ops.argsort(sortable(x, dtype), axis=-1), places.astype("int32"), axis=-1)
+    return ops.take_along_axis(x, order, axis=-1)  # which has a gradient

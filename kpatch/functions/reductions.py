@@ -21,6 +21,7 @@ from kpatch.functions.registry import Group
 from kpatch.values import dtypes
 from kpatch.values.arithmetic import compute, convert, fold
 from kpatch.values.dtypes import NUMPY, RANGES, Value, is_floating, literal
+from kpatch.values.floats import is_nonzero
 from kpatch.values.numerics import engine, full, recast, scalar, where
 
 BLOCK = 256  # terms added one by one; a longer sum is a sum of such sums
@@ -235,7 +236,7 @@ def _whether(name, x, axis, keepdims):
 
 
 def _as_flags(x, dtype):
-    return x if dtype == "bool" else x != scalar(0, dtype)
+    return x if dtype == "bool" else is_nonzero(x, dtype)
 
 
 @REDUCTIONS("the number of entries that are not 0", "count_nonzero([0, 5, 0, 7]) is 2", bounds=_count_bounds)

@@ -18,7 +18,9 @@ from kpatch.names.patches import bound
 from kpatch.run import execute, planner, pure
 from kpatch.syntax import ast, parse
 from kpatch.values.dtypes import FLOATS, NUMPY, dtype_name, tensor
+from kpatch.values.numerics import is_differentiated, is_traced
 from kpatch.values.symbols import lengths
+from kpatch.values.tensors import detached, to_numpy
 
 MAX_PLANS = 16  # plans of a patch, for the latest combinations of shapes and dtypes
 
@@ -191,16 +193,28 @@ def plain(name, value):
     if isinstance(value, keras.Layer):
         raise BindingError(f"'${name}' is a model; a compiled function takes numbers, lists, arrays and tensors")
     if isinstance(value, keras.Variable):
-        value = value.value
+        value = detached(value)
     if isinstance(value, np.ndarray | np.generic):
         return np.array(value)
     if keras.ops.is_tensor(value):
-        from kpatch.values.tensors import to_numpy
-
-        return to_numpy(keras.ops.stop_gradient(value))
+        return constant(name, value)
     if hasattr(value, "__array__"):  # an array in a file
         return np.asarray(value)
     raise BindingError(f"'${name}' is a {type(value).__name__}; a binding is a number, a list, an array or a tensor")
+
+
+def constant(name, value):
+    """The array of a tensor whose values are known, and of which no gradients are taken: a constant would have none."""
+    if is_traced(value) or is_differentiated(value):
+        raise BindingError(
+            f"'${name}' is a tensor that is traced or differentiated, and a binding here is a constant",
+            notes=[
+                "kpatch.edit keeps its gradient, and so does kpatch.intervene in activations",
+                f"a ScatterLayer takes it as a further input: layer([x, {name}])",
+                "keras.ops.stop_gradient makes a constant of known values",
+            ],
+        )
+    return to_numpy(value)
 
 
 def encoded(value):

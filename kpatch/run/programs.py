@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import PatchError
 from kpatch.run import evaluate as ev
 from kpatch.syntax import ast
@@ -27,6 +28,7 @@ BLOCK = 2**16  # entries of a block
 IN_BLOCKS = ("float32", "float64")
 
 _ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_FLUSHED = ("square", "maximum", "minimum")  # functions that take denormal numbers for zeros, where a backend does
 _LOGIC = {"and": np.logical_and, "or": np.logical_or}
 _COMPARE = {"==": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater}
 _COMPARE[">="] = np.greater_equal
@@ -194,7 +196,7 @@ class _Compiler:
         if type(node) is ast.Unary and node.op == "-":
             return operator.neg, [node.operand]
         if type(node) is ast.Binary and node.op in _ARITHMETIC:
-            return _ARITHMETIC[node.op], [node.left, node.right]
+            return self._computing(_ARITHMETIC[node.op]), [node.left, node.right]
         if not self.mask:
             raise _NotCompiledError
         if type(node) is ast.Unary:
@@ -202,12 +204,28 @@ class _Compiler:
         if type(node) is ast.Binary and node.op in _LOGIC:
             return _LOGIC[node.op], [node.left, node.right]
         if type(node) is ast.Call and node.function in _FUNCTIONS and not any(a.name for a in node.arguments):
-            return _FUNCTIONS[node.function], [argument.value for argument in node.arguments]
+            function = _FUNCTIONS[node.function]
+            computing = self._computing(function) if node.function in _FLUSHED else function
+            return computing, [argument.value for argument in node.arguments]
         raise _NotCompiledError
+
+    def _computing(self, function):
+        """A function that computes numbers, of blocks as the backend's own does."""
+        return _flushing(function) if self.mask and backends.current().flushes_denormals else function
 
 
 def _item(which, place):
     return lambda *lists: lists[which][place]
+
+
+def _flushing(function):
+    """The function of NumPy, with denormal operands and results as zeros."""
+    return lambda *operands: _flushed(function(*map(_flushed, operands)))
+
+
+def _flushed(x):
+    x = np.asarray(x)
+    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
 
 
 def _every(links):

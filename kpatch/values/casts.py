@@ -7,6 +7,7 @@ import numpy as np
 from kpatch import backends
 from kpatch.values import numerics
 from kpatch.values.dtypes import INTEGERS, NUMPY, RANGES, is_floating
+from kpatch.values.floats import is_nonzero
 
 
 def cast(x, source, dtype):
@@ -18,7 +19,7 @@ def cast(x, source, dtype):
     if source == dtype:
         return x
     if dtype == "bool":
-        return x != numerics.scalar(0, source)
+        return is_nonzero(x, source)
     if source == "float64" and dtype == "float16":
         return _round_to_half(x)
     if is_floating(source) and dtype in RANGES:
@@ -49,12 +50,16 @@ def _round_to_half(x):
     """float64 to float16 by way of float32, rounded to odd there, so that it rounds once in all."""
     ops = backends.current().ops
     narrow = ops.cast(x, "float32")
-    bits, one, two = ops.view(narrow, "int32"), numerics.scalar(1, "int32"), numerics.scalar(2, "int32")
+    view = backends.current().bits
+    bits, one, two = view(narrow, "int32"), numerics.scalar(1, "int32"), numerics.scalar(2, "int32")
     back = ops.cast(narrow, "float64")
     bits = ops.where(abs(back) > abs(x), bits - one, bits)
     inexact = ops.logical_and(back != x, x == x)
     bits = ops.where(ops.logical_and(inexact, bits % two != one), bits + one, bits)
-    return ops.cast(ops.view(bits, "float32"), "float16")
+    odd = view(bits, "float32")  # which has no gradient, as bits have none; a step from `narrow` keeps its
+    moved = ops.logical_and(ops.isfinite(narrow), odd != narrow)
+    near = ops.where(ops.isfinite(narrow), narrow, odd)
+    return ops.cast(ops.where(moved, narrow + ops.stop_gradient(odd - narrow), near), "float16")
 
 
 def cast_array(array, dtype):

@@ -1,32 +1,17 @@
 """Exact comparisons: tensors and literals are compared as the real numbers that they hold."""
 
 import math
-import operator
+from functools import partial
 
 import numpy as np
 
 from kpatch import backends
 from kpatch.values import dtypes
 from kpatch.values.dtypes import DIGITS, INTEGERS, NUMPY, RANGES, is_floating, is_integer, is_signed
+from kpatch.values.floats import COMPARISONS as COMPARISONS
+from kpatch.values.floats import compared, is_plain
 from kpatch.values.numerics import as_tensor, engine, scalar, where
 
-
-def _equal(x, y):
-    return backends.current().equal(x, y)
-
-
-def _not_equal(x, y):
-    return ~found if hasattr(found := _equal(x, y), "shape") else not found
-
-
-COMPARISONS = {
-    "==": _equal,
-    "!=": _not_equal,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
 MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -39,10 +24,16 @@ def compare_literal(op, x, dtype, value):
     ops = backends.current().ops
     below, above, exact, decided, answer = _bounds(op, value, dtype)
     if op in ("==", "!="):
-        result = COMPARISONS[op](x, as_tensor(below, dtype))
+        result = _against(op, x, below, dtype)
         return result if exact.all() else ops.where(as_tensor(exact, "bool"), result, scalar(op == "!=", "bool"))
-    result = COMPARISONS[op](x, as_tensor(above if op in ("<", ">=") else below, dtype))
+    result = _against(op, x, above if op in ("<", ">=") else below, dtype)
     return ops.where(as_tensor(decided, "bool"), as_tensor(answer, "bool"), result) if decided.any() else result
+
+
+def _against(op, x, array, dtype):
+    """A tensor against an array of its dtype; only near zero is there a denormal number to be told from it."""
+    compare = COMPARISONS[op] if is_plain(array, dtype) else partial(compared, op, dtype=dtype)
+    return compare(x, as_tensor(array, dtype))
 
 
 def _bounds(op, value, dtype):
@@ -93,10 +84,10 @@ def compare_tensors(op, x, y, a, b):
     """Two tensors of dtypes `a` and `b`, as if they held real numbers."""
     ops = backends.current().ops
     if a == b:
-        return COMPARISONS[op](x, y)
+        return compared(op, x, y, a)
     if is_floating(a) and is_floating(b):
         dtype = dtypes.promote(a, b)
-        return COMPARISONS[op](ops.cast(x, dtype), ops.cast(y, dtype))
+        return compared(op, ops.cast(x, dtype), ops.cast(y, dtype), dtype)
     if is_integer(a) and is_integer(b):
         return _compare_integers(op, x, y, a, b)
     if is_floating(a):

@@ -48,6 +48,11 @@ def is_traced(data):
     return isinstance(data, keras.KerasTensor) or backends.current().is_traced(data)
 
 
+def is_differentiated(data):
+    """Whether gradients may be taken with respect to a tensor of known values."""
+    return not isinstance(data, np.ndarray | np.generic) and backends.current().is_differentiated(data)
+
+
 def engine(name, dtype):
     """The function of that name in `keras.ops`, or for 64-bit dtypes the backend's own: Keras narrows those to 32."""
     backend = backends.current()
@@ -297,12 +302,17 @@ def _round_to(x, decimals, dtype):
 
 
 def gelu(x, dtype, approximate):
+    """By functions that are small for negative numbers: of `1 + tanh(y)` and `1 + erf(y)` no digit is left there."""
     if approximate:
         cubic = x + scalar(0.044715, dtype) * x * x * x
-        share = engine("tanh", dtype)(scalar(math.sqrt(2 / math.pi), dtype) * cubic)
-    else:
-        share = engine("erf", dtype)(x * scalar(math.sqrt(0.5), dtype))
-    return scalar(0.5, dtype) * x * (scalar(1, dtype) + share)
+        return x * engine("sigmoid", dtype)(scalar(math.sqrt(8 / math.pi), dtype) * cubic)
+    return scalar(0.5, dtype) * x * backends.current().erfc(x * scalar(-math.sqrt(0.5), dtype))
+
+
+def hypot(x, y, dtype):
+    """Infinite if one is, as NumPy's is, also beside NaN."""
+    endless = where(abs(x) == scalar(np.inf, dtype), abs(x), abs(y), dtype) == scalar(np.inf, dtype)
+    return where(endless, scalar(np.inf, dtype), engine("hypot", dtype)(x, y), dtype)
 
 
 def elu(x, dtype, alpha):

@@ -473,6 +473,23 @@ def test_short_floats_accumulate_in_float32(dtype):
     assert float(run("std", many)) == pytest.approx(many.astype("float64").std(), rel=2.0**-7)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_digits_far_from_zero_and_infinities(dtype):
+    x = np.array([-1, -3, -5], NUMPY[dtype])
+    digits = {"float16": 0.1, "bfloat16": 0.02, "float32": 2e-6, "float64": 1e-13}[dtype]  # the smallest are denormal
+    exact = [0.5 * float(each) * math.erfc(-float(each) / 2**0.5) for each in x]
+    np.testing.assert_allclose(run("gelu", x, approximate=False).astype("float64"), exact, digits)
+    steep = [float(e) / (1 + math.exp((8 / math.pi) ** 0.5 * -(float(e) + 0.044715 * float(e) ** 3))) for e in x]
+    np.testing.assert_allclose(run("gelu", x).astype("float64"), steep, digits)
+    ends = np.array([math.inf, -math.inf, math.inf, 3, -5], NUMPY[dtype])
+    others = np.array([math.inf, 1, NAN, -math.inf, 12], NUMPY[dtype])
+    assert run("hypot", ends, others).astype("float64").tolist() == pytest.approx([math.inf] * 4 + [13])
+    assert run("erf", ends[:2]).astype("float64").tolist() == [1, -1]
+    assert run("median", ends[[0, 3]]) == run("median", [1.0, math.inf]) == math.inf
+    assert np.isnan(run("median", ends[:2]).astype("float64"))
+    assert run("median", ends[[1, 4, 1, 3]]) == -math.inf
+
+
 NAN = math.nan
 ODD = np.array([3, NAN, 1, -math.inf, NAN, 2, 1, -0.0, 0.0, math.inf], "float32")
 

@@ -10,6 +10,7 @@ from keras import ops
 
 import kpatch
 from kpatch import indexing
+from kpatch.constraints import PatchConstraint
 from kpatch.initializers import PatchedInitializer
 from kpatch.layers import PatchedLayer, ScatterLayer
 from kpatch.values import grids, tensors
@@ -93,6 +94,57 @@ def test_unknown_lengths(text):
 def test_gradients_are_those_of_finite_differences(text):
     _, function = layer_of(text)
     check_gradients(function, functools.partial(by_numpy, text), X, V)
+
+
+@trains
+def test_gradients_of_order_statistics():
+    """Outside of compiled functions, too: of a tensor that gradients are taken of, memory is not read past them."""
+    x = np.array([3, 1, 2, 5, 4], "float32")
+    for text, function in {
+        "_ -= median(_)": lambda x: x - np.median(x),
+        "_ *= quantile(_, [0.2, 0.7])[1]": lambda x: x * np.quantile(x, 0.7),
+        "_ = median(reshape(_[:4], [2, 2]), axis=0)[0] * _": lambda x: np.median(x[:4].reshape(2, 2), 0)[0] * x,
+    }.items():
+        check_gradients(ScatterLayer(text), function, x)
+
+
+@pytest.mark.skipif(BACKEND in ("numpy", "jax"), reason="no gradients, or no float64")
+def test_gradients_of_a_conversion_to_half_precision():
+    x = ops.convert_to_tensor(np.array([1.5, -0.0, 1 + 2**-11 + 2**-40, 1e9], "float32"))
+
+    def function(x):
+        halves = kpatch.edit(ops.cast(x, "float64"), '_ = cast(cast(_, "float16"), "float64")')
+        return ops.sum(ops.cast(halves, "float32")[:3] * 3)
+
+    assert gradients(function, x)[0].tolist() == [3, 3, 3, 0]
+
+
+def holders_of_constants():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="d")])
+    return {
+        "scatter": lambda v: ScatterLayer("_ += $v", bindings={"v": v})(ops.ones((1, 3))),
+        "patched": lambda v: PatchedLayer(model.layers[0], "kernel += $v", bindings={"v": v})(ops.ones((1, 3))),
+        "rewrite": lambda v: kpatch.rewrite(model, "d.output += $v", v=v)(ops.ones((1, 3))),
+        "rewrite weights": lambda v: kpatch.rewrite(model, "d.kernel += $v", v=v)(ops.ones((1, 3))),
+        "initializer": lambda v: PatchedInitializer("_ += $v", bindings={"v": v})((1, 3), "float32"),
+        "constraint": lambda v: PatchConstraint("_ += $v", bindings={"v": v})(ops.ones((1, 3))),
+    }
+
+
+@trains
+@pytest.mark.parametrize("kind", holders_of_constants())
+def test_a_constant_that_is_differentiated_is_an_error(kind):
+    """It would have a gradient of zero in silence."""
+    function = holders_of_constants()[kind]
+    with pytest.raises(kpatch.BindingError) as info:
+        gradients(lambda v: ops.sum(function(v)), np.ones(3, "float32"))
+    assert str(info.value) == (
+        "'$v' is a tensor that is traced or differentiated, and a binding here is a constant\n"
+        "  kpatch.edit keeps its gradient, and so does kpatch.intervene in activations\n"
+        "  a ScatterLayer takes it as a further input: layer([x, v])\n"
+        "  keras.ops.stop_gradient makes a constant of known values"
+    )
+    function(ops.stop_gradient(ops.ones(3)))
 
 
 @trains

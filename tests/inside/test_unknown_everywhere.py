@@ -79,6 +79,7 @@ def test_functions(name, known):
 @pytest.mark.parametrize(
     "text",
     [
+        "_[_ == 0] = 5; _[_ > 0] += 1",
         "_ = quantile(_, 0.3, axis=1, keepdims=true)",
         "_ = quantile(_, [0.3, 0.4, 1], axis=2, keepdims=true)[1]",
         "_[_ > median(_, axis=-1, keepdims=true)] = 0",
