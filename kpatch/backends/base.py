@@ -178,6 +178,10 @@ class Backend(Protocol):
         """The tensor that a variable holds; in a graph, at the time that the graph runs."""
         return self.tensor_of(variable)
 
+    def records_gradients(self) -> bool:
+        """Whether a tensor may have a gradient, though nothing tells it: a tape records."""
+        return False
+
     def cell(self, value: np.ndarray) -> Cell:
         """A `Cell` with a value."""
         return Cell(self.ops.convert_to_tensor, value)

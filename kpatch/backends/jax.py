@@ -23,7 +23,7 @@ from kpatch.backends import jax_donation as donation
 from kpatch.backends import jax_entries as entries
 from kpatch.backends import jax_host as host
 from kpatch.backends import jax_shards as shards
-from kpatch.backends.base import Backend
+from kpatch.backends.base import Backend, Cell
 from kpatch.backends.jax_entries import OPERATORS, is_converted, on_one_device
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Positions
@@ -150,13 +150,13 @@ class Jax(Backend):
 
     def distinguish(self, key):
         """By a context that is a part of the key of every cache of traces; jax 0.4 has none."""
-        if _KEY is None:
+        if _key() is None:
             return False
-        _KEY.set_global(key)  # all threads see the patch
+        _key().set_global(key)  # all threads see the patch
         return True
 
     def undistinguished(self):
-        return contextlib.nullcontext() if _KEY is None else _KEY(())
+        return contextlib.nullcontext() if _key() is None else _key()(())
 
     def finish(self):
         jax.effects_barrier()
@@ -193,7 +193,7 @@ class Jax(Backend):
         return lax.dynamic_update_slice(tensor, jnp.broadcast_to(values, counts), starts)
 
 
-class RefCell:
+class RefCell(Cell):
     """A `jax.Ref`; a jax without them gets the value from the host."""
 
     def __init__(self, value: np.ndarray) -> None:
@@ -215,7 +215,10 @@ class RefCell:
             self._ref[...] = jnp.asarray(value)
 
 
-_KEY = jax.make_user_context(()) if hasattr(jax, "make_user_context") else None  # here: it is not safe in threads
+@functools.cache
+def _key():
+    """The context that blocks enter. From its first use on, jax traces anew what it has traced before, once."""
+    return jax.make_user_context(()) if hasattr(jax, "make_user_context") else None
 
 
 def _array(variable):

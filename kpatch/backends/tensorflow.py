@@ -24,7 +24,7 @@ except ImportError:
     _record = None
 
 from kpatch import indexing
-from kpatch.backends.base import Backend
+from kpatch.backends.base import Backend, Cell
 from kpatch.backends.generic import Generic
 from kpatch.indexing import Mask, Point, Positions, Region
 
@@ -110,6 +110,9 @@ class TensorFlow(Backend):
         _CONTEXTS.make_function_context = functools.partial(_context, key) if key else _made_context
         return True
 
+    def records_gradients(self):
+        return _could_record()
+
     def cell(self, value):
         return VariableCell(value)
 
@@ -165,7 +168,7 @@ class TensorFlow(Backend):
         )
 
 
-class VariableCell:
+class VariableCell(Cell):
     """A variable, which Keras does not know."""
 
     def __init__(self, value):
@@ -176,6 +179,18 @@ class VariableCell:
 
     def put(self, value):
         self._variable.assign(value)
+
+
+def _recording():
+    """TensorFlow's private test whether a tape records, or one that always says so."""
+    try:
+        from tensorflow.python.eager.record import could_possibly_record
+    except ImportError:
+        return lambda: True
+    return could_possibly_record
+
+
+_could_record = _recording()
 
 
 def _contexts():

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
+from kpatch.backends.base import Cell
 from kpatch.errors import PatchError, ResolutionError, UnsupportedError
 from kpatch.inside import attention, shapes
 from kpatch.inside.activations import Activations, loop_around, tensor_in, why_not_called
 from kpatch.inside.calls import end, is_rehearsed, patch_call
+from kpatch.inside.forms import Specs, form_of
 from kpatch.inside.outputs import Inputs, Outputs
 from kpatch.inside.rescuing import Rescue
 from kpatch.inside.splitting import Part, Split
@@ -29,6 +31,7 @@ from kpatch.run.forgetting import layers_of
 from kpatch.syntax import Patch
 from kpatch.values.dtypes import FLOATS, dtype_name
 from kpatch.values.numerics import is_traced
+from kpatch.values.symbols import lengths
 
 Seen = list[tuple[Any, str, str]]  # layers, an activation of each, and whether it is the "input" or "output" of a call
 SHOWN = 8  # of the activations and weights that an intervention edits
@@ -108,7 +111,8 @@ class Intervention:
 
     def _prepare(self) -> None:
         self._split = Split(*self._given)
-        self._calls = Calls(self._split)
+        self._calls = self._own = Calls(self._split)
+        self._form = form_of(self._split)
         weakref.finalize(self, self._calls.traces.spend).atexit = False
         weights, given = self._split.weights_patch()
         checking.check(self._given[0], weights, given)
@@ -134,6 +138,9 @@ class Intervention:
         if index(model) is not self._split.index:
             self._prepare()  # the model has changed since
         weights, given = self._split.weights_patch()
+        if self._form is not None:
+            self._calls = self._form.take(self._own, self._split, functools.partial(Calls, self._split))
+            stack.callback(setattr, self._calls, "busy", False)
         self._calls.traces.begin(stack)
         self._split.check_assertions()
         if weights.statements:
@@ -177,13 +184,22 @@ class Calls:
 
     Attributes:
         known: each part, with what `shapes.check` knows of it.
+        specs: what each part was called with in functions that compile.
+        busy: whether a block patches them, if several interventions share them.
+
+    Args:
+        parts: the parts of the patch, with cells for values of which others have been checked.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, parts: list[Part] | None = None) -> None:
         self._parts: dict[tuple, list] = {}
-        for part in split.parts:
+        self._numbers: dict[int, int] = {}  # of the parts, by their ids
+        self.busy = False
+        self.specs: list[list[Specs]] = [[] for _ in split.parts]
+        for number, part in enumerate(split.parts if parts is None else parts):
             edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
             self._parts.setdefault((id(part.node.item), part.kind), []).append((part, edit))
+            self._numbers[id(part)] = number
         self._read = {(id(node.item), kind) for part in split.parts for node, kind, *_ in part.reads.values()}
         self._source = split.patch.source
         self._under_way = threading.local()  # `calls`: the `Activations` of each call of the model, the innermost last
@@ -198,7 +214,8 @@ class Calls:
         for part in split.parts:
             for node, kind, _, span in part.reads.values():
                 self._refuse_loops(node, kind, span)
-        self.known = [(part, shapes.check(part, edit)) for part, edit in itertools.chain(*self._parts.values())]
+        edits = [] if parts is not None else itertools.chain(*self._parts.values())
+        self.known = [(part, shapes.check(part, edit)) for part, edit in edits]
 
     def _refuse_loops(self, node: LayerNode, kind: str, span: tuple[int, int]) -> None:
         """What a loop computes anew in each step cannot be read outside of it."""
@@ -219,7 +236,7 @@ class Calls:
             patch_call(model, functools.partial(self._of_model), stack)
         self._ran = False
         for _, edit in itertools.chain(*self._parts.values()):
-            edit.used = False
+            edit.used = edit.used and self.traces.seen  # a function that was traced before may run, and not be noticed
         for layer in self._watched:
             patch_call(layer, self._runs, stack)
         for part, _ in itertools.chain(*self._parts.values()):
@@ -302,7 +319,19 @@ class Calls:
         if not in_dynamo():
             self.traces.seen = self.traces.seen or is_traced(x)
         values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]
+        self._note(part, edit, x, values)
         held.replace(part.inner, edit.run(edit.free, x, *values))
+
+    def _note(self, part: Part, edit: TensorPatch, x: Any, values: list[Any]) -> None:
+        """Notes what a part is called with, while a function is traced."""
+        if self.traces.seen and not in_dynamo():
+            specs = {"_": spec_of(x), **dict(zip(edit.free, map(spec_of, values), strict=True))}
+            if specs not in self.specs[self._numbers[id(part)]]:
+                self.specs[self._numbers[id(part)]].append(specs)
+
+
+def spec_of(x: Any) -> tuple[tuple, str]:
+    return lengths(x.shape), dtype_name(x.dtype)
 
 
 def _around(nodes: list[LayerNode], index: Any) -> list[Any]:
@@ -327,5 +356,7 @@ def _live(part: Part, name: str, x: Any) -> Any:
     value = part.live[name]
     if isinstance(value, keras.Variable):
         value = backends.current().present(value)
+    elif isinstance(value, Cell):
+        value = value.get()
     floating = all(dtype_name(each.dtype) in FLOATS for each in (value, x))
     return keras.ops.cast(value, x.dtype) if floating and value.dtype != x.dtype else value
