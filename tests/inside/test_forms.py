@@ -119,15 +119,15 @@ def test_what_cannot_vary_is_compiled_for_each_value(text):
 
 
 def test_an_index_out_of_range():
+    """Where only the call tells the length of an axis; also if the function was compiled for another index."""
     model = Counted()
     for n, wrong in itertools.product((0, 1, 2), (False, True)):
-        with kpatch.intervene(model.model, "a.output[:, $i] = 0", i=3 if wrong else n):
+        with kpatch.intervene(model.model, "a.output[$i] = 0", i=4 if wrong else n):
             if wrong:
                 with pytest.raises(kpatch.SubscriptError, match="out of range"):
                     model()
             else:
-                model()
-                assert (np.array(keras.ops.convert_to_numpy(model.hidden(X)))[:, n] == 0).all()
+                assert model().tobytes() == model.expected(lambda hidden, n=n: hidden.__setitem__(n, 0)).tobytes()
 
 
 def test_blocks_of_one_form_at_a_time():
@@ -171,10 +171,10 @@ def test_values_with_gradients_are_compiled_in():
 def test_many_blocks_leave_no_growing_cache():
     """Of one form, and of as many forms as there are blocks."""
     model = Counted()
-    for n in range(1000):
+    for n in range(300):
         with kpatch.intervene(model.model, "a.output[:, $i] = $v", i=n % 3, v=n):
             got = model()
-    assert got.tobytes() == model.expected(lambda hidden: hidden.__setitem__((slice(None), 0), 999)).tobytes()
+    assert got.tobytes() == model.expected(lambda hidden: hidden.__setitem__((slice(None), 2), 299)).tobytes()
     if BACKEND == "jax":
         assert model.function._cache_size() == 2
     if BACKEND == "tensorflow":
