@@ -9,8 +9,8 @@ os.environ.setdefault("KERAS_BACKEND", "numpy")
 project = "kpatch"
 author = "the authors of kpatch"
 release = version = installed("kpatch")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
-source_suffix = {".md": "markdown"}
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build"]
 root_doc = "index"
 
@@ -21,6 +21,10 @@ autodoc_typehints = "none"  # signatures show them
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_use_rtype = False
+
+nb_execution_mode = "force"  # the notebooks in the repository have no outputs
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
 
 smartquotes = False  # `--in-place` is an option, not a dash
 

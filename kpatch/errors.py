@@ -10,8 +10,11 @@ source by `PatchError.locate`, so the error shows the statement and a caret.
 
 import functools
 import os
+import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -144,6 +147,14 @@ class PatchError(Exception):
             "statement": self.statement and shorten(self.statement),
             **({"written": [list(pair) for pair in self.written]} if self.written else {}),
         }
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the frames of the caller alone, since IPython never hides the last one itself."""
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        shown = type(self), self, outer_frames(self.__traceback__)
+        if shell is None:
+            return traceback.format_exception(*shown)
+        return shell.InteractiveTB.structured_traceback(*shown)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.__dict__.copy())
@@ -284,10 +295,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def is_brief() -> bool:
+    """Whether the frames inside kpatch are hidden."""
+    return os.environ.get(FRAMES) != "full"
+
+
 def boundary(function: Callable[P, R]) -> Callable[P, R]:
     """A public function: the traceback of its errors ends at the line that called it.
 
-    Notebooks and pytest hide the one frame that is left.
+    Notebooks and pytest hide the one frame that is left, of this function.
     """
 
     @functools.wraps(function)
@@ -295,10 +311,24 @@ def boundary(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **given)
         except PatchError as error:
-            __tracebackhide__ = True
+            __tracebackhide__ = is_brief()
             raise outward(error) from error.__cause__
 
     return called
+
+
+def outer_frames(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback up to the call of a public function."""
+    outer: list[TracebackType] = []
+    while frames is not None and frames.tb_frame.f_locals.get("__tracebackhide__") is not True:  # IPython's is a text
+        outer.append(frames)
+        frames = frames.tb_next
+    if frames is None:
+        return outer[0] if outer else None  # no such call is in it
+    found = None
+    for each in reversed(outer):
+        found = TracebackType(found, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return found
 
 
 def outward(error: PatchError) -> PatchError:
@@ -306,7 +336,7 @@ def outward(error: PatchError) -> PatchError:
 
     That stays its `__context__`. The backend's error stays the `__cause__` of an `ExecutionError`, with its frames.
     """
-    if os.environ.get(FRAMES) == "full":
+    if not is_brief():
         return error
     if not isinstance(error, ExecutionError):
         error.__cause__ = None

@@ -1,7 +1,9 @@
 """Errors end at the line that called kpatch: no frames inside it, unless KPATCH_TRACEBACK asks for them."""
 
+import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import keras
@@ -52,6 +54,43 @@ def test_an_error_has_one_frame_inside_kpatch(model, name, monkeypatch):
     told = "".join(traceback.format_exception(info.value))
     assert told.count("Traceback") == 1  # the error that caused it is not shown
     assert told.endswith(f"kpatch.{type(info.value).__name__}: {info.value}\n")
+
+
+class Shell:
+    """Stands for IPython's: returns the frames that it is to show."""
+
+    @property
+    def InteractiveTB(self):  # noqa: N802
+        return self
+
+    def structured_traceback(self, kind, error, frames):
+        return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(frames)]
+
+
+def cell(model):
+    __tracebackhide__ = "__ipython_bottom__"  # as IPython marks the frame that runs a cell
+    kpatch.apply(model, "head.bais = 0")
+
+
+def test_a_notebook_shows_the_frames_of_the_caller(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
+    for mode, inside in (("", 0), ("full", 4)):
+        monkeypatch.setenv("KPATCH_TRACEBACK", mode)
+        with pytest.raises(kpatch.ResolutionError) as info:
+            cell(model)
+        test, own, *rest = info.value._render_traceback_()
+        assert test == own == __file__
+        assert len(rest) == 0 if not inside else len(rest) > inside
+
+
+def test_without_a_notebook_a_rendered_traceback_is_pythons(model, monkeypatch):
+    monkeypatch.setenv("KPATCH_TRACEBACK", "")
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    with pytest.raises(kpatch.ResolutionError) as info:
+        kpatch.apply(model, "head.bais = 0")
+    assert "keywords.py" not in "".join(info.value._render_traceback_())
+    never_raised = kpatch.PatchError("a fault")
+    assert never_raised._render_traceback_() == ["kpatch.PatchError: a fault\n"]
 
 
 def test_all_frames_are_shown_on_demand(model, monkeypatch):

@@ -93,6 +93,32 @@ def test_examples(path, tmp_path, monkeypatch):
     assert not failures, "\n\n".join(failures)
 
 
+@pytest.mark.backend_free
+def test_notebooks_are_kept_without_outputs():
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path
+
+
+def test_the_first_notebook(tmp_path, monkeypatch):
+    """The cells run; one with the tag `raises-exception` raises a `PatchError`. `tox -e docs` runs all notebooks."""
+    path = ROOT / "docs" / "notebooks" / "first_edit.ipynb"
+    pytest.importorskip("matplotlib").use("Agg")
+    (tmp_path / "docs" / "notebooks").mkdir(parents=True)
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "digits.keras", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "docs" / "notebooks")
+    namespace = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            code = compile("".join(cell["source"]), path.name, "exec")
+            if "raises-exception" in cell["metadata"].get("tags", ()):
+                with pytest.raises(kpatch.PatchError):
+                    exec(code, namespace)  # noqa: S102
+            else:
+                exec(code, namespace)  # noqa: S102
+
+
 def run_python(block, namespace):
     if file := re.match(r"# (\w+\.py)\n", block.body):
         Path(file[1]).write_text(block.body, encoding="utf-8")

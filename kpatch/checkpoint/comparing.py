@@ -151,7 +151,7 @@ class Diff(Shown):
             Column("entries", right=True),
             Column("part"),
             Column("largest"),
-            Column("where", drop=1),
+            Column("where", drop=1, drawn=True),
         )
         rows = [
             (

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from kpatch.errors import BindingError, PatchError, of_backend, outward
+from kpatch.errors import BindingError, PatchError, is_brief, of_backend, outward
 from kpatch.names.bindings import OPTIONS
 from kpatch.names.patches import as_patch
 from kpatch.syntax import ast
@@ -105,7 +105,7 @@ def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     return function(*args)  # type: ignore[call-arg]
                 return function(*args, **given)
             except PatchError as error:
-                __tracebackhide__ = True
+                __tracebackhide__ = is_brief()
                 raise outward(error) from error.__cause__
             except ModuleNotFoundError as error:
                 raise of_backend(error) from None

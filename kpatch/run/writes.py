@@ -144,9 +144,9 @@ def columns(asked: bool = False) -> tuple[Column, ...]:
         Column("variable"),
         Column("shape", drop=3),
         Column("entries", right=True, drop=1),
-        Column("before"),
-        *[Column("asked", drop=2)] * asked,
-        Column("after"),
+        Column("before", breaks=True),
+        *[Column("asked", drop=2, breaks=True)] * asked,
+        Column("after", breaks=True),
     )
 
 

@@ -2,7 +2,7 @@
 
 import html
 
-from kpatch.view.overview import Overview
+from kpatch.view.overview import Column, Overview
 
 # Colours are the reader's own, so that light and dark themes both work.
 STYLE = """
@@ -10,9 +10,11 @@ STYLE = """
 .kpatch th, .kpatch td { padding: 3px 10px; text-align: left; vertical-align: top; white-space: nowrap }
 .kpatch th { border-bottom: 1px solid rgba(128,128,128,.6) }
 .kpatch td { border-bottom: 1px solid rgba(128,128,128,.2) }
+.kpatch .breaks { white-space: normal }
+.kpatch { overflow-x: auto }
 .kpatch .right { text-align: right; font-variant-numeric: tabular-nums }
 .kpatch code { background: none; color: inherit; white-space: pre-wrap }
-.kpatch-map { image-rendering: pixelated; border: 1px solid rgba(128,128,128,.6) }
+.kpatch-map { image-rendering: pixelated; max-width: none; border: 1px solid rgba(128,128,128,.6) }
 .kpatch .warning { margin: 4px 10px }
 """
 
@@ -20,22 +22,20 @@ STYLE = """
 def fragment(overview: Overview) -> str:
     """The overview as a table. A row with a picture shows where its entries lie, and by how much they changed."""
     pictured = any(overview.pictures)
-    heads = "".join(_cell("th", column.right, html.escape(column.name)) for column in overview.columns)
+    shown = [n for n, column in enumerate(overview.columns) if not (pictured and column.drawn)]
+    heads = "".join(_cell("th", overview.columns[n], html.escape(overview.columns[n].name)) for n in shown)
     rows = []
     for group in overview.groups():
-        name = group.name
+        name = f"<code>{html.escape(group.name)}</code>"
         for cells, picture in group.rows:
-            parts = [_cell("td", overview.columns[0].right, f"<code>{html.escape(name)}</code>")]
-            parts += [
-                _cell("td", column.right, html.escape(cell))
-                for column, cell in zip(overview.columns[1:], cells, strict=True)
-            ]
+            texts = [name, *map(html.escape, cells)]
             drawn = picture() if picture is not None else None
+            parts = [_cell("td", overview.columns[n], texts[n]) for n in shown]
             parts += ["<td>" + (drawn.html() if drawn is not None else "") + "</td>"] * pictured
             rows.append(f"<tr>{''.join(parts)}</tr>")
             name = ""
         if group.more:
-            rows.append(f'<tr><td></td><td colspan="{len(overview.columns)}">... and {group.more:,} more</td></tr>')
+            rows.append(f'<tr><td></td><td colspan="{len(shown)}">... and {group.more:,} more</td></tr>')
     warnings = "".join(f'<p class="warning">⚠ {html.escape(text)}</p>' for text in overview.warnings)
     head = f"<thead><tr>{heads}{'<th>change</th>' * pictured}</tr></thead>"
     return (
@@ -71,5 +71,6 @@ def head(generator: str) -> str:
     return f'<!doctype html><meta charset="utf-8"><meta name="generator" content="{generator}">'
 
 
-def _cell(tag: str, right: bool, content: str) -> str:
-    return f"<{tag}{' class=right' if right else ''}>{content}</{tag}>"
+def _cell(tag: str, column: Column, content: str) -> str:
+    kinds = " ".join(["right"] * column.right + ["breaks"] * column.breaks)
+    return f'<{tag} class="{kinds}">{content}</{tag}>' if kinds else f"<{tag}>{content}</{tag}>"

@@ -18,11 +18,15 @@ class Column:
         name: its heading.
         right: whether its cells are aligned right, as numbers are.
         drop: columns of a higher number are left out earlier if the space is narrow; 0 is never left out.
+        breaks: whether its cells may have several lines on a page.
+        drawn: whether a page shows the same as a picture, and leaves it out.
     """
 
     name: str
     right: bool = False
     drop: int = 0
+    breaks: bool = False
+    drawn: bool = False
 
 
 @dataclass(frozen=True)

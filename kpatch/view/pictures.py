@@ -1,10 +1,12 @@
 """`Map`: where a tensor was edited and by how much, as a small picture."""
 
 import base64
+import io
 import math
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -134,17 +136,29 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+@cache
+def _figures() -> Any:
+    """The class of figures, which a notebook shows also if nothing has imported pyplot."""
+    from matplotlib.figure import Figure
+
+    class Pictures(Figure):
+        def _repr_png_(self) -> bytes:
+            out = io.BytesIO()
+            self.savefig(out, format="png")
+            return out.getvalue()
+
+    return Pictures
+
+
 def figure(titles: Sequence[str], maps: Sequence[Map]) -> Any:
     """The pictures side by side as a figure of matplotlib.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
     across = min(4, max(1, len(maps)))
     down = math.ceil(len(maps) / across) or 1
-    drawn = Figure(figsize=(3.2 * across, 3.2 * down), layout="constrained")
+    drawn = _figures()(figsize=(3.2 * across, 3.2 * down), layout="constrained")
     for number, (title, each) in enumerate(zip(titles, maps, strict=True)):
         axes = drawn.add_subplot(down, across, number + 1)
         axes.imshow(each.image(), interpolation="nearest", aspect="auto" if 1 in each.cells.shape else "equal")

@@ -130,5 +130,5 @@ def as_text(renderable: Any, width: int = WIDTH) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(renderable, crop=False)
+    Console(file=out, width=width, color_system=None, force_jupyter=False).print(renderable, crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

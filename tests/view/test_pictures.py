@@ -84,3 +84,4 @@ def test_plot():
     assert [axes.get_title() for axes in applied.plot().axes] == [
         "dense_1.kernel\ndense_1.kernel[0] = 1", "dense_2.bias\ndense_2.bias = 2"
     ]  # fmt: skip
+    assert applied.plot()._repr_png_().startswith(b"\x89PNG")  # a notebook shows it without pyplot

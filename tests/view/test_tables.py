@@ -187,6 +187,25 @@ def test_show():
         kpatch.show(model, "dense_3")
 
 
+def test_a_text_is_not_displayed_by_rich(overview, monkeypatch):
+    """In a notebook rich would show it beside the page."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *args: pytest.fail("shown twice"))
+    assert "head.kernel" in text(overview)
+
+
+def test_a_page_leaves_out_what_a_picture_shows():
+    columns = (Column("name"), Column("after", breaks=True), Column("where", drawn=True))
+    rows = [("a", "0 … 1", "▁█")]
+    drawn = type("Drawn", (), {"html": lambda self: "PICTURE"})
+    assert "▁█" in pages.fragment(Overview(columns, rows))
+    page = pages.fragment(Overview(columns, rows, pictures=[drawn]))
+    assert "▁█" not in page
+    assert "where" not in page
+    assert page.count("PICTURE") == 1
+    assert '<td class="breaks">0 … 1</td>' in page
+
+
 def test_show_a_file(tmp_path):
     model = models.dense()
     model.save(tmp_path / "m.keras")
