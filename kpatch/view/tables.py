@@ -1,11 +1,13 @@
 """Reports as tables of `rich`, at any width, and as text. A name is never cut off or broken."""
 
+from dataclasses import replace
 from typing import Any
 
 from kpatch.view.overview import Overview, Section
 
 WIDTH = 120  # columns of a table printed as text
 INDENT = "  "
+_IN_ASCII = str.maketrans({"…": "...", **dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True))})
 HEAD = 3  # lines before the rows of a table: an empty one, the names of the columns, and a rule
 
 
@@ -14,6 +16,7 @@ def rendered(overview: Overview, console: Any, options: Any) -> Any:
     or with those that matter most; each cell on a line of its own."""
     from rich.text import Text
 
+    overview = _printable(overview, options)
     yield from _fitting(overview, console, options)
     for warning in overview.warnings:
         yield Text(f"warning: {warning}", style="yellow")
@@ -23,15 +26,28 @@ def measured(overview: Overview, console: Any, options: Any) -> Any:
     """The width of the whole table, and of the narrowest form."""
     from rich.measure import Measurement
 
+    overview = _printable(overview, options)
     rows = [row for group in overview.groups() for row in _whole_rows(group)]
-    wide = _natural(_table(overview.columns, rows), console, options)
+    wide = _natural(_table(overview.columns, rows, options.ascii_only), console, options)
     longest = max((len(cell) for row in overview.rows for cell in row), default=0)
     return Measurement(min(longest, wide), max(wide, *map(len, overview.warnings or [""])))
 
 
+def _printable(overview: Overview, options: Any) -> Overview:
+    """The overview in the characters that the terminal has, before columns are measured."""
+    if not options.ascii_only:
+        return overview
+
+    def plain(text: str) -> str:
+        return text.translate(_IN_ASCII).encode("ascii", "backslashreplace").decode()
+
+    rows = [tuple(map(plain, row)) for row in overview.rows]
+    return replace(overview, rows=rows, warnings=[*map(plain, overview.warnings)])
+
+
 def _fitting(overview: Overview, console: Any, options: Any) -> Any:
     groups = overview.groups()
-    table = _table(overview.columns, [row for group in groups for row in _whole_rows(group)])
+    table = _table(overview.columns, [row for group in groups for row in _whole_rows(group)], options.ascii_only)
     if _natural(table, console, options) <= options.max_width:
         return [table]
     keep = list(range(1, len(overview.columns)))
@@ -39,6 +55,7 @@ def _fitting(overview: Overview, console: Any, options: Any) -> Any:
         table = _table(
             [overview.columns[number] for number in keep],
             [[cells[number - 1] for number in keep] for group in groups for cells, _ in group.rows],
+            options.ascii_only,
         )
         if _natural(table, console, options) + len(INDENT) <= options.max_width:
             return _under_headings(groups, console.render_lines(table, options, pad=False))
@@ -98,12 +115,18 @@ def _rest(group: Section) -> str:
     return f"... and {group.more:,} more"
 
 
-def _table(columns: Any, rows: list[list[str]]) -> Any:
+def _box(ascii_only: bool) -> Any:
+    """The rule under the names of the columns."""
     from rich import box
+
+    return box.Box("    \n    \n -- \n" + 5 * "    \n", ascii=True) if ascii_only else box.SIMPLE_HEAD
+
+
+def _table(columns: Any, rows: list[list[str]], ascii_only: bool) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=_box(ascii_only))
     for column in columns:
         table.add_column(column.name, justify="right" if column.right else "left", no_wrap=True)
     for cells in rows:
