@@ -4,6 +4,7 @@ They are found by what a layer has, not by its class: the scores are what its on
 what its output projection is given. So they are those of Keras and of keras_hub alike.
 """
 
+import sys
 from typing import Any
 
 from kpatch.errors import UnsupportedError
@@ -14,10 +15,12 @@ PROJECTIONS = ("_output_dense", "output_dense", "output_projector", "out_proj", 
 
 
 def is_attention(layer: Any) -> bool:
-    """Whether a layer computes attention: by the name of its class, or because it has a `Softmax`."""
-    import keras
+    """Whether a layer computes attention: by the name of its class, or because it has a `Softmax`.
 
-    if isinstance(layer, keras.Model):
+    What stands for a layer in a file is none.
+    """
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model):
         return False
     return "attention" in type(layer).__name__.lower() or _softmax_of(layer) is not None
 

@@ -65,7 +65,7 @@ def check_files(paths: tuple[str, ...], model: Any = None) -> Report:
     findings: list[Finding] = []
     patches = computed = 0
     files = list(dict.fromkeys(_files(paths, findings)))
-    for path in files:
+    for path in files:  # which grows
         try:
             found = _found(path)
         except FileError as error:
@@ -73,6 +73,12 @@ def check_files(paths: tuple[str, ...], model: Any = None) -> Report:
             continue
         patches += len(found.patches)
         computed += found.computed
+        for name in found.files:
+            named = _named_in(path, name)
+            if named is None:
+                computed += 1
+            elif named not in files:
+                files.append(named)
         for patch in found.patches:
             findings += _findings(_shown(path), patch, model)
     return Report(findings, len(files), patches, computed)
@@ -84,6 +90,12 @@ def _files(paths: tuple[str, ...], findings: list[Finding]) -> Iterator[str]:
             yield from _search(path, findings)
         else:
             yield path if path == "-" else str(Path(path))
+
+
+def _named_in(path: str, name: str) -> str | None:
+    """The patch file that a Python file names: in the working directory, or beside that file."""
+    candidates = (Path(name), Path(path).parent / name)
+    return next((str(each) for each in candidates if each.is_file()), None)
 
 
 def _search(directory: str, findings: list[Finding]) -> Iterator[str]:
@@ -134,21 +146,23 @@ def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
     except PatchError as error:
         errors = list(error.errors)
     else:
-        errors = _unresolved(patch, model) if model is not None and found.of_model else []
+        errors = _unresolved(patch, model, found.activations) if model is not None and found.of_model else []
     return [Finding(path, found.region(error.span or (0, 0)), error) for error in errors]
 
 
-def _unresolved(patch: Patch, model: Any) -> list[PatchError]:
+def _unresolved(patch: Patch, model: Any, activations: bool) -> list[PatchError]:
     """The errors of names that the model does not have."""
     from kpatch.names.bindings import NONE
     from kpatch.names.index import index
     from kpatch.names.meanings import ModelNames
 
-    names = ModelNames(index(model), NONE)
+    known = index(model)
+    names = ModelNames(known, NONE)
     errors = []
     for selector, exclusions in _selectors(patch):
         try:
-            names.matches(selector, exclusions)
+            if not (activations and known.activations(selector)[0]):
+                names.matches(selector, exclusions)
         except PatchError as error:
             errors.append(error.locate(selector.span, patch.source))
     return errors

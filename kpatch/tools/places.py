@@ -59,13 +59,15 @@ class FoundPatch:
 
     Attributes:
         text: the patch.
-        of_model: whether its names are variables of a model.
+        of_model: whether its names are those of a model.
+        activations: whether these may be activations.
     """
 
     text: str
     of_model: bool
     _lines: Lines = field(repr=False)
     _node: ast.Constant | None = field(default=None, repr=False)  # `None`: the patch is the whole file
+    activations: bool = False
 
     def region(self, span: tuple[int, int]) -> Extent:
         """The region, in the file, of a span of the patch."""

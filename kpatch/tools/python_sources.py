@@ -25,33 +25,46 @@ from kpatch.names.patches import decode
 from kpatch.tools.places import FoundPatch, Lines
 
 MAX_PYTHON = 4 * 2**20  # bytes of a Python file; its tree takes a hundred times as much memory
-PARSERS = ("kpatch.parse", "kpatch.Patch")
+PARSERS = ("kpatch.parse", "kpatch.Patch", "kpatch.load")
+PATHS = ("pathlib.Path", "kpatch.load")  # of a text, the patch file of that name
 RAISES = ("raises", "assertRaises", "assertRaisesRegex")  # of pytest and unittest
 IGNORE = re.compile(r"#\s*kpatch:\s*ignore\b")
-WITH_ACTIVATIONS = ("kpatch.plan", "kpatch.rewrite", "kpatch.intervene")  # names in their patches also mean activations
+NAMES = ("patch", "patches", "text")  # of the parameters that are patches
+OF_WEIGHTS = (
+    "kpatch.apply",
+    "kpatch.hold",
+    "kpatch.callbacks.PatchCallback",
+)  # in others' patches activations are named too
 
 
 class Parameter(NamedTuple):
-    """The parameter of a function that is a patch, and whether the patch's names are variables of a model."""
+    """The parameter of a function that is a patch, and the meaning of the patch's names.
+
+    Attributes:
+        position, name: of the parameter.
+        of_model: whether the names are those of a model.
+        activations: whether these may be activations.
+    """
 
     position: int
     name: str
     of_model: bool
+    activations: bool = False
 
 
 @cache
 def takers() -> dict[str, Parameter]:
-    """The public functions and classes that take a patch: those with a parameter `patch` or `text`, and `Patch`.
+    """The public functions and classes that take a patch: those with a parameter of one of the `NAMES`, and `Patch`.
 
     Example:
-        >>> takers()["kpatch.layers.ScatterLayer"]
-        Parameter(position=0, name='patch', of_model=False)
+        >>> takers()["kpatch.apply"]
+        Parameter(position=1, name='patch', of_model=True, activations=False)
     """
     found = {"kpatch.Patch": Parameter(0, "statements", of_model=False)}
     for path, names in _signatures():
-        for name in {"patch", "text"}.intersection(names):
-            of_model = names[0] == "model" and path not in WITH_ACTIVATIONS
-            found[path] = Parameter(names.index(name), name, of_model)
+        for name in filter(names.__contains__, NAMES):
+            of_model = names[0] == "model" or path.startswith("kpatch.callbacks.")
+            found[path] = Parameter(names.index(name), name, of_model, of_model and path not in OF_WEIGHTS)
     return found
 
 
@@ -205,10 +218,17 @@ def _children(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
 
 
 class Found(NamedTuple):
-    """The patches in a file, in order, and the number of computed patches, which are not among them."""
+    """The patches in a file, in order.
+
+    Attributes:
+        patches: the patches.
+        computed: the number of computed patches, which are not among them.
+        files: the names of patch files.
+    """
 
     patches: list[FoundPatch]
     computed: int = 0
+    files: tuple[str, ...] = ()
 
 
 def find(text: str) -> Found:
@@ -237,20 +257,48 @@ def find(text: str) -> Found:
     walk = _Walk(_parse(lines))
     ignored = _ignored(lines.text)
     failing = {id(node) for each, scope in walk.withs if _meant_to_fail(each, scope) for node in _body(each)}
-    literals: dict[ast.Constant, bool] = {}
+    literals: dict[ast.Constant, list[Parameter]] = {}
     computed = 0
+    files: dict[str, None] = {}
     for call, scope in walk.calls:
-        parameter = takers().get(scope.path(call.func))
-        node = None if parameter is None or id(call) in failing else _argument(call, parameter, scope)
-        if parameter is None or node is None or _is_ignored(ignored, call.lineno, call.lineno):
+        if id(call) in failing or _is_ignored(ignored, call.lineno, call.lineno):
             continue
-        if not _is_ignored(ignored, node.lineno, node.end_lineno or node.lineno):
+        path = scope.path(call.func)
+        parameter = takers().get(path)
+        if path == "kpatch.load" and (name := _file(call, scope)) is not None:
+            files[name] = None
+        if parameter is None:
+            continue
+        for node in _arguments(call, parameter, scope):
+            if _is_ignored(ignored, node.lineno, node.end_lineno or node.lineno):
+                continue
             if isinstance(node, ast.Constant):
-                literals[node] = literals.get(node, False) or parameter.of_model
+                literals.setdefault(node, []).append(parameter)
+            elif (name := _file(node, scope)) is not None:
+                files[name] = None
             else:
                 computed += 1
     ordered = sorted(literals.items(), key=lambda item: (item[0].lineno, item[0].col_offset))
-    return Found([FoundPatch(str(node.value), of_model, lines, node) for node, of_model in ordered], computed)
+    return Found([_patch(node, lines, taken) for node, taken in ordered], computed, tuple(files))
+
+
+def _patch(node: ast.Constant, lines: Lines, taken: list[Parameter]) -> FoundPatch:
+    """The patch in a literal that is handed in as some parameters; one of them that takes weights alone decides."""
+    of_model = [each for each in taken if each.of_model]
+    activations = bool(of_model) and all(each.activations for each in of_model)
+    return FoundPatch(str(node.value), bool(of_model), lines, node, activations)
+
+
+def _file(node: ast.expr, scope: _Scope) -> str | None:
+    """The name in `pathlib.Path("prune.kpatch")` and `kpatch.load("prune.kpatch")`."""
+    match node:
+        case ast.Call(func=function, args=[given], keywords=[]) if scope.path(function) in PATHS:
+            match scope.value(given):
+                case ast.Constant(value=str(name)):
+                    return name
+                case ast.Call(func=inner, args=[ast.Constant(value=str(name))]) if scope.path(inner) in PATHS:
+                    return name  # kpatch.load(Path("prune.kpatch"))
+    return None
 
 
 def _meant_to_fail(node: ast.With | ast.AsyncWith, scope: _Scope) -> bool:
@@ -269,18 +317,31 @@ def _body(node: ast.With | ast.AsyncWith) -> Iterator[ast.AST]:
         yield from ast.walk(statement)
 
 
-def _argument(call: ast.Call, parameter: Parameter, scope: _Scope) -> ast.expr | None:
-    """The patch passed to a call: a string literal, or the expression that computes it.
+def _arguments(call: ast.Call, parameter: Parameter, scope: _Scope) -> Iterator[ast.expr]:
+    """The patches passed to a call, of a list or dict each: a string literal, or the expression that computes it.
 
-    It is `None` if there is nothing to check: the patch is missing, is not a string (type checkers report that), or is
-    the result of one of the `PARSERS`, whose argument is checked instead.
+    There are none if there is nothing to check: the patch is missing, is not a string (type checkers report that), or
+    is the result of one of the `PARSERS`, whose argument is checked instead.
     """
-    given = _given(call, parameter)
-    node = None if given is None else scope.value(given)
-    if isinstance(node, ast.Constant):
-        return node if isinstance(node.value, str) else None
-    parsed = isinstance(node, ast.Call) and scope.path(node.func) in PARSERS
-    return None if parsed else given
+    stack, seen = [_given(call, parameter)], set()
+    while stack:
+        given = stack.pop()
+        node = None if given is None else scope.value(given)
+        if id(node) in seen:  # p = [p]
+            continue
+        seen.add(id(node))
+        match node:
+            case ast.Constant(value=value):
+                yield from [node] if isinstance(value, str) else []
+            case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Dict(values=items):
+                stack.extend(reversed(items))
+            case ast.Call(func=function) if scope.path(function) in PARSERS:
+                pass
+            case ast.Call(func=function) if scope.path(function) in PATHS:
+                yield node
+            case ast.expr():
+                assert given is not None
+                yield given
 
 
 def _given(call: ast.Call, parameter: Parameter) -> ast.expr | None:

@@ -308,6 +308,36 @@ def test_check_looks_up_names_in_a_model(run, model, code):
     assert result.stderr == "kpatch.FileError: cannot read 'none.keras': no such file or directory\n"
 
 
+def test_check_takes_activations_where_they_are_edited(run, model, code):
+    code(
+        "import kpatch\n"
+        "kpatch.intervene(model, 'head.output = 0; head.bias = 0')\n"
+        "kpatch.apply(model, 'head.output = 0')\n"
+        "kpatch.intervene(model, 'hed.output = 0')\n"
+    )
+    result = run("check", ".", "--model", model, "--format", "json")
+    found = [(each["line"], each["code"], each["message"]) for each in json.loads(result.stdout)]
+    assert found == [
+        (3, "UnsupportedError", "'head.output' is an activation; kpatch.rewrite and kpatch.intervene edit those"),
+        (4, "ResolutionError", "no activation 'hed.output'; did you mean 'head.output'?"),
+    ]
+
+
+def test_check_follows_the_names_of_patch_files(run, code):
+    Path("sub").mkdir()
+    Path("here.kpatch").write_text("a.b = ", encoding="utf-8")
+    Path("sub", "beside.kpatch").write_text("a.b = 0", encoding="utf-8")
+    Path("sub", "a.py").write_text(
+        "import kpatch, pathlib\n"
+        "kpatch.apply(model, pathlib.Path('here.kpatch'))\n"
+        "kpatch.apply(model, [kpatch.load('beside.kpatch'), pathlib.Path('missing.kpatch')])\n",
+        encoding="utf-8",
+    )
+    result = run("check", str(Path("sub", "a.py")))
+    assert result.stdout.startswith("here.kpatch:1:6: PatchSyntaxError: a value is missing after '='\n")
+    assert result.stdout.endswith("2 patches in 3 files, 1 error\n1 patch is computed and was not checked\n")
+
+
 def test_check_looks_up_every_match_of_a_glob(run, model, monkeypatch):
     from kpatch.errors import ResolutionError
     from kpatch.names.index import ModelIndex

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import kpatch
 from kpatch.errors import FileError
+from kpatch.names.patches import PatchLike
 from kpatch.tools import python_sources
 from kpatch.tools.check import check_files
-from kpatch.tools.python_sources import find, takers
+from kpatch.tools.python_sources import NAMES, find, takers
 
 pytestmark = pytest.mark.backend_free
 
@@ -95,7 +96,7 @@ def test_a_call_of_ours(code):
     ],
 )
 def test_no_call_of_ours(code):
-    assert find(code) == ([], 0)
+    assert find(code) == ([], 0, ())
 
 
 def test_a_method_does_not_see_the_names_of_its_class():
@@ -105,7 +106,45 @@ def test_a_method_does_not_see_the_names_of_its_class():
 
 def test_whose_names_are_those_of_a_model():
     code = "import kpatch; kpatch.{}('a', 'b')"
-    assert [only(code.format(name)).of_model for name in ("apply", "plan", "edit", "parse")] == [1, 1, 0, 0]
+    found = {name: only(code.format(name)) for name in ("apply", "hold", "plan", "intervene", "edit", "parse")}
+    assert [name for name, each in found.items() if each.of_model] == ["apply", "hold", "plan", "intervene"]
+    assert [name for name, each in found.items() if each.activations] == ["plan", "intervene"]
+    both = "import kpatch; p = 'a.output = 0'; kpatch.apply(m, p); kpatch.intervene(m, p); kpatch.parse(p)"
+    assert (only(both).of_model, only(both).activations) == (True, False)
+
+
+def test_lists_and_dicts_of_patches():
+    code = "import kpatch\nfrom kpatch.callbacks import PatchCallback\n"
+    assert texts(code + "kpatch.apply(m, ['a', ('b', f'c')])") == ["a", "b"]
+    assert find(code + "kpatch.apply(m, ['a', ('b', f'c')])").computed == 1
+    assert texts(code + "PatchCallback({0: 'a', range(3): 'b', **more})") == ["a", "b"]
+    assert texts(code + "PatchCallback('a', on='epoch_begin'); PatchCallback(patches='b')") == ["a", "b"]
+    assert only(code + "PatchCallback('a')").of_model
+    assert find(code + "p = ['a', p]\nkpatch.apply(m, p)").computed == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "files"),
+    [
+        ("kpatch.apply(m, Path('a.kpatch'))", ("a.kpatch",)),
+        ("kpatch.apply(m, [pathlib.Path('a.kpatch'), 'b = 0', Path('b.kpatch')])", ("a.kpatch", "b.kpatch")),
+        ("p = Path('a.kpatch'); kpatch.layers.ScatterLayer(p)", ("a.kpatch",)),
+        ("n = 'a.kpatch'; kpatch.load(n)", ("a.kpatch",)),
+        ("kpatch.apply(m, kpatch.load(Path('a.kpatch')))", ("a.kpatch",)),
+        ("kpatch.load(name)", ()),
+        ("kpatch.apply(m, 'a = 0')  # kpatch: ignore", ()),
+    ],
+)
+def test_patch_files(call, files):
+    found = find(f"import kpatch, kpatch.layers, pathlib\nfrom pathlib import Path\n{call}")
+    assert (found.files, found.computed) == (files, 0)
+
+
+def test_paths_that_are_computed():
+    code = "import kpatch\nfrom pathlib import Path\n"
+    for path in ("Path(name)", "Path('a') / 'b'", "Path('a', 'b')", "folder / 'a.kpatch'"):
+        assert find(f"{code}kpatch.apply(m, {path})")[1:] == (1, ())
+    assert find(f"{code}p = Path(p)\nkpatch.apply(m, p)")[1:] == (1, ())
 
 
 def test_the_functions_that_take_a_patch_are_those_with_such_a_parameter():
@@ -119,9 +158,16 @@ def test_the_functions_that_take_a_patch_are_those_with_such_a_parameter():
         if thing.__module__ == f"kpatch.{module}"
     }
     parameters = {path: list(inspect.signature(thing).parameters) for path, thing in (functions | classes).items()}
-    found = {path: names.index("patch") for path, names in parameters.items() if "patch" in names}
+    found = {path: at for path, names in parameters.items() for at, name in enumerate(names) if name in NAMES}
+    annotated = {
+        path
+        for path, thing in (functions | classes).items()
+        for each in inspect.signature(thing).parameters.values()
+        if "PatchLike" in str(each.annotation) or each.annotation is PatchLike
+    }
+    assert annotated <= found.keys()  # a parameter that is a patch has such a name
     assert len(found) > 10
-    assert {path: taken.position for path, taken in takers().items()} == {**found, "kpatch.parse": 0, "kpatch.Patch": 0}
+    assert {path: taken.position for path, taken in takers().items()} == {**found, "kpatch.Patch": 0}
 
 
 @pytest.mark.parametrize("path", takers())
@@ -181,7 +227,7 @@ def test_a_name_bound_once_is_its_literal(code):
     ],
 )
 def test_other_patches_are_counted(code):
-    assert find("import kpatch\n" + code) == ([], 1)
+    assert find("import kpatch\n" + code) == ([], 1, ())
 
 
 # Left out
@@ -204,7 +250,7 @@ def test_other_patches_are_counted(code):
     ],
 )
 def test_left_out(code):
-    assert find("import kpatch\n" + code) == ([], 0)
+    assert find("import kpatch\n" + code) == ([], 0, ())
 
 
 @pytest.mark.parametrize(

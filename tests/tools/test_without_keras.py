@@ -38,6 +38,8 @@ for command in (
     ["apply", "a.safetensors", "-e", "conv1.bias[:2] = $v", "--bind", "v=[1, 2]", "--in-place", "--journal"],
     ["undo", "a.safetensors"],
     ["diff", "a.safetensors", "b.safetensors", "--summary"],
+    ["show", "a.safetensors", "conv1.kernal", "--json"],
+    ["apply", "a.safetensors", "-e", "conv1.kernal = 0", "--dry-run", "--json"],
 ):
     main(command, standalone_mode=False)
     assert "keras" not in sys.modules, command
