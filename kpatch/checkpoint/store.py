@@ -4,7 +4,6 @@ Only one block is in memory for: a number under a mask, a number, `*=` with a nu
 products of arrays. Other steps need memory for all values that they compute.
 """
 
-import math
 import mmap
 from dataclasses import replace
 
@@ -12,13 +11,12 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.backends.numpy import OPERATORS, take
+from kpatch.checkpoint import reducing
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits, reuse_blocks
-from kpatch.functions.reductions import TOTALS, in_blocks
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
-from kpatch.run.programs import IN_BLOCKS, compile_entries, compile_value, evaluated
-from kpatch.run.semantics import NAMED
+from kpatch.run.programs import IN_BLOCKS, compile_value, evaluated
 from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors
@@ -198,7 +196,7 @@ class Stored(execute.Named):
         known = dict(scope.locals)
 
         def replaced(node):
-            value = self._reduced(node, step, replace(scope, locals=known))
+            value = self.reduced(node, replace(scope, locals=known), step.place)
             if value is None:
                 return node
             known[f"\0{len(known)}"] = value
@@ -212,27 +210,9 @@ class Stored(execute.Named):
         implied = tensor(self.value(step.place)) if asked else step.place.unknown()
         return replace(program, scalars=tuple(scalars)).numbers(replace(scope, locals=known, implied=implied))
 
-    def _reduced(self, node, step, scope):
-        """The value of a call such as `mean(abs(_))` or `std($donor._)`, computed in blocks; or `None`."""
-        match node:
-            case ast.Call(name, (ast.Argument(None, of),)) if name in TOTALS and backends.current().arrays_are_tensors:
-                place = self.names.meaning(of, step.place) if type(of) in NAMED else step.place
-            case _:
-                return None
-        if not isinstance(place, Place) or not place.shape or place.dtype not in IN_BLOCKS or 0 in place.shape:
-            return None
-        whole = ast.Implied() if type(of) in NAMED else of
-        program = compile_entries(whole, evaluated(whole, scope.with_implied(place.unknown())), place)
-        if program is None or any(type(part) is ast.Implied for each in program.scalars for part in ast.walk(each)):
-            return None
-        read, numbers = self._reader(place), program.numbers(scope.with_implied(place.unknown()))
-
-        def part(start, count):
-            block = read(start, count)
-            return program.compute([block] * len(program.arrays), numbers)
-
-        with np.errstate(all="ignore"):
-            return tensor(in_blocks(name, math.prod(place.shape), part, place.dtype))
+    def reduced(self, node, scope, implied=None):
+        """The value of a call that reduces an array, computed in blocks, or `None`; `implied` is the place of `_`."""
+        return None if self.editor is None else reducing.reduced(node, scope, implied, self.names, self._reader)
 
     def _program(self, step, scope):
         """The program of the whole new value, or `None`."""
@@ -240,7 +220,8 @@ class Stored(execute.Named):
         if not op or step.value is not None:
             return step.value
         node = ast.Binary(op, ast.Implied(), step.statement.value)
-        return compile_value(node, evaluated(node, scope.with_implied(step.place.unknown())), step.place)
+        planned = evaluated(node, scope.with_implied(step.place.unknown()), self.names)
+        return compile_value(node, planned, step.place)
 
     def _computed(self, step, scope):
         """A function for a whole new value by `+ - *`, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""

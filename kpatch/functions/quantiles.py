@@ -61,17 +61,7 @@ def _quantiles(x, shares, axes, method, dtype):
     """The quantiles, with a new first axis for the shares; NaN if an entry is NaN."""
     ops = backends.current().ops
     last = math.prod(x.shape[axis] for axis in axes) - 1
-    places = np.array(shares, "float64") * last
-    below = np.minimum(np.floor(places), last).astype("int32")
-    above = np.minimum(below + 1, last)
-    part = places - below
-    if method == "nearest":
-        part = np.round(places) - below
-    elif method not in ("linear", "median"):
-        part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
-    wanted = np.stack([below, above, np.full_like(below, last)])
-    places = np.unique(wanted)
-    at = np.searchsorted(places, wanted).astype("int32")
+    places, at, part = _ranks(shares, last, method)
     view = _view(x) if len(axes) == len(x.shape) else None
     if view is not None:
         low, high, top = order_statistics(view.reshape(-1), places)[at]
@@ -88,6 +78,33 @@ def _quantiles(x, shares, axes, method, dtype):
 
     low, high, top = (ops.take(x, row, axis=-1) for row in at)
     return ops.moveaxis(_between(low, high, top, part, method, choose, lambda share: as_tensor(share, dtype)), -1, 0)
+
+
+def of_statistics(statistics, size, share, method):
+    """A quantile of `size` entries, of which `statistics` gives those at places of the sorted ones."""
+    places, at, part = _ranks([share], size - 1, method)
+    low, high, top = statistics(places)[at]
+    return _between(low, high, top, part, method, np.where)[0]
+
+
+def _ranks(shares, last, method):
+    """Which sorted entries quantiles are made of.
+
+    Returns:
+        The places of these entries; for each quantile, by its number in a row, the indices in them of the entry below,
+        of that above, and of the largest one; and the share of the way from the one below to that above.
+    """
+    exact = np.array(shares, "float64") * last
+    below = np.minimum(np.floor(exact), last).astype("int32")
+    above = np.minimum(below + 1, last)
+    part = exact - below
+    if method == "nearest":
+        part = np.round(exact) - below
+    elif method not in ("linear", "median"):
+        part = np.where(part > 0, {"lower": 0, "higher": 1, "midpoint": 0.5}[method], 0)
+    wanted = np.stack([below, above, np.full_like(below, last)])
+    places = np.unique(wanted)
+    return places, np.searchsorted(places, wanted).astype("int32"), part
 
 
 def _between(low, high, top, part, method, choose, made=lambda share: share):

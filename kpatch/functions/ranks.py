@@ -30,26 +30,37 @@ def order_statistics(array, places):
     """
     if len(array) <= SMALL:
         return np.partition(array, places)[places]
+    return _selected(lambda start, count: array[start : start + count], len(array), array.dtype, places)
+
+
+def order_statistics_of(part, size, dtype, places):
+    """`order_statistics` of `size` entries, of which `part` gives a number of them from a start on."""
+    if size <= SMALL:
+        return order_statistics(part(0, size), places)
+    return _selected(part, size, np.dtype(dtype), places)
+
+
+def _selected(part, size, dtype, places):
     groups = {
         0: list(enumerate(places))
     }  # {known digits: (number of the result, its place among entries with these digits)}
-    known, bits = 0, array.itemsize * 8
+    known, bits = 0, dtype.itemsize * 8
     while known < bits:
         width = min(DIGIT, bits - known)
         known += width
-        groups = _refined(groups, _counts(array, list(groups), bits - known, width), width)
-    keys = np.empty(len(places), INTEGERS[array.dtype.name][1])
+        groups = _refined(groups, _counts(part, size, list(groups), bits - known, width), width)
+    keys = np.empty(len(places), INTEGERS[dtype.name][1])
     for key, members in groups.items():
         keys[[result for result, _ in members]] = key
-    return _floats(keys, array.dtype)
+    return _floats(keys, dtype)
 
 
-def _counts(array, prefixes, shift, width):
+def _counts(part, size, prefixes, shift, width):
     """For each prefix, the counts of the next digit, of `width` bits, over the entries with that prefix."""
     counts = {prefix: np.zeros(2**width, "int64") for prefix in prefixes}
-    for start in range(0, len(array), BLOCK):
-        keys = _keys(array[start : start + BLOCK])
-        if shift + width == array.itemsize * 8:  # the first digit: all entries
+    for start in range(0, size, BLOCK):
+        keys = _keys(part(start, min(BLOCK, size - start)))
+        if shift + width == keys.itemsize * 8:  # the first digit: all entries
             _count(keys, shift, width, counts[0])
             continue
         head = keys >> (shift + width)

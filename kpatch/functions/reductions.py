@@ -313,43 +313,6 @@ def _logsumexp(x, axes, dtype):
     return engine("log", dtype)(total(scaled, axes, dtype)) + top
 
 
-# -- of arrays that are read in blocks ---------------------------------------------------------------------------------
-
-TOTALS = ("sum", "mean", "var", "std")
-LEAF = 2**16  # entries added by one call
-
-
-def in_blocks(name, size, part, dtype):
-    """One of the `TOTALS` of `size` floats, on NumPy, with the bits of the function itself.
-
-    Args:
-        part: a function of a start and a count, which gives these entries as an array.
-    """
-
-    def mean_of(entries):
-        return _pairwise(entries, 0, size) / scalar(size, dtype)
-
-    def squares(start, count):
-        centred = part(start, count) - middle
-        return centred * centred
-
-    if name == "sum":
-        return _pairwise(part, 0, size)
-    middle = mean_of(part)
-    if name == "mean":
-        return middle
-    return mean_of(squares) if name == "var" else engine("sqrt", dtype)(mean_of(squares))
-
-
-def _pairwise(part, start, count):
-    """NumPy's own order of additions: halves, of a multiple of eight entries."""
-    if count <= LEAF:
-        return np.add.reduce(part(start, count))
-    half = count // 2
-    half -= half % 8
-    return _pairwise(part, start, half) + _pairwise(part, start + half, count - half)
-
-
 # -- along several axes ------------------------------------------------------------------------------------------------
 
 

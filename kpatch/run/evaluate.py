@@ -30,6 +30,7 @@ class Scope:
         look_up: the function `(node, target)` from a `Reference` or `Binding` to its `Value`; `$donor._` needs the
             target.
         read: the function `(node, target, selection)` that reads only the selected entries; or `None`.
+        reduced: the function `(node, scope)` that computes a call which reduces a tensor, or gives `None`; or `None`.
         implied: the `Value` of `_`, or `None`.
         locals: the values of earlier `let` statements.
         target: the `Place` that the statement writes to, or `None`.
@@ -48,6 +49,7 @@ class Scope:
 
     look_up: Callable[..., Value]
     read: Callable | None = None
+    reduced: Callable | None = None
     implied: Value | None = None
     locals: dict[str, Value] = field(default_factory=dict)
     target: Any = None
@@ -247,6 +249,8 @@ def _compare(node, scope):
 
 
 def _call(node, scope):
+    if scope.reduced is not None and (value := scope.reduced(node, scope)) is not None:
+        return value
     if scope.traced and (places := _places_along(node, scope)) is not None:
         return places
     positional = [a for a in node.arguments if a.name is None]

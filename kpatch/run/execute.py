@@ -38,7 +38,7 @@ def _run(checked, store, budget):
     scope = None
     if not checked.plain or store.stream is not None:
         source, unproved = checked.patch.source, checked.unproved
-        read = store.look_up, store.read
+        read = store.look_up, store.read, store.reduced
         scope = ev.Scope(*read, traced=checked.traced, budget=budget, unproved=unproved, source=source)
     try:
         for number, step in enumerate(checked.steps):
@@ -298,6 +298,7 @@ class Named:
     names: Any
     value: Callable
     taken: Callable
+    reduced: Callable | None = None
 
     def look_up(self, node, target):
         meaning = self.names.meaning(node, target)

@@ -19,6 +19,7 @@ import numpy as np
 
 from kpatch import backends
 from kpatch.errors import PatchError
+from kpatch.names.meanings import Place
 from kpatch.run import evaluate as ev
 from kpatch.syntax import ast
 from kpatch.values import arithmetic, numerics, tensors
@@ -99,7 +100,7 @@ class Program:
 
 
 def compile_mask(node, planned, place):
-    """The `Program` of a boolean expression, or `None` if it cannot run in blocks.
+    """The `Program` of a boolean or element-wise expression of one tensor, or `None` if it cannot run in blocks.
 
     Args:
         planned: the value of each node, by `id`, as the planner has evaluated it.
@@ -113,15 +114,14 @@ def compile_value(node, planned, place):
     return _compiled(node, planned, place, mask=False) if place.dtype in FLOATS else None
 
 
-def compile_entries(node, planned, place):
-    """The `Program` of entries of the place's shape and dtype in which `_` is the only tensor, else `None`."""
-    program = compile_mask(node, planned, place)
-    return program if program is not None and planned[id(node)].dtype == place.dtype else None
-
-
-def evaluated(node, scope):
+def evaluated(node, scope, names):
     """The value of each node of an expression, by `id`, without data; of those alone that can be planned."""
-    scope = replace(scope, budget=None, seen={})
+
+    def look_up(part, target):
+        meaning = names.meaning(part, target)
+        return meaning.unknown() if isinstance(meaning, Place) else meaning
+
+    scope = replace(scope, look_up=look_up, read=None, reduced=None, budget=None, seen={})
     with contextlib.suppress(PatchError), arithmetic.planning():
         ev.evaluate(node, scope)
     return scope.seen

@@ -32,7 +32,7 @@ def edit(x, patch, bindings):
 class Pure:
     """The store of one tensor, which each write replaces."""
 
-    read = stream = None
+    read = reduced = stream = None
     lets_go = False
 
     def __init__(self, value, names):
