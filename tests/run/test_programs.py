@@ -29,7 +29,7 @@ def both(text, array):
     node = kpatch.parse(f"t[{text}] = 0").statements[0].target.index[0]
     place = Place("t", array.shape, str(array.dtype))
     planning = evaluate.Scope(lambda node, target: None, implied=Value(place.dtype, place.shape, None))
-    program = programs.compile_mask(node, programs.evaluated(node, planning), place)
+    program = programs.compile_mask(node, programs.evaluated(node, planning, None), place)
     scope = evaluate.Scope(lambda node, target: None, implied=tensor(keras.ops.convert_to_tensor(array, place.dtype)))
     by_evaluator = evaluate.evaluate(node, scope)
     expected = np.broadcast_to(
@@ -222,7 +222,7 @@ def test_other_dtypes_are_left_to_the_evaluator():
     for dtype in ("float16", "bfloat16", "int8", "int32", "bool"):
         place = Place("t", (3,), dtype)
         scope = evaluate.Scope(lambda node, target: None, implied=Value(dtype, (3,), None))
-        assert programs.compile_mask(node, programs.evaluated(node, scope), place) is None
+        assert programs.compile_mask(node, programs.evaluated(node, scope, None), place) is None
 
 
 def holder(array, dtype=None):
