@@ -11,6 +11,7 @@ from kpatch.checkpoint.names import FileIndex
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import FileError
 from kpatch.syntax import ast
+from kpatch.view import progress
 
 
 def opened(path):
@@ -59,19 +60,12 @@ def sidecar(patch_file, patch):
 
 
 def difference(old, new, tolerance, common):
-    """The `Diff` of two files, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """The `Diff` of two files."""
     pair = []
     for path in (old, new):
         checkpoint = opened(path)
         if checkpoint is None:
             raise FileError(f"the weights in '{path}' are compressed: load the model and save it again")
         pair.append(checkpoint)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("comparing", total=sum(array.nbytes for array in pair[0].arrays))
-        return comparing.diff(
-            *pair, tolerance=tolerance, common=common, progress=lambda count: progress.advance(task, count)
-        )
+    progress.expect(sum(array.nbytes for array in pair[0].arrays))
+    return comparing.diff(*pair, tolerance=tolerance, common=common, progress=progress.advance)

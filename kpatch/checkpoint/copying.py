@@ -17,6 +17,7 @@ from typing import Any
 
 from kpatch.checkpoint.disk import BINARY, Source, close, read_at, write_all
 from kpatch.errors import FileError
+from kpatch.view import progress
 
 SMALL = 2**24  # bytes: smaller files are copied at once, and written without threads
 CHUNK = 2**24  # bytes copied at a time
@@ -46,6 +47,7 @@ class Copy:
             size = os.fstat(self._source.fileno()).st_size
             os.ftruncate(self.descriptor, size)
             self._absent = [(0, size)] if size else []
+            progress.expect(size)
             self.behind: Behind | None = None
             if size > SMALL and hasattr(os, "pread") and hasattr(os, "pwrite"):  # else threads share one position
                 self.behind = Behind(self.descriptor)
@@ -80,11 +82,18 @@ class Copy:
         """Copies what is absent of a part."""
         for low, high in self._parts(start, stop):
             while low < high:
-                low += self._copy(low, min(high - low, CHUNK))
-        self.claim(start, stop)
+                done = self._copy(low, min(high - low, CHUNK))
+                low += done
+                progress.advance(done)
+        self._drop(start, stop)
 
     def claim(self, start: int, stop: int) -> None:
-        """Notes that a part need not be copied: it has been, or will be written over."""
+        """Notes that a part need not be copied: it will be written over."""
+        progress.advance(sum(high - low for low, high in self._parts(start, stop)))
+        self._drop(start, stop)
+
+    def _drop(self, start: int, stop: int) -> None:
+        """Notes that a part is no longer absent."""
         rest = []
         for low, high in self._absent:
             rest += [(low, min(high, start)), (max(low, stop), high)]

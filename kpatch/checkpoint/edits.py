@@ -12,7 +12,7 @@ from kpatch.checkpoint.disk import Source, failing
 from kpatch.checkpoint.given import Given
 from kpatch.checkpoint.names import FileNames
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.checkpoint.store import Stored
+from kpatch.checkpoint.store import Stored, nbytes
 from kpatch.errors import ExecutionError, FileError, PatchError, UndoError, UnsupportedError, boundary
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
@@ -23,6 +23,7 @@ from kpatch.run.plan import Plan, text_in, told
 from kpatch.run.steps import Checked
 from kpatch.run.writes import columns
 from kpatch.syntax import Patch
+from kpatch.view import progress
 from kpatch.view.overview import Overview, shape
 from kpatch.view.shown import Shown
 
@@ -170,6 +171,7 @@ def apply(
     told = checked.patch.source if journal else None
     with destinations.editor_of(opened, out, _written(checked), told, overwrite, _donors(checked)) as made:
         store = Stored(checked.names, made)
+        progress.expect(sum(map(nbytes, checked.edits)))
         try:
             execute.run(checked, store)
         except (PatchError, OSError):

@@ -16,6 +16,7 @@ from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError, boundar
 from kpatch.names.index import keys_of
 from kpatch.names.tree import spelled
 from kpatch.syntax import ast, parse
+from kpatch.view import progress
 from kpatch.view.data import number
 from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.shown import Shown
@@ -89,6 +90,11 @@ class Listed:
         self.dtype = dtype
         self._array = array
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that are read for the statistics, from a file."""
+        return getattr(self._array, "nbytes", 0)
+
     @cached_property
     def statistics(self) -> "Statistics":
         return Statistics(self._array)
@@ -119,6 +125,7 @@ class Listing(Shown):
         return tuple(row.path for row in self.rows)
 
     def overview(self) -> Overview:
+        progress.expect(sum(row.nbytes for row in self.rows))
         numbers = Statistics.HEADINGS + Statistics.MORE * self._more
         columns = (Column("name"), Column("shape"), Column("dtype", drop=1), *(Column(each, True) for each in numbers))
         rows = [(row.path, shape(row.shape), row.dtype, *row.statistics.row(self._more)) for row in self.rows]
@@ -173,6 +180,7 @@ class Statistics:
         with np.errstate(all="ignore"):
             for _, block in array.blocks() if self.size else ():
                 self._add(block)
+                progress.advance(block.nbytes)
 
     def _add(self, block: np.ndarray) -> None:
         self.zeros += block.size - np.count_nonzero(block)

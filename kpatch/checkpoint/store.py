@@ -21,10 +21,16 @@ from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors
 from kpatch.values.dtypes import check_available, tensor
+from kpatch.view import progress
 from kpatch.view.data import measured, summary
 from kpatch.view.overview import sample
 
 MAX_KEPT = 2**12  # changed entries whose old and new values are kept
+
+
+def nbytes(step):
+    """The bytes of the arrays that a step edits, as the progress bar counts them."""
+    return sum(array.nbytes for array in step.place.parts)
 
 
 class Change:
@@ -157,6 +163,7 @@ class Stored(execute.Named):
         """Runs a step block by block if possible; returns whether it did."""
         compute = self._blockwise(step, scope)
         if compute is None:
+            progress.advance(nbytes(step))
             return False
         change, array = self._change(step), step.place.variable
         reuse_blocks()
@@ -170,6 +177,7 @@ class Stored(execute.Named):
                 changed = old.compress(entries)  # a seventh of the time of `old[entries]`
                 change.add(changed, np.broadcast_to(step.constant.reshape(()), changed.shape))
             self.editor.put_row(array, start, old, new)
+            progress.advance(old.nbytes)
         return True
 
     def _blockwise(self, step, scope):

@@ -83,7 +83,7 @@ def _apply_to_file(order: Order, patch: Patch) -> bool:
     if order.dry_run:
         told.show(checkpoint.plan(opened, patch, expect=order.expect, bindings=given))
     else:
-        with told.status(f"editing {order.model}"):
+        with told.progress(f"editing {order.model.name}"):
             applied = checkpoint.apply(
                 opened,
                 patch,

@@ -208,7 +208,7 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
             raise click.UsageError(f"MODEL comes before SELECTOR: kpatch show {selector} {model}")
     told = printing.current()
     source = loading.opened_or_loaded(model)
-    with told.status(f"reading {model}"):
+    with told.progress(f"reading {model.name}"):
         found = listing.show(source, selector, stats=stats)
         found.overview()  # reads the values
     told.show(found)
@@ -253,7 +253,8 @@ def diff(
 
     told = printing.current()
     saving.check(out, html, old, new)
-    found = commands.difference(old, new, tolerance, common)
+    with told.progress("comparing"):
+        found = commands.difference(old, new, tolerance, common)
     written = saving.write(found, out, html, f"{old} → {new}")
     if summary or told.json:
         told.show(found)

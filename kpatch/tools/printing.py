@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kpatch.errors import PatchError
+from kpatch.view import progress
 
 SCHEMA = 1  # of the objects that --json prints; docs/json.md describes them
 
@@ -63,6 +64,10 @@ class Printer:
     def status(self, what: str) -> Any:
         """A block with a spinner on a terminal."""
         return Console(stderr=True, quiet=self.quiet).status(Text(what))
+
+    def progress(self, what: str) -> Any:
+        """A block whose work has a progress bar on a terminal, if it takes long."""
+        return progress.shown(what, Console(stderr=True, quiet=self.quiet))
 
     def fail(self, error: PatchError) -> None:
         """Shows an error, without a traceback."""

@@ -1,0 +1,106 @@
+"""A progress bar for long work, on a terminal: what does the work counts bytes, and who calls it shows the bar.
+
+Without a bar the counts go nowhere, so that the work need not know whether one is shown.
+"""
+
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from rich import filesize
+from rich.console import Console
+
+SECONDS = 1.0  # shorter work has no bar
+EVERY = 0.1  # seconds between two pictures of the bar
+BAR, NUMBERS = 20, 34  # columns of the bar, and of what is told beside it
+
+_shown: ContextVar["Bar | None"] = ContextVar("bar", default=None)
+
+
+def expect(count: int) -> None:
+    """Tells that `count` bytes more are to be done."""
+    if (bar := _shown.get()) is not None:
+        bar.total += count
+
+
+def advance(count: int) -> None:
+    """Tells that `count` bytes are done."""
+    if (bar := _shown.get()) is not None:
+        bar.advance(count)
+
+
+@contextlib.contextmanager
+def shown(what: str, console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """A block whose work has a bar, if the console is a terminal and the work takes over a second.
+
+    Args:
+        what: the work, in words.
+        console: where the bar is shown; it is gone at the end.
+        clock: a function that tells the time in seconds.
+    """
+    bar = Bar(what, console, clock) if console.is_terminal and not console.quiet else None
+    token = _shown.set(bar)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+        if bar is not None:
+            bar.close()
+
+
+class Bar:
+    """The bar of one block of work, which appears after a second.
+
+    Attributes:
+        total: the number of bytes to be done, as far as it is known.
+    """
+
+    def __init__(self, what: str, console: Console, clock: Callable[[], float]) -> None:
+        self.total = 0
+        self._what, self._console, self._clock = what, console, clock
+        self._done, self._start = 0, clock()
+        self._next = self._start + SECONDS
+        self._progress: Any = None
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + EVERY
+        started = self._progress is not None
+        if not started:
+            self._progress = self._made()
+        total = max(self.total, self._done)
+        self._progress.update(self._task, completed=self._done, total=total, told=self._told(now, total))
+        self._progress.refresh() if started else self._progress.start()
+
+    def _told(self, now: float, total: int) -> str:
+        """The rate, and the time left at that rate."""
+        rate = self._done / (now - self._start)
+        left = datetime.timedelta(seconds=round((total - self._done) / rate)) if rate else "-"
+        return f"{filesize.decimal(int(rate))}/s, {left} left"
+
+    def _made(self) -> Any:
+        from rich import progress
+
+        columns = [
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(BAR),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.fields[told]}"),
+        ]
+        made = progress.Progress(
+            *columns, console=self._console, transient=True, auto_refresh=False, get_time=self._clock
+        )
+        room = max(8, self._console.width - NUMBERS - BAR)
+        what = self._what if len(self._what) <= room else f"{self._what[: room - 1]}…"
+        self._task = made.add_task(what, told="")
+        return made
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

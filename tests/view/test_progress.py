@@ -1,0 +1,152 @@
+"""The bar of long work: on a terminal alone, after a second, with rate and time left; the time is a number here."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import save_file
+
+import kpatch
+from kpatch import checkpoint
+from kpatch.checkpoint import copying
+from kpatch.tools import printing
+from kpatch.view import progress
+
+pytestmark = pytest.mark.backend_free
+
+
+class Clock:
+    """A clock that each look moves on."""
+
+    def __init__(self, step=0.0):
+        self.now, self.step = 100.0, step
+
+    def __call__(self):
+        self.now += self.step
+        return self.now
+
+
+def terminal(**options):
+    return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None, **options)
+
+
+def test_a_slow_source():
+    console, clock = terminal(), Clock()
+    with progress.shown("editing m.keras", console, clock):
+        progress.expect(1000 * 10**6)
+        progress.advance(100 * 10**6)
+        clock.now += 0.9
+        progress.advance(100 * 10**6)
+        assert console.file.getvalue() == ""
+        clock.now += 1.1
+        progress.advance(200 * 10**6)
+        text = console.file.getvalue()
+        for told in ("editing m.keras", " 40% ", " 200.0 MB/s, 0:00:03 left"):
+            assert told in text
+        clock.now += 0.05
+        progress.advance(10**6)
+        assert console.file.getvalue() == text  # not for each block
+        clock.now += 1
+        progress.advance(599 * 10**6)
+        assert "100%" in console.file.getvalue()[len(text) :]
+    assert console.file.getvalue().endswith("\x1b[2K")  # it is gone
+    text = console.file.getvalue()
+    progress.advance(1)
+    progress.expect(1)
+    assert console.file.getvalue() == text
+
+
+def test_what_takes_less_than_a_second():
+    console, clock = terminal(), Clock()
+    with progress.shown("reading", console, clock):
+        for _ in range(9):
+            clock.now += 0.1
+            progress.advance(1)
+    assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize("console", [Console(file=io.StringIO(), width=80), terminal(quiet=True)])
+def test_no_terminal_or_quiet(console):
+    clock = Clock(step=10)
+    with progress.shown("reading", console, clock):
+        progress.expect(5)
+        progress.advance(5)
+    assert clock.now == 100.0  # nobody looked at it
+    assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_long_name_leaves_room_for_the_numbers(width):
+    console = terminal()
+    console.width = width
+    with progress.shown("editing " + 200 * "x", console, Clock(step=4000)):
+        progress.expect(10**12)
+        progress.advance(10**9)
+    assert " 0% 250.0 kB/s, 46 days, 6:00:00 left" in console.file.getvalue()
+    assert "editing" in console.file.getvalue()
+
+
+def test_an_error_ends_the_bar():
+    console = terminal()
+
+    def work():
+        with progress.shown("reading", console, Clock(step=2)):
+            progress.advance(5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert console.file.getvalue().endswith("\x1b[2K")
+    assert progress._shown.get() is None
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What is expected, and what is done."""
+    found = {"expect": 0, "advance": 0}
+    for name in found:
+        monkeypatch.setattr(progress, name, lambda count, name=name: found.update({name: found[name] + count}))
+    return found
+
+
+@pytest.mark.parametrize("small", [0, 2**24])
+@pytest.mark.parametrize(
+    "patch", ["", "a[0] = 1", "a *= 2", "**[abs(_) < 1] = 0; b = a[0, 0]; a[5] = 1", "a = _ - mean(_)", "a[5] = b[:9]"]
+)
+def test_all_that_is_expected_is_done(tmp_path, counted, monkeypatch, patch, small):
+    monkeypatch.setattr(copying, "SMALL", small)
+    path = tmp_path / "m.safetensors"
+    save_file({"a": np.ones((300, 9), "float32"), "b": np.ones(70_000, "float32")}, path)
+    checkpoint.apply(path, patch, tmp_path / "o.safetensors")
+    assert counted["advance"] == counted["expect"] >= path.stat().st_size
+    counted.update(expect=0, advance=0)
+    checkpoint.apply(path, patch, in_place=True)
+    assert counted["advance"] == counted["expect"]
+    counted.update(expect=0, advance=0)
+    str(kpatch.show(path))
+    assert counted["advance"] == counted["expect"] > 0
+
+
+def test_the_commands_have_a_bar(tmp_path, monkeypatch):
+    """`apply`, `diff` and `show`, on a terminal that is slow."""
+    from click.testing import CliRunner
+
+    from kpatch.tools.command_line import main
+
+    consoles, known = [], progress.shown
+
+    def shown(what, console):
+        consoles.append(terminal(quiet=console.quiet))
+        return known(what, consoles[-1], Clock(step=2))
+
+    monkeypatch.setattr(printing.progress, "shown", shown)
+    path, out = tmp_path / "m.safetensors", tmp_path / "o.safetensors"
+    save_file({"a": np.ones((300, 9), "float32")}, path)
+    runs = (["apply", path, "-e", "a *= 2", "-o", out], ["diff", path, out], ["show", path])
+    for arguments in runs:
+        CliRunner().invoke(main, [str(each) for each in arguments])
+        assert "100%" in consoles[-1].file.getvalue()
+    CliRunner().invoke(main, ["apply", "-q", str(path), "-e", "a *= 2", "--in-place"])
+    assert consoles[-1].file.getvalue() == ""
+    assert [len(consoles), progress._shown.get()] == [4, None]
