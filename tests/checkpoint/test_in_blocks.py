@@ -13,7 +13,7 @@ pytestmark = pytest.mark.backend_free
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("size", [1, 7, 128, 129, 2**16, 2**16 + 1, 3 * 2**16 + 1000, 2**18 + 8 * 77 + 5])
+@pytest.mark.parametrize("size", [1, 2, 7, 128, 129, 2**16, 2**16 + 1, 3 * 2**16 + 1000, 2**18 + 8 * 77 + 5])
 def test_totals_have_the_bits_of_the_functions(size, dtype):
     """NumPy adds in pairs, so the blocks must be its own halves."""
     rng = np.random.default_rng(size)
