@@ -33,6 +33,12 @@ class Bindings:
         return bool(self._given)
 
     @property
+    def named(self):
+        """The variables of models handed in that were looked up so far."""
+        donors = [held for held in self._given.values() if type(held) is Donor]
+        return [place for donor in donors for place in donor.places]
+
+    @property
     def traced(self):
         from kpatch.values.arithmetic import is_traced
 
@@ -86,6 +92,11 @@ class Donor:
         self.index = index(model)
         self._counterparts = None
         self._places = {}
+
+    @property
+    def places(self):
+        """Those that were looked up so far."""
+        return self._places.values()
 
     def place(self, node, target):
         entry = self._entry(node, target)

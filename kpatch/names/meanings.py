@@ -1,7 +1,7 @@
 """What the names of a patch mean: variables of the model, the implied tensor `_`, and what was handed in."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,11 @@ class Names:
         """The models whose variables are named."""
         return ()
 
+    @property
+    def named(self) -> Iterable[Place]:
+        """The variables of models that were looked up so far, those of models handed in among them."""
+        return self.bindings.named
+
     def given(self, bindings):
         """The same names, with other values handed in."""
         names = copy.copy(self)
@@ -149,6 +154,10 @@ class ModelNames(Names):
     @property
     def models(self):
         return self.index.models
+
+    @property
+    def named(self):
+        return [*self._by_variable.values(), *self.bindings.named]
 
     def place(self, selector):
         place = self._by_selector.get(selector)
