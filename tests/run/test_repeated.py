@@ -9,6 +9,7 @@ import pytest
 import kpatch
 from kpatch.errors import ResolutionError, UnsupportedError
 
+
 def bits(model):
     return [np.array(keras.ops.convert_to_numpy(each)).tobytes() for each in model.weights]
 
