@@ -6,10 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 from typing import Any
 
-import keras
 import numpy as np
 
-from kpatch.errors import BindingError
+from kpatch.errors import BindingError, of_backend
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    raise of_backend(error) from None
+
 from kpatch.inside.holding import GrowingHold, Hold, written
 from kpatch.names.patches import PatchLike, as_patch, bound, together
 from kpatch.run import checking, live

@@ -4,8 +4,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
+
+from kpatch.errors import of_backend
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    raise of_backend(error) from None
 
 from kpatch import backends
 from kpatch.backends.base import Cell

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import keras
+from kpatch.errors import of_backend
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    raise of_backend(error) from None
 
 from kpatch.inside.tensor_patch import TensorPatch
 from kpatch.names.patches import PatchLike

@@ -4,11 +4,16 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
-from kpatch.errors import BindingError, PatchError
+from kpatch.errors import BindingError, PatchError, of_backend
+
+try:
+    import keras
+    from keras import ops
+except ModuleNotFoundError as error:
+    raise of_backend(error) from None
+
 from kpatch.inside.naming import named_by, unique
 from kpatch.inside.patched import WeightsPatch
 from kpatch.inside.tensor_patch import TensorPatch

@@ -92,7 +92,8 @@ def check_assertion(statement, scope):
     """Raises `PatchAssertionError` if the condition is known and not all its entries are true."""
     value = ev.evaluate(statement.condition, scope)
     if value.dtype != "bool":
-        raise DTypeError(f"an assertion is a boolean, found {value.dtype}").locate(statement.condition.span)
+        message = f"an assertion is a boolean, found {value.dtype}; compare, as in 'assert all(x > 0)'"
+        raise DTypeError(message).locate(statement.condition.span)
     if scope.traced and not value.weak:
         raise UnsupportedError(
             "an assertion about values cannot be checked inside a compiled function",

@@ -12,7 +12,7 @@ from kpatch.run.inheriting import hand_on
 from kpatch.run.plan import Plan, told
 from kpatch.run.records import Record, enter, latest_link, overlapping, with_inherited
 from kpatch.run.steps import Checked
-from kpatch.run.writes import DRAWN, Write, overview, writes
+from kpatch.run.writes import Write, overview, writes
 from kpatch.view.overview import Overview
 from kpatch.view.pictures import figure
 from kpatch.view.shown import Shown
@@ -175,12 +175,12 @@ class AppliedPatch(Shown):
         """A figure of matplotlib with a picture for each write: where its entries lie, and by how much they changed.
 
         Orange is more, blue is less, the stronger the more. The last axis runs to the right and the others run down;
-        each filter of a convolution is a tile.
+        each filter of a convolution is a tile. The picture of a write of more than 33,554,432 entries says so instead.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        found = [write for write in self.writes if write.entries <= DRAWN]
+        found = self.writes
         return figure([f"{write.path}\n{write.statement}" for write in found], [write.map() for write in found])
 
 

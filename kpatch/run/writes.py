@@ -17,7 +17,7 @@ from kpatch.values import tensors
 from kpatch.values.dtypes import tensor
 from kpatch.view.data import summary
 from kpatch.view.overview import Column, Overview, sample, shape
-from kpatch.view.pictures import Map
+from kpatch.view.pictures import Map, NotDrawn
 
 DRAWN = 2**25  # a picture of more entries is not drawn: their offsets alone take 256 MiB
 
@@ -69,8 +69,10 @@ class Write:
         """Whether other values were stored than were asked for."""
         return self.asked.tobytes() != self.after.tobytes()
 
-    def map(self) -> Map:
+    def map(self) -> Map | NotDrawn:
         """Where the entries lie in the variable, and by how much each changed, as a picture."""
+        if self.entries > DRAWN:
+            return NotDrawn(f"not drawn: {self.entries:,} entries")
         drawn = Map(self.shape)
         with np.errstate(all="ignore"):
             drawn.add(self.flat, self.after.astype("float64") - self.before.astype("float64"))
@@ -162,4 +164,4 @@ def overview(found: Iterable[Write]) -> Overview:
         )
         for w in found
     ]
-    return Overview(columns(rounds), rows, pictures=[w.map if w.entries <= DRAWN else None for w in found])
+    return Overview(columns(rounds), rows, pictures=[w.map for w in found])

@@ -63,8 +63,10 @@ def no_assignment(p):
     if span:
         return misnamed(p.text[slice(*span)], span)
     if kind == ".":
-        return p.fail("a further part follows only 'layers[i]'")
-    return p.fail(f"expected an index or '=' after the target, found {p.found()}")
+        return p.fail("only 'layers[i]' has an index before a '.'")
+    joined = kind == "name" or p.text.startswith("->", p.start)
+    notes = ["the parts of a name are joined by '.'"] if joined else []
+    return p.fail(f"expected an index or '=' after the target, found {p.found()}", *notes)
 
 
 def _colon(p):
@@ -146,12 +148,13 @@ def no_value(p):
     if kind in ("*", "**"):
         return p.fail("a glob is allowed only in a target; a reference means exactly one variable")
     if kind == "+":
-        return p.fail("there is no unary '+'")
+        return p.fail("there is no unary '+'; leave it out, or write '+=' to add")
     if kind == "...":
         return p.fail("'...' is allowed only in an index, alone")
     if kind == ":":
         return p.fail("a slice is allowed only in an index")
-    return p.fail(f"a value is missing after {before(p)}, found {p.found()}")
+    note = ["a value that is handed in is '$' and a name, as in '$x'"] if kind == "@" else []
+    return p.fail(f"a value is missing after {before(p)}, found {p.found()}", *note)
 
 
 def unexpected(p):
@@ -195,8 +198,10 @@ def misplaced(p):
         return p.fail("a slice is allowed only in an index")
     if kind == "name" and before(p) == "'lambda'":
         return p.fail("there is no 'lambda'; operators and functions work on whole tensors")
-    if kind == "name" and p.value == "if":
-        return p.fail("there is no 'if'; 'where(condition, a, b)' chooses element by element")
+    if kind == "name" and p.value in habits.OPERATORS:
+        return p.fail(habits.OPERATORS[p.value])
+    if kind == "string" and before(p).lower() in ("'f'", "'r'", "'b'"):
+        return p.fail("a string has no prefix; in Python, make the whole patch an f-string, or write $x and pass x=")
     if kind == "for":
         return p.fail("an expression has no loops; operators and functions work on whole tensors")
     return None

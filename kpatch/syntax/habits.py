@@ -20,6 +20,13 @@ STATEMENTS = {
     "with": "there is no 'with'; in Python 'with kpatch.apply(...):' undoes a patch at its end",
 }
 
+# Words that stand between values elsewhere.
+OPERATORS = {
+    "if": "there is no 'if'; 'where(condition, a, b)' chooses element by element",
+    "is": "there is no 'is'; '==' compares",
+    "in": "there is no 'in'; 'any(x == y)' is true if an entry is equal",
+}
+
 # Names that stand for a value elsewhere.
 VALUES = {
     "True": "write 'true'",
@@ -128,8 +135,29 @@ def explain(error, parts, functions):
         error.notes += (f"to hand in a value from Python, write ${last} and pass {last}=",)
 
 
+_CALL = re.compile(r"\w+\(.*\)")
+
+
 def function(name):
     """What to write for a function that does not exist, or `None`."""
     if DTYPES.fullmatch(name):
         return f'cast(x, "{name}") converts'
-    return FUNCTIONS.get(name)
+    instead = FUNCTIONS.get(name)
+    return f"write {instead}" if instead and _CALL.fullmatch(instead) else instead
+
+
+_PART = re.compile(r"[ \t]*([A-Za-z_]\w{0,99})[ \t]*(\()?")
+
+
+def of_placeholder(text):
+    """What to write for a part of `_`, which the text begins with: `_.T`, `_.mean()`; or `None`."""
+    found = _PART.match(text)
+    if found is None:
+        return None
+    name, called = found.groups()
+    if name in ("assign", "fill", "fill_", "copy_"):
+        return "an edit is '_ = value'"
+    if called:
+        instead = function(name) or f"write '{name}(_)'"
+        return f"there are no methods; {instead}"
+    return ATTRIBUTES[name].format("_") if name in ATTRIBUTES else None

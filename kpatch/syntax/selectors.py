@@ -3,7 +3,7 @@
 import math
 
 from kpatch.errors import LimitError, PatchSyntaxError
-from kpatch.syntax import faults
+from kpatch.syntax import faults, habits
 from kpatch.syntax.ast import (
     Binding,
     Choice,
@@ -64,6 +64,8 @@ def read_position(p: Parser, start: int, index: tuple) -> Position:
 
 def read_implied(p: Parser, span: tuple) -> Implied:
     if p.kind == ".":
+        if instead := habits.of_placeholder(p.text[p.stop : p.stop + 200]):
+            raise PatchSyntaxError(f"'_' has no parts; {instead}", span=span)
         raise PatchSyntaxError("'_' has no parts", span=span, notes=['a layer named _ is quoted: "_"'])
     return Implied(span)
 

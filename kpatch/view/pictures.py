@@ -118,9 +118,31 @@ class Map:
             f'src="data:image/png;base64,{base64.b64encode(png(image)).decode()}">'
         )
 
+    def draw(self, axes: Any) -> None:
+        """Draws the picture on axes of matplotlib."""
+        axes.imshow(self.image(), interpolation="nearest", aspect="auto" if 1 in self.cells.shape else "equal")
+
     def _told(self) -> str:
         cells = self.cells[np.isfinite(self.cells)]
         return f"changed by {cells.min():.4g} to {cells.max():.4g}" if cells.size else "nothing was edited"
+
+
+class NotDrawn:
+    """Says in the place of a picture why there is none.
+
+    Example:
+        >>> NotDrawn("not drawn: 2 entries").html()
+        'not drawn: 2 entries'
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def html(self) -> str:
+        return self.reason
+
+    def draw(self, axes: Any) -> None:
+        axes.text(0.5, 0.5, self.reason, ha="center", va="center", transform=axes.transAxes)
 
 
 def png(image: np.ndarray) -> bytes:
@@ -150,7 +172,7 @@ def _figures() -> Any:
     return Pictures
 
 
-def figure(titles: Sequence[str], maps: Sequence[Map]) -> Any:
+def figure(titles: Sequence[str], maps: "Sequence[Map | NotDrawn]") -> Any:
     """The pictures side by side as a figure of matplotlib.
 
     Raises:
@@ -161,7 +183,7 @@ def figure(titles: Sequence[str], maps: Sequence[Map]) -> Any:
     drawn = _figures()(figsize=(3.2 * across, 3.2 * down), layout="constrained")
     for number, (title, each) in enumerate(zip(titles, maps, strict=True)):
         axes = drawn.add_subplot(down, across, number + 1)
-        axes.imshow(each.image(), interpolation="nearest", aspect="auto" if 1 in each.cells.shape else "equal")
+        each.draw(axes)
         axes.set_title(title, fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])

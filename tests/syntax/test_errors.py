@@ -347,7 +347,13 @@ except ModuleNotFoundError as error:
 
 @pytest.mark.backend_free
 @pytest.mark.parametrize(
-    "call", ["kpatch.edit([1.0], '_[0] = 2')", "kpatch.layers", f"list(kpatch.checkpoint.open({str(DIGITS)!r}))"]
+    "call",
+    [
+        "kpatch.edit([1.0], '_[0] = 2')",
+        "kpatch.layers",
+        "import kpatch.callbacks",
+        f"list(kpatch.checkpoint.open({str(DIGITS)!r}))",
+    ],
 )
 def test_a_backend_that_is_missing(call, tmp_path):
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": str(tmp_path)}

@@ -78,6 +78,16 @@ def test_offsets_of_a_write_are_those_of_its_values(patch):
     np.testing.assert_array_equal(state, np.array(model.get_layer("dense_1").kernel))
 
 
+def test_what_is_not_drawn_is_told(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("kpatch.run.writes.DRAWN", 2)
+    applied = kpatch.apply(models.dense(), "dense_1.kernel[0] = 1; dense_2.bias = 2")
+    [large, small] = applied.plot().axes
+    assert [text.get_text() for text in large.texts] == ["not drawn: 3 entries"]
+    assert (len(small.images), len(small.texts)) == (1, 0)
+    assert "<td>not drawn: 3 entries</td>" in applied._repr_html_()
+
+
 def test_plot():
     pytest.importorskip("matplotlib")
     applied = kpatch.apply(models.dense(), "dense_1.kernel[0] = 1; dense_2.bias = 2")
