@@ -32,6 +32,7 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives memory back at onc
 ALONE = {
     "memory": {},
     "prune_memory": RETURNED,
+    "first": {},
     "sharded": SHARDS,
 }  # benchmarks with a process of their own, and its environment
 TITLES = {
@@ -44,6 +45,7 @@ TITLES = {
     "prune": "Magnitude pruning of ResNet50 by one glob line, against the fastest loop by hand",
     "prune_memory": "The same: added to the peak, over the largest kernel",
     "merge": "Merging two ResNet50 by one glob line, against a loop by hand",
+    "first": "The first edit of MobileNetV2 in a process and its undo, against a loop with get_weights and set_weights",
     "resolve": "Selectors in a model of 2,000 layers",
     "parse": "Parsing one statement",
     "imports": "import kpatch",

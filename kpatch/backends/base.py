@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kpatch.errors import UnsupportedError
+from kpatch.errors import PatchError, UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 Selection = Point | Region | Positions | Mask
@@ -24,6 +24,10 @@ class Cell:
 
     def put(self, value: np.ndarray) -> None:
         self._value = self._convert(value)
+
+
+class OtherBitsError(PatchError):
+    """An interpreter may not give the bits of the backend that it stands for; its caller falls back."""
 
 
 class Backend(Protocol):
@@ -105,6 +109,34 @@ class Backend(Protocol):
     def sync(self, model) -> None:
         """Updates the values of a model's variables so that they can be edited."""
         return
+
+    def interpreter(self, work, x) -> "Backend | None":
+        """The backend that computes in place of this one, with the same bits and without compiling; or `None`.
+
+        Args:
+            work: what is computed, as a hashable; after some times it is compiled.
+            x: the largest tensor of the computation.
+        """
+        return None
+
+    def reducer(self, x) -> "Backend | None":
+        """The backend that reduces axes of a tensor in place of this one, at any time; or `None`.
+
+        Sums have other roundings there, so that it depends on nothing but dtype, size and place of the tensor.
+        """
+        return None
+
+    def placed(self, array: np.ndarray, like) -> Any:
+        """An array of an interpreter as a tensor that lies where the tensor `like` does."""
+        return self.ops.convert_to_tensor(array)
+
+    def taken(self, x) -> Any:
+        """For an interpreter: a tensor of the backend that it stands for, as its own, which is only read."""
+        return x
+
+    def accepted(self, x) -> Any:
+        """The result of an operation; an interpreter refuses one that the compiled operation may not give."""
+        return x
 
     def kept(self, mask, held) -> Any:
         """An object that writes `held` under a mask into a variable's memory (see `torch.Kept`).

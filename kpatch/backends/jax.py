@@ -103,6 +103,16 @@ class Jax(Backend):
             return None
         return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
+    def interpreter(self, work, x):
+        return host.INTERPRETER if host.pays(work, x) and not self.is_tracing() else None
+
+    def reducer(self, x):
+        """jax compiles a reduction for each shape, and NumPy is as fast in the memory of a CPU."""
+        return host.INTERPRETER if host.reduces(x) else None
+
+    def placed(self, array, like):
+        return host.placed(array, like)
+
     def sync(self, model):
         """Restores the values of a model's variables during `fit`, `evaluate` or `predict`.
 

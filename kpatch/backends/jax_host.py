@@ -9,11 +9,15 @@ import jax
 import numpy as np
 
 from kpatch.backends import numpy as arrays
+from kpatch.backends.base import OtherBitsError
 from kpatch.backends.jax_entries import on_one_device
+from kpatch.backends.numpy_ops import ArrayOps
 from kpatch.indexing import Mask, Point, Positions, Region
 
 BUDGET = 2**26  # bytes that are copied before work of one shape is compiled: about the time that this takes
 OVERHEAD = 2**20  # bytes that could be copied in the time that any call takes
+REDUCED = 2**26  # bytes of the largest array that NumPy reduces
+BLOCK = 2**16  # entries that stay in the processor's cache
 REMEMBERED = 2**12  # kinds of work whose copies are counted
 
 _copied: dict = {}  # bytes by the kind of work
@@ -23,9 +27,14 @@ def serves(array, selection, *values):
     """Whether NumPy reads the entries, or writes the values; counts what it copies."""
     kind = type(selection)
     detail = None if kind is Point else _detail(selection)
-    work = array.shape, array.dtype, kind, detail, len(values)
+    return pays((kind, detail, len(values)), array) and not any(isinstance(x, jax.core.Tracer) for x in values)
+
+
+def pays(work, array):
+    """Whether work on the array is done by NumPy rather than compiled; counts what it copies."""
+    work = array.shape, array.dtype, work
     copied = _copied.get(work, 0)
-    if copied > BUDGET or not _is_on_host(array) or any(isinstance(each, jax.core.Tracer) for each in values):
+    if copied > BUDGET or not _is_on_host(array):
         return False
     if len(_copied) >= REMEMBERED:
         _copied.clear()
@@ -34,9 +43,15 @@ def serves(array, selection, *values):
     return copies <= BUDGET
 
 
+def reduces(x):
+    """Whether NumPy reduces the tensor."""
+    suits = isinstance(x, jax.Array) and x.dtype in (np.float32, np.int32, bool)
+    return suits and x.nbytes <= REDUCED and _is_on_host(x)
+
+
 def take(array, selection):
     """The selected entries, for a `Mask` all entries: a new array."""
-    return _placed(np.asarray(arrays.take(np.asarray(array), selection)), array)
+    return placed(np.asarray(arrays.take(np.asarray(array), selection)), array)
 
 
 def put(array, selection, values):
@@ -45,7 +60,7 @@ def put(array, selection, values):
     if type(selection) is Mask:
         selection = Mask(np.asarray(selection.mask, bool), selection.shape)
     arrays.put(new, selection, np.asarray(values, new.dtype))
-    return _placed(new, array)
+    return placed(new, array)
 
 
 def operated(op, old, operand):
@@ -62,9 +77,68 @@ def operated(op, old, operand):
     return new if all(map(_is_normal, (old, operand, new))) else None
 
 
+class _Ops(ArrayOps):
+    """NumPy's functions; of zeros with different signs XLA has its own choice."""
+
+    def __init__(self):
+        super().__init__()
+        self.maximum, self.minimum = _choice(np.maximum), _choice(np.minimum)
+        self.max, self.min = _best(np.max), _best(np.min)
+        self.clip = lambda x, low, high: self.minimum(self.maximum(x, low), high)
+
+
+def _choice(function):
+    def choose(x, y):
+        if np.any((x == 0) & (y == 0) & (np.signbit(x) != np.signbit(y))):
+            raise OtherBitsError("")
+        return function(x, y)
+
+    return choose
+
+
+def _best(function):
+    def best(x, axis=None):
+        found = function(x, axis=axis)
+        if np.any(found == 0) and len(np.unique(np.signbit(x[x == 0]))) > 1:
+            raise OtherBitsError("")
+        return found
+
+    return best
+
+
+class Interpreter(arrays.Numpy):
+    """NumPy in place of compiled operations.
+
+    XLA computes other bits for denormals and NaN: then it is left to compute.
+    """
+
+    ops = _Ops()
+
+    def taken(self, x):
+        """A tensor of jax as an array that is only read."""
+        if isinstance(x, np.ndarray | np.generic):
+            return x
+        if not _is_on_host(x):
+            raise OtherBitsError("")
+        return self.accepted(np.asarray(x))
+
+    def accepted(self, x):
+        if x.dtype.kind not in "biuf" or x.dtype == np.float16 or (x.dtype.kind == "f" and not _is_normal(x)):
+            raise OtherBitsError("")
+        return x
+
+
+INTERPRETER = Interpreter()
+
+
 def _is_normal(values):
-    size, limits = np.abs(values), np.finfo(values.dtype)
-    return np.all((size >= limits.tiny) & (size <= limits.max) | (size == 0))
+    """Whether no entry is denormal, infinite or NaN."""
+    flat, limits = values.reshape(-1), np.finfo(values.dtype)
+    for start in range(0, flat.size, BLOCK):
+        size = np.abs(flat[start : start + BLOCK])
+        if not np.max(size) <= limits.max or np.count_nonzero(size < limits.tiny) != np.count_nonzero(size == 0):
+            return False
+    return True
 
 
 def _detail(selection):
@@ -82,5 +156,6 @@ def _platform(array):
     return next(iter(array.devices())).platform
 
 
-def _placed(values, array):
+def placed(values, array):
+    """An array of NumPy as one of jax, where `array` is."""
     return jax.device_put(values, array.sharding if array._committed else None)

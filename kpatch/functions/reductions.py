@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from kpatch import backends
+from kpatch.backends.base import OtherBitsError
 from kpatch.errors import ShapeError
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axes, reduced, size
@@ -87,7 +88,21 @@ def reduce(kernel, x, axis, keepdims, rule, formula):
         result = recast(kernel(a, axes, inner), dtype)
         return restore_axes(result, axes) if keepdims and axes else result
 
-    return compute(dtype, shape, run, x, to=inner)
+    return compute(dtype, shape, partial(_on_host, run), x, to=inner)
+
+
+def _on_host(run, x):
+    """`run(x)`, by another backend if the present one has that reduce `x`."""
+    backend = backends.current()
+    reducer = backend.reducer(x)
+    if reducer is None:
+        return run(x)
+    try:
+        with backends.using(reducer):
+            result = run(reducer.taken(x))
+    except OtherBitsError:
+        return run(x)
+    return backend.placed(result, x)
 
 
 def need_entries(name, x, axis):

@@ -10,7 +10,7 @@ from kpatch import backends, indexing
 from kpatch.errors import PatchError
 from kpatch.names.meanings import Place
 from kpatch.run import evaluate as ev
-from kpatch.run import semantics
+from kpatch.run import interpret, semantics
 from kpatch.run.batch import BatchStep
 from kpatch.run.steps import AssertStep, EditStep, LetStep
 from kpatch.syntax import ast
@@ -101,9 +101,11 @@ def _write(step, store, scope):
 
 def _whole(step, store, scope):
     """The new value of a whole place."""
-    if step.value is None:
-        return _computed(step, step.selection, store.value(step.place), store, scope)
-    return step.value.value(scope.with_implied(tensor(store.value(step.place))))
+
+    def compute(data, scope):
+        return step.value.value(scope.with_implied(tensor(data)))
+
+    return _value(step, step.selection, store.value(step.place), scope, compute if step.value is not None else None)
 
 
 def _last(selection):
@@ -127,11 +129,18 @@ def picked(values, shape, last):
 def _computed(step, selection, old, store, scope):
     """The values to write, of the place's dtype and of a shape that fits."""
     whole = isinstance(selection, indexing.Mask)  # under a mask the value is a scalar or, if traced, element-wise
-    implied = tensor(store.value(step.place) if whole else old)
-    value = semantics.evaluate_side(step.statement, scope, implied)
-    shape = _shape(selection, implied)
-    values = semantics.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
-    return values if value.exists is None else _where_existing(value.exists, values, implied)
+    return _value(step, selection, store.value(step.place) if whole else old, scope)
+
+
+def _value(step, selection, data, scope, compute=None):
+    def evaluate(data, scope):
+        implied = tensor(data)
+        value = semantics.evaluate_side(step.statement, scope, implied)
+        shape = _shape(selection, implied)
+        values = semantics.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
+        return values if value.exists is None else _where_existing(value.exists, values, implied)
+
+    return interpret.value(step, data, scope, evaluate, compute)
 
 
 def _where_existing(exists, values, implied):
@@ -163,13 +172,19 @@ def _shape(selection, old):
 def dynamic_selection(step, store, scope):
     """The entries of an index that depends on values."""
     nodes, place = step.statement.target.index, step.place
-    if step.mask is not None and (view := store.view(place)) is not None:
-        return _masked(step.mask.mask(view, scope.with_implied(tensor(store.value(place)))), step)
-    items = ev.index_items(nodes, scope.with_implied(tensor(store.value(place))))
+    data, view = store.value(place), None if step.mask is None else store.view(place)
+
+    def compute(data, scope):
+        scope = scope.with_implied(tensor(data))
+        return ev.index_items(nodes, scope) if view is None else step.mask.mask(view, scope)
+
+    items = interpret.index(step, data, scope, compute)
+    if view is not None:
+        return _masked(items, step)
     if scope.traced:
         if type(items[0]) is Value and items[0].dtype == "bool":  # the only item: the plan allows no other mask
             return indexing.Mask(_over_rows(_existing_mask(items[0]), len(place.shape)), place.shape)
-        return ev.traced_selection(store.value(place), items, nodes, scope)
+        return ev.traced_selection(data, items, nodes, scope)
     if not semantics.is_mask(items, place.shape):
         return ev.select(place.shape, items, nodes)
     return _masked(items[0].data, step)

@@ -1,6 +1,6 @@
 """The steps of a checked patch: one for each statement and variable."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -29,6 +29,7 @@ class EditStep:
         open_ended: unknown lengths decide whether the value fits.
         may_fail: the step can still fail, depending on values.
         block: the `ast.For` that holds the statement, or `None`.
+        works: the texts of its expressions, by the node's `id`, that can be interpreted; "" for others.
     """
 
     statement: ast.Edit
@@ -46,6 +47,7 @@ class EditStep:
     open_ended: bool = False
     may_fail: bool = True
     block: ast.For | None = None
+    works: dict = field(default_factory=dict)
 
     @property
     def statements(self):

@@ -285,7 +285,7 @@ def compute(dtype, shape, function, *operands, to=None):
         return Value(dtype, shape)
     if 0 in shape:  # the backends differ for empty tensors
         return Value(dtype, shape, guarded(lambda: numerics.full(shape, numerics.scalar(0, dtype), dtype)))
-    return Value(dtype, shape, guarded(function, *(value.data for value in fitted)))
+    return Value(dtype, shape, backends.current().accepted(guarded(function, *(value.data for value in fitted))))
 
 
 def prepared(value, dtype, place=None, check_only=False):

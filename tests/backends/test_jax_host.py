@@ -93,8 +93,12 @@ def test_a_patch_that_is_applied_and_undone_once_compiles_nothing():
     model = keras.Sequential([keras.Input((7,)), *layers])
     before = model.get_weights()
     found = Compilations()
-    text = "**.kernel[abs(_) < 0.1] = 0; **.bias = 1; d11.kernel[2:, ::3] *= 0.5; d13.bias[[1, 4]] = 7"
-    kpatch.apply(model, text).undo()
+    text = """
+    **.kernel[abs(_) < 0.1] = 0; **.bias = 1; d11.kernel[2:, ::3] *= 0.5; d13.bias[[1, 4]] = 7
+    **.kernel *= 0.5; **.kernel = 0.7 * _ + 0.3 * $donor._; **.kernel = clip(_, -0.5, 0.5)
+    **.kernel[abs(_) < quantile(abs(_), 0.5)] = 0; **.kernel[_ * 2 > 0.1] -= 0.25
+    """
+    kpatch.apply(model, text, donor=keras.models.clone_model(model)).undo()
     assert found.number == 0
     for old, now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(now, old)
