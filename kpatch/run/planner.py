@@ -265,6 +265,8 @@ def _is_open_ended(value, shape, implied):
 
 def _is_computed(node):
     """Whether the expression's value is certainly a new tensor that shares no memory."""
+    if isinstance(node, ast.Call):
+        return node.function in ("clip", "maximum", "minimum", "where")
     return isinstance(node, ast.Binary) and node.op in ("+", "-", "*", "/")
 
 
