@@ -35,6 +35,7 @@ from kpatch.inside.holding import Hold, hold
 from kpatch.inside.intervening import Intervention, intervene
 from kpatch.inside.recording import Recording, record
 from kpatch.inside.rewriting import rewrite
+from kpatch.inside.sweeping import Sweep, sweep
 from kpatch.names.patches import load
 from kpatch.run.plan import Plan
 from kpatch.run.undo import AppliedPatch
@@ -63,6 +64,7 @@ __all__ = [
     "ResolutionError",
     "ShapeError",
     "SubscriptError",
+    "Sweep",
     "UndoError",
     "UnsupportedError",
     "apply",
@@ -77,6 +79,7 @@ __all__ = [
     "record",
     "rewrite",
     "show",
+    "sweep",
 ]
 
 

@@ -103,6 +103,17 @@ def test_holding(run, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="one backend does; kpatch.sweep has its tests on each")
+def test_tracing(run, tmp_path):
+    plot = tmp_path / "traced.png"
+    lines = run("trace_facts.py", "--epochs", 3, "--plot", plot).splitlines()
+    effects = np.array([[float(value) for value in line.split()[2:]] for line in lines if line.startswith("block")])
+    way = np.eye(4, 6, k=2) == 1  # a fact moves one token in each block
+    assert (effects[~way] == 0).all()
+    assert (effects[way] > 0).all()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.backend_free
 def test_the_picture_of_edits(run, tmp_path):
     pytest.importorskip("matplotlib")

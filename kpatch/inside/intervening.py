@@ -159,6 +159,10 @@ class Intervention:
             if error is None:
                 self._calls.check_called()
 
+    def dismiss(self) -> None:
+        """Has no warning come if there is no block, as of an intervention that was only checked."""
+        self._dropped.detach()
+
     def start(self) -> "Self":
         """Begins the block; `release()` ends it. For what a `with` statement cannot enclose."""
         return self.__enter__()

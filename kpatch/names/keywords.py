@@ -44,6 +44,7 @@ FUNCTIONS = {
         "the old one stays as it is",
     ),
     "kpatch.intervene": Purpose("patches a model for a 'with' block", _FILE, _COPY, "its call only checks the patch"),
+    "kpatch.sweep": Purpose("returns what it measures", "its keyword is 'resume'", _COPY, "it ends as it began"),
     "kpatch.hold": Purpose("edits a model in memory", _FILE, "it always edits in place", _PLAN),
     "kpatch.checkpoint.apply": Purpose(
         "edits a file", "its keyword is 'out'", "its keyword is 'in_place'", "kpatch.checkpoint.plan is the dry run"

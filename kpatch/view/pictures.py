@@ -5,7 +5,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ PIXELS = 128  # the width or height of a picture on a page, whichever is longer
 # Of Okabe and Ito's palette, which colour-blind readers can tell apart, on light and on dark ground.
 MORE, LESS, SAME, UNKNOWN = (230, 126, 0), (0, 114, 178), (128, 128, 128), (204, 121, 167)
 
+TICKS = 16  # the most labels on an axis of a heat map
 GROUND = 0.12  # how strong the grey is of entries that were not edited
 
 
@@ -188,3 +189,32 @@ def figure(titles: Sequence[str], maps: "Sequence[Map | NotDrawn]") -> Any:
         axes.set_xticks([])
         axes.set_yticks([])
     return drawn
+
+
+def heat_map(axes: Mapping[str, Sequence[Any]], values: np.ndarray) -> Any:
+    """An array as a figure of matplotlib, with its axes named: a map of two, the second to the right; of one, a line.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(5, 3.6), layout="constrained")
+    plot = drawn.add_subplot()
+    names, labels = list(axes), [list(map(str, each)) for each in axes.values()]
+    if values.ndim == 1:
+        plot.plot(values, color=np.array(LESS) / 255, marker="o")
+    else:
+        largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+        image = plot.imshow(values, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+        drawn.colorbar(image)
+        plot.set_ylabel(names[0])
+        _tick(plot.yaxis, labels[0])
+    plot.set_xlabel(names[-1])
+    _tick(plot.xaxis, labels[-1])
+    return drawn
+
+
+def _tick(axis: Any, labels: Sequence[str]) -> None:
+    every = max(1, math.ceil(len(labels) / TICKS))
+    axis.set_ticks(range(0, len(labels), every), labels[::every])
