@@ -145,7 +145,8 @@ class Sweep(Shown):
             return html
         picture = Map((1, *self.values.shape)[-2:])
         picture.add(np.arange(self.values.size), np.nan_to_num(self.values).reshape(-1))
-        return picture.html() + html
+        told = f"{NUMBER(np.nanmin(self.values))} to {NUMBER(np.nanmax(self.values))}"
+        return picture.html(" by ".join(self.axes), told) + html
 
     def _enter(self, place: tuple[int, ...], measured: Any) -> None:
         import keras

@@ -108,14 +108,14 @@ class Map:
         gap = (row * down % (height + 1) == height) | (column * right % (width + 1) == width)
         return ~gap & (below * self._across + beside < self.shape[-1])
 
-    def html(self) -> str:
+    def html(self, alt: str = "the edited entries", told: str = "") -> str:
         """The picture as an element of a page."""
         image = self.image()
         height, width = image.shape[:2]
         scale = PIXELS / max(height, width)
         size = f"width:{max(6, round(width * scale))}px;height:{max(6, round(height * scale))}px"
         return (
-            f'<img class="kpatch-map" style="{size}" alt="the edited entries" title="{self._told()}" '
+            f'<img class="kpatch-map" style="{size}" alt="{alt}" title="{told or self._told()}" '
             f'src="data:image/png;base64,{base64.b64encode(png(image)).decode()}">'
         )
 
@@ -197,9 +197,7 @@ def heat_map(axes: Mapping[str, Sequence[Any]], values: np.ndarray) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(5, 3.6), layout="constrained")
+    drawn = _figures()(figsize=(5, 3.6), layout="constrained")
     plot = drawn.add_subplot()
     names, labels = list(axes), [list(map(str, each)) for each in axes.values()]
     if values.ndim == 1:
