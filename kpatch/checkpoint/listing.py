@@ -3,6 +3,7 @@
 import os
 import reprlib
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 from kpatch.checkpoint.arrays import Opaque
 from kpatch.checkpoint.loaded import ModelArrays
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError, boundary
-from kpatch.names.index import keys_of
-from kpatch.names.tree import spelled
+from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError, UnsupportedError, boundary
+from kpatch.names.index import index, keys_of
+from kpatch.names.tree import LAYER, spelled
 from kpatch.syntax import ast, parse
 from kpatch.view import progress
 from kpatch.view.data import number
@@ -23,21 +24,24 @@ from kpatch.view.shown import Shown
 
 
 @boundary
-def show(source: Any, selector: str | None = None, /, *, stats: bool = False) -> "Listing":
+def show(source: Any, selector: str | None = None, /, *, stats: bool = False, activations: bool = False) -> "Listing":
     """The names in a model or a file that a patch can address, with shape, dtype and the range of values.
 
     Args:
         source: a Keras model or layer, a path of a file, or a `kpatch.checkpoint.Checkpoint`.
         selector: lists only the matching variables, or those of the layer that it names: `"conv1"`, `"**.kernel"`.
         stats: also the standard deviation, and the numbers of zeros, NaN and infinities.
+        activations: the activations of a model, with what its graph knows of their shapes, and no variables:
+            `"conv1"`, `"**.output"`.
 
     Returns:
         A `Listing`. Printed, or as the last line of a notebook's cell, it is a table.
 
     Raises:
         PatchSyntaxError: `selector` is not a selector.
-        ResolutionError: no variable matches it.
+        ResolutionError: no variable, or no activation, matches it.
         FileError: the file cannot be read.
+        UnsupportedError: activations of a file.
 
     Example:
         >>> import keras, kpatch
@@ -46,8 +50,12 @@ def show(source: Any, selector: str | None = None, /, *, stats: bool = False) ->
         ('head.kernel', 'head.bias')
         >>> kpatch.show(model, "head.b*").rows[0].shape
         (3,)
+        >>> [(row.path, row.shape) for row in kpatch.show(model, activations=True).rows]
+        [('head.output', (None, 3))]
     """
     wanted = None if selector is None else selector_of(selector)
+    if activations:
+        return Listing(_activations(source, wanted), None)
     if isinstance(source, (str, os.PathLike)):
         source = Checkpoint(Path(source))
     if not isinstance(source, Checkpoint):
@@ -105,14 +113,32 @@ class Listed:
         return {"path": self.path, "shape": shape, "dtype": self.dtype, **self.statistics.to_dict(more)}
 
 
+@dataclass(frozen=True)
+class ListedActivation:
+    """The name of an activation.
+
+    Attributes:
+        path: the name.
+        shape: the lengths, `None` for one that the graph does not know; `None` if it knows nothing.
+        dtype: the dtype.
+    """
+
+    path: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+
+    def to_dict(self, more: bool | None = None) -> dict[str, Any]:
+        return {**asdict(self), "shape": None if self.shape is None else list(self.shape)}
+
+
 class Listing(Shown):
     """The names in a model or a file, made by `kpatch.show`.
 
     Attributes:
-        rows: a `Listed` for each name.
+        rows: a `Listed` for each name; of activations a `ListedActivation`.
     """
 
-    def __init__(self, rows: Iterable[Listed], more: bool) -> None:
+    def __init__(self, rows: Iterable[Any], more: bool | None) -> None:
         self.rows = tuple(rows)
         self._more = more
 
@@ -125,6 +151,10 @@ class Listing(Shown):
         return tuple(row.path for row in self.rows)
 
     def overview(self) -> Overview:
+        if self._more is None:
+            names = (Column("name"), Column("shape"), Column("dtype"))
+            known = [(row.path, "?" if row.shape is None else shape(row.shape), row.dtype) for row in self.rows]
+            return Overview(names, known, every=True)
         progress.expect(sum(row.nbytes for row in self.rows))
         numbers = Statistics.HEADINGS + Statistics.MORE * self._more
         columns = (Column("name"), Column("shape"), Column("dtype", drop=1), *(Column(each, True) for each in numbers))
@@ -136,6 +166,31 @@ class Listing(Shown):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def _activations(model: Any, selector: ast.Selector | None) -> list[ListedActivation]:
+    """The activations of a model: all, or those that a selector means, or those of the layer that it names."""
+    if isinstance(model, (str, os.PathLike, Checkpoint)):
+        raise UnsupportedError("a file has no activations; load the model, and show that")
+    import keras
+
+    from kpatch.inside import shapes
+
+    names = index(model)
+    nodes, kind = [node for node in names.nodes[1:] if node.kind == LAYER], "output"
+    if selector is not None:
+        nodes, kind, _ = names.activations(selector)
+        if not nodes:
+            nodes, kind = names.nodes_ending(keys_of(selector), counted=True), "output"
+        if not nodes:
+            raise ResolutionError(f"no layer or activation '{selector}'")
+    found = []
+    for node in nodes:
+        if not isinstance(node.item, keras.layers.InputLayer):
+            spec = shapes.known(node.item, kind, ())
+            known, dtype = spec or (None, node.item.compute_dtype)
+            found.append(ListedActivation(spelled([*node.keys(), kind]), known, dtype))
+    return found
 
 
 def selected(source: Any, selector: ast.Selector | None) -> list[tuple[str, Any]]:

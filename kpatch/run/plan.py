@@ -37,7 +37,7 @@ class Row:
     entries: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": self.shape and list(self.shape)}
+        return {**asdict(self), "shape": None if self.shape is None else list(self.shape)}
 
 
 def plan_rows(plan: "Plan") -> list[tuple[ast.Edit, Row]]:

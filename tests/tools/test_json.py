@@ -109,6 +109,22 @@ def test_an_edit_in_memory_says_what_was_asked_for():
     assert write["after"]["values"] != write["asked"]["values"]
 
 
+def test_what_is_not_known_of_an_activation_is_null():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(2, name="head")
+
+        def call(self, x):
+            return self.head(x)
+
+    model = Net()
+    model(np.ones((1, 3), "float32"))
+    [row] = kpatch.plan(model, "head.output[0] = 1").to_dict()["rows"]
+    check(row, "row", OBJECTS)
+    assert (row["shape"], row["dtype"], row["entries"]) == (None, None, None)
+
+
 def test_names(run):
     for options in ([], ["--stats"]):
         told = of_command(run("show", "a.safetensors", *options), "show", {"rows": "name"})

@@ -206,6 +206,31 @@ def test_a_page_leaves_out_what_a_picture_shows():
     assert '<td class="breaks">0 … 1</td>' in page
 
 
+def test_show_activations():
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="proj")], name="inner")
+    x = keras.Input((5, 4))
+    y = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    model = keras.Model(x, keras.layers.Dense(3, name="head")(inner(keras.layers.Flatten(name="flat")(y)[:, :4])))
+    found = {row.path: row.shape for row in kpatch.show(model, activations=True).rows}
+    assert found["attention.output"] == (None, 5, 4)
+    assert found["head.output"] == (None, 3)
+    assert found["inner.proj.output"] == (None, 2)
+    assert kpatch.show(model, "head", activations=True).paths == ("head.output",)
+    assert kpatch.show(model, "head.input", activations=True).rows[0].shape == (None, 2)
+    assert kpatch.show(model, "attention.scores", activations=True).paths == ("attention.scores",)
+    table = str(kpatch.show(model, "inner.**.output", activations=True))
+    assert [line.split() for line in table.splitlines()[1:] if "proj" in line] == [
+        ["inner.proj.output", "(None,", "2)", "float32"]
+    ]
+    assert kpatch.show(model, "head", activations=True).to_dict() == {
+        "rows": [{"path": "head.output", "shape": [None, 3], "dtype": "float32"}]
+    }
+    with pytest.raises(kpatch.ResolutionError, match=r"^no layer or activation 'heat'$"):
+        kpatch.show(model, "heat", activations=True)
+    with pytest.raises(kpatch.UnsupportedError, match=r"^a file has no activations; load the model, and show that$"):
+        kpatch.show("a.keras", activations=True)
+
+
 def test_show_a_file(tmp_path):
     model = models.dense()
     model.save(tmp_path / "m.keras")
