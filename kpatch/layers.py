@@ -74,6 +74,10 @@ class ScatterLayer(keras.layers.Layer):
         self._weights_by_name: dict[str, Any] = {}
         self._dtypes: list[str] | None = None
 
+    def can_train(self) -> bool:
+        """Whether a binding could be a weight."""
+        return any(self._trainable_names())
+
     def _trainable_names(self) -> Iterator[str]:
         indices = self.patch.indices()
         for name, value in self.patch.bindings.items():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kpatch.errors import PatchError, UnsupportedError
+from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.inside.activations import Activations, tensor_in
 from kpatch.inside.naming import named_by
 from kpatch.inside.outputs import Inputs, Outputs
@@ -23,6 +23,7 @@ def rewrite(
     patch: PatchLike,
     /,
     *,
+    trainable_values: bool = False,
     expect: int | None = None,
     bindings: Mapping[str, Any] | None = None,
     **named: Any,
@@ -36,6 +37,8 @@ def rewrite(
     Args:
         model: a built Sequential or functional model; models inside are rewritten too.
         patch: as for `kpatch.apply`.
+        trainable_values: the bindings of activations are weights of the new model, which start from the values given: a
+            weight of its own for each activation. Those in an index, and arrays of integers or booleans, are constants.
         expect: how many variables and activations the patch must match; another number is an error.
         bindings: the values of the patch's `$names`, constants: numbers, lists, arrays and tensors.
         **named: the same as keywords, `row=0`.
@@ -62,7 +65,7 @@ def rewrite(
             f"a {type(model).__name__} has no graph to rewrite; kpatch.intervene patches the calls of its layers"
         )
     try:
-        return _Rewriting(split).model(model)
+        return _Rewriting(split, trainable_values).model(model)
     except PatchError as error:
         raise error.locate(None, split.patch.source) from None
 
@@ -82,8 +85,9 @@ KINDS = ("input", "output")
 class _Rewriting:
     """One use of `rewrite`: what is put where, and what has become of each layer."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, trainable_values: bool) -> None:
         self._split = split
+        self._trainable_values = trainable_values
         self._inserted: dict[tuple, list] = {}  # (id of a layer, kind) → each ScatterLayer, and the part that it is of
         self._weights = {}  # id of a layer of a graph → its statements of weights
         self._new = {}  # id of a layer → the new one
@@ -97,6 +101,10 @@ class _Rewriting:
             self._weights.setdefault(id(self._leaf(entry.owner).item), []).append((statement, entry))
         for part in split.parts:
             self._insert(part)
+        if trainable_values and not any(
+            layer.trainable_values for layers in self._inserted.values() for layer, _ in layers
+        ):
+            raise BindingError("trainable_values=True, and no binding of an activation is a floating value")
 
     def _leaf(self, node: LayerNode) -> LayerNode:
         """The layer of the innermost graph that holds the node; it marks the models around it."""
@@ -123,6 +131,8 @@ class _Rewriting:
         name = named_by(part.text, f"{node.item.name}_{part.kind}")
         values, dtype = {**part.constants, **part.live}, _unquantised(node.item.dtype_policy)
         layer = ScatterLayer(part.patch, values, name=name, dtype=dtype)
+        if self._trainable_values and layer.can_train():
+            layer = ScatterLayer(part.patch, values, trainable_values=True, name=name, dtype=dtype)
         self._inserted.setdefault((id(node.item), part.kind), []).append((layer, part))
 
     @staticmethod
@@ -196,7 +206,7 @@ class _Rewriting:
             recorded.keep(layer, kind, held)
         for scatter, part in self._of(layer, kind):
             x = tensor_in(held, part.inner, part.span, self._split.patch.source)
-            others = [recorded.read(part, name) for name in scatter.patch.free]
+            others = [recorded.read(part, name) for name in scatter.patch.free if name in part.reads]
             held.replace(part.inner, scatter([x, *others] if others else x))
 
 

@@ -428,3 +428,39 @@ def test_a_sequential_model_that_reads_activations_keeps_its_structure():
     assert nested.predict(X, verbose=0).shape == (len(X), 1)
     again = kpatch.rewrite(new, "dense_1.output[:, 1] = 0")
     assert (again.input_shape, again.output_shape) == ((None, 4), (None, 2))
+
+
+# Learnt values --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["dense_1.output += $v", "dense_2.input = _ + $v; dense_1.output[:, $i] = _"])
+def test_trainable_values(text, tmp_path):
+    """Vectors that are learnt, of a model whose own weights are frozen."""
+    model = models.dense()
+    given = {"v": np.zeros(3), **({"i": 0} if "$i" in text else {})}
+    new = kpatch.rewrite(model, text, trainable_values=True, **given)
+    before = keras.ops.convert_to_numpy(model(X))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(new(X)), before)
+    for layer in model.layers:
+        layer.trainable = False
+    [learnt] = new.trainable_variables
+    learnt.assign([1.0, 2.0, 3.0])
+    kernel = model.get_weights()[2]
+    got = keras.ops.convert_to_numpy(new(X))
+    np.testing.assert_allclose(got, before + np.array([1.0, 2.0, 3.0]) @ kernel, rtol=1e-5)
+    new.save(tmp_path / "new.keras")
+    loaded = keras.saving.load_model(tmp_path / "new.keras")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(loaded(X)), got)
+    if BACKEND != "numpy":
+        new.compile(keras.optimizers.Adam(0.1), "mse")
+        new.fit(X, np.zeros((len(X), 2)), verbose=0)
+        assert (keras.ops.convert_to_numpy(learnt) != [1.0, 2.0, 3.0]).all()
+
+
+@pytest.mark.backend_free
+def test_no_value_to_train():
+    with pytest.raises(kpatch.BindingError) as caught:
+        kpatch.rewrite(models.dense(), "dense_1.output[:, $i] = 0", trainable_values=True, i=1)
+    assert str(caught.value).splitlines()[0] == (
+        "trainable_values=True, and no binding of an activation is a floating value"
+    )
