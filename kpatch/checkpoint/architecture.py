@@ -19,6 +19,8 @@ from kpatch.checkpoint.keras_files import failure
 from kpatch.errors import FileError, of_backend
 from kpatch.names.optimizers import optimizers_in
 
+MOST_BUILT = 50_000  # layers, each of which takes Keras a fifth of a millisecond
+
 
 class Origin(str):
     """The path, in the weights file, of a variable's array."""
@@ -38,8 +40,10 @@ def build(config, arrays, custom_objects=None):
         The model, and a dict of arrays by the id of the variable.
 
     Raises:
-        FileError: this process lacks code that the model needs, or the weights do not fit the architecture.
+        FileError: this process lacks code that the model needs, the weights do not fit the architecture, or to build it
+            would take Keras more than seconds.
     """
+    _check_cost(config)
     try:
         import keras
         from keras.src.saving import saving_lib
@@ -65,6 +69,27 @@ def build(config, arrays, custom_objects=None):
         with scope:
             found |= _add_optimizer(model, json.loads(config).get("compile_config"), by_path, saving_lib)
     return model, found
+
+
+def _check_cost(config):
+    """Raises `FileError` for a configuration of so many layers that Keras would build for minutes."""
+    count = cost = 0
+
+    def weigh(part):
+        nonlocal count, cost
+        if "class_name" in part:
+            inner = part.get("config")
+            layers = inner.get("layers") if isinstance(inner, dict) and part["class_name"] == "Sequential" else None
+            count += 1
+            cost += 1 + (len(layers) ** 2 // 2 if isinstance(layers, list) else 0)  # built anew with each layer
+        return part
+
+    try:
+        json.loads(config, object_hook=weigh)
+    except (ValueError, RecursionError):
+        return  # Keras's own error says more
+    if cost > MOST_BUILT:
+        raise FileError(f"its configuration has {count:,} parts, which Keras would build for too long")
 
 
 def _custom_objects(given):

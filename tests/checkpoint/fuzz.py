@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 import kpatch
 from kpatch import checkpoint
+from kpatch.checkpoint import formats
 from kpatch.errors import PatchError
 
 SECONDS, MEMORY = 10, 2**30
@@ -27,7 +28,7 @@ PATCH, IN_PLACE = "**[...] = 1", "(a|b).**[...] = 1"  # what is compressed is ed
 
 
 def make(folder):
-    """A file of each format, in a folder of its own; by the file to damage."""
+    """A file of each format, in a folder of its own: pairs of what is opened and the file to damage."""
     rng, made = np.random.default_rng(0), []
     arrays = {f"{part}.{name}": rng.normal(size=(6, 5)).astype("float32") for part in "ab" for name in ("w", "v")}
 
@@ -60,7 +61,15 @@ def make(folder):
     shards = place("a.weights.json")
     shutil.copy(made[1], shards.with_name("a_0.weights.h5"))
     shards.write_text(json.dumps({"weight_map": {"/a/vars": "a_0.weights.h5"}}))
-    return made
+    pairs = [(path, path) for path in made]
+    for name in ("keras-3.15.0-int8.keras", "keras-3.15.0.keras", "keras-3.15.0.h5"):
+        shutil.copy(Path(__file__).with_name("files") / name, place(name))
+        pairs.append((made[-1], made[-1]))
+    for number, damaged in enumerate(("model.weights.h5", "config.json")):
+        unzipped = folder / f"unzipped_{number}"
+        zipfile.ZipFile(made[-3]).extractall(unzipped)
+        pairs.append((unzipped, unzipped / damaged))
+    return pairs
 
 
 def damaged(data, rng):
@@ -93,8 +102,10 @@ def damaged(data, rng):
 
 def tried(path, good, folder):
     """What the steps make of a damaged file; the number that were refused."""
-    out = folder / ("out" if path.name.endswith("index.json") else f"out{''.join(path.suffixes)}")
-    before = {each: each.read_bytes() for each in path.parent.iterdir() if each.is_file()}
+    of_folder = path.is_dir() or path.name.endswith("index.json")
+    out = folder / ("out" if of_folder else f"out{formats.suffix(path)}")
+    sources = path if path.is_dir() else path.parent
+    before = {each: each.read_bytes() for each in sources.iterdir() if each.is_file()}
     steps = (
         lambda: str(kpatch.show(path, stats=True)),
         lambda: checkpoint.apply(path, PATCH, out),
@@ -126,19 +137,21 @@ def worker(folder, numbers, results):
 
     import keras  # noqa: F401  # it takes seconds, which are not those of a file
 
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY,) * 2)
     folder.mkdir(parents=True)
     made = make(folder)
     originals = make(folder / "good")
+    for path, _ in originals:
+        str(kpatch.show(path))  # what Keras imports at first use
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY,) * 2)
     for number in numbers:
         rng = np.random.default_rng(number)
         at = number % len(made)
-        path, data = made[at], made[at].read_bytes()
+        (opened, path), data = made[at], made[at][1].read_bytes()
         path.write_bytes(damaged(data, rng))
         results.put((number, None))
         try:
-            outcome = tried(path, originals[at], folder)
+            outcome = tried(opened, originals[at][0], folder)
         except BaseException:  # noqa: BLE001
             outcome = traceback.format_exc()
         results.put((number, outcome))

@@ -247,6 +247,21 @@ def test_shards_that_lead_elsewhere(tmp_path):
     assert error_of(path) == f"'{path}' is not a map of sharded weights"
 
 
+@pytest.mark.parametrize(("kind", "count", "parts"), [("Sequential", 20_000, 20_001), ("Functional", 60_000, 60_001)])
+def test_configurations_of_very_many_layers(saved, kind, count, parts):
+    """Keras would build for minutes, since it builds a Sequential anew with each layer; the file has names, too."""
+    layers = [{"class_name": "Dense", "config": {"name": f"d{n}", "units": 1}} for n in range(count)]
+    config = {"module": "keras", "class_name": kind, "config": {"name": "m", "layers": layers}, "registered_name": None}
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(saved.with_name("many.keras"), "w") as new:
+        new.writestr("config.json", json.dumps(config))
+        new.writestr("model.weights.h5", old.read("model.weights.h5"))
+    applied = checkpoint.apply(saved.with_name("many.keras"), "layers.dense.vars.0[0, 0] = 7", in_place=True)
+    assert applied.note == (
+        f"its configuration has {parts:,} parts, which Keras would build for too long; "
+        "the names are those in the file, as in 'layers.dense.vars.0'"
+    )
+
+
 # Places to write to
 
 
