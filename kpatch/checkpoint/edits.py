@@ -139,7 +139,7 @@ def apply(
         expect: how many variables the patch must match; another number is an error, with nothing written.
         bindings: the values of the patch's `$names`, as for `kpatch.apply`. The arrays of a file, or of its path, are
             reached as the variables of a model.
-        custom_objects: classes and functions of one's own that the model needs, by name.
+        custom_objects: classes and functions of one's own that the model needs, by name, and a donor given by its path.
         **named: the same as keywords, `row=0`; a name that is an option here, as `out`, is bound by `bindings` alone.
 
     Returns:
@@ -297,7 +297,7 @@ def _opened(path: "str | os.PathLike[str] | Checkpoint", custom_objects: Mapping
 
 
 def _check(opened: Checkpoint, patch: Patch, bindings: dict[str, Any], expect: int | None) -> Checked:
-    names = FileNames(opened, Given(bindings))
+    names = FileNames(opened, Given(bindings, opened.custom_objects))
     checked = planner.make(patch, names)
     names.bindings.check_used()
     check_expected(checked, expect)

@@ -9,12 +9,16 @@ from kpatch.names.meanings import Place
 class Given:
     """The bindings of a patch of a file: arrays of files, checkpoints, and all values that `kpatch.apply` takes.
 
+    Args:
+        given: the values by their names.
+        custom_objects: for files that are given by their path, as for `Checkpoint`.
+
     Attributes:
         models: the bound models.
     """
 
-    def __init__(self, given):
-        found = {name: value if isinstance(value, Array) else file_of(value) for name, value in given.items()}
+    def __init__(self, given, custom_objects=None):
+        found = {n: value if isinstance(value, Array) else file_of(value, custom_objects) for n, value in given.items()}
         self._files = {name: value for name, value in found.items() if value is not None}
         self._used = set()
         self._places = {}

@@ -81,7 +81,7 @@ class Checkpoint(names.FileDonor):
 
     @boundary
     def __init__(self, path: "str | os.PathLike[str]", *, custom_objects: Mapping[str, Any] | None = None) -> None:
-        self._custom_objects = custom_objects
+        self.custom_objects = custom_objects
         self.path = as_path(path)
         self.kind = formats.kind(self.path)
         self.note: str | None = None
@@ -116,7 +116,7 @@ class Checkpoint(names.FileDonor):
         from kpatch.checkpoint import remembered
 
         try:
-            return remembered.names(self._config, self.arrays, self._custom_objects)
+            return remembered.names(self._config, self.arrays, self.custom_objects)
         except FileError as error:
             self.note = f"{error.message}; the names are those in the file, as in '{self.own.entries[0].path}'"
             return None

@@ -149,15 +149,20 @@ class FileOfValues(Lender):
         return self._values[entry]
 
 
-def file_of(value):
-    """The opened file of weights that is handed in, itself or by its path; `None` if the value is no file."""
+def file_of(value, custom_objects=None):
+    """The opened file of weights that is handed in, itself or by its path; `None` if the value is no file.
+
+    Args:
+        value: what is handed in.
+        custom_objects: as for `Checkpoint`.
+    """
     if hasattr(value, "donated"):
         return value
     if not isinstance(value, (str, os.PathLike)):
         return None
     from kpatch.checkpoint.opened import Checkpoint, is_path
 
-    return Checkpoint(value) if is_path(value) else None
+    return Checkpoint(value, custom_objects=custom_objects) if is_path(value) else None
 
 
 def _read(name, value):

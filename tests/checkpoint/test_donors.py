@@ -1,6 +1,7 @@
 """Files as donors, for models in memory and for files, and models that need classes of one's own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,11 @@ def test_a_module_with_a_class_is_imported(here):
     assert (failed.returncode, "no variable 'mine.scale'" in failed.stderr) == (1, True)
     done = python(*edit, "--import", "my_layers")
     assert (done.returncode, done.stderr) == (0, "note: running the code of the module my_layers\n")
+    shutil.copy("mine.keras", "donor.keras")
+    merge = ("-m", "kpatch", "apply", "mine.keras", "-e", "mine.scale = $b._ + 1", "--bind", "b=@donor.keras")
+    assert python(*merge, "--in-place", "--import", "my_layers").returncode == 0
+    difference = python("-m", "kpatch", "diff", "donor.keras", "mine.keras", "--import", "my_layers").stdout
+    assert difference == "mine.scale = [2.0, 6.0, 2.0]\n"
     shown = python("-m", "kpatch", "show", "mine.keras", "--import", "nothing_here")
     assert shown.returncode == 1
     assert "cannot import 'nothing_here': ModuleNotFoundError" in shown.stderr
@@ -157,3 +163,10 @@ def test_custom_objects():
     assert checkpoint.open("mine.keras", custom_objects=own)["mine.scale"].tolist() == [2, 1, 1]
     with pytest.raises(FileError):
         checkpoint.open("none.keras", custom_objects=own)
+    shutil.copy("mine.keras", "donor.keras")
+    checkpoint.apply("mine.keras", "mine.scale = 7", in_place=True, custom_objects=own)
+    checkpoint.apply("mine.keras", "** = $b._ + 1", in_place=True, custom_objects=own, b="donor.keras")
+    opened = checkpoint.open("mine.keras", custom_objects=own)
+    assert opened["mine.scale"].tolist() == [3, 2, 2]
+    checkpoint.apply(opened, "mine.scale = $b.mine.scale", in_place=True, b=Path("donor.keras"))
+    assert opened["mine.scale"].tolist() == [2, 1, 1]
