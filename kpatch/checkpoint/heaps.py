@@ -8,6 +8,8 @@ import struct
 
 from kpatch.errors import FileError
 
+PIECE = 2**23  # bytes searched at a time
+_MARK = b"GCOL"
 _HEAD = struct.Struct("<4sB3xQ")  # the mark, the version, the size
 _OBJECT = struct.Struct("<HH4xQ")  # its number, the number of references, the size
 
@@ -22,13 +24,23 @@ def check(source, file, start, length):
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         end = min(len(data), start + length)
-        at = data.find(b"GCOL", start, end)
-        while at >= 0:
+        for at in _marks(data, start, end):
             if at + _HEAD.size <= end:
                 _, version, size = _HEAD.unpack_from(data, at)
                 if version == 1 and _HEAD.size < size <= end - at and not _ends(data, at + _HEAD.size, at + size):
                     raise FileError(f"'{source}' is damaged: a heap of texts in it does not end")
-            at = data.find(b"GCOL", at + 4, end)
+
+
+def _marks(data, start, end):
+    """The places of the marks of heaps in a mapped file, of which little is held in memory at a time."""
+    for piece in range(start, end, PIECE):
+        stop = min(end, piece + PIECE + len(_MARK) - 1)
+        at = data.find(_MARK, piece, stop)
+        while at >= 0:
+            yield at
+            at = data.find(_MARK, at + len(_MARK), stop)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            data.madvise(mmap.MADV_DONTNEED)
 
 
 def _ends(data, at, end):

@@ -1,6 +1,7 @@
 """Arrays of HDF5 files that are compressed, in chunks, or in another byte order: edited in a copy, chunk by chunk."""
 
 import json
+import mmap
 import struct
 import zipfile
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import kpatch
 from kpatch import checkpoint
-from kpatch.checkpoint import arrays, packed
+from kpatch.checkpoint import arrays, heaps, packed
 from kpatch.errors import FileError, UnsupportedError
 
 pytestmark = pytest.mark.backend_free
@@ -318,3 +319,13 @@ def test_any_chunks(tmp_path_factory, data):
     values *= 3
     values[index] = 1000
     assert np.array_equal(h5py.File(folder / "o.h5")["g/w"][()], values)
+
+
+def test_marks_of_heaps_are_found_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(heaps, "PIECE", 5)
+    data = b"..GCOL...GCO.GCOLGCOL.GCO"
+    path = tmp_path / "marks"
+    path.write_bytes(data)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert list(heaps._marks(mapped, 0, len(data))) == [2, 13, 17]
+        assert list(heaps._marks(mapped, 3, 20)) == [13]
