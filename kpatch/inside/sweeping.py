@@ -18,6 +18,7 @@ from kpatch.names import keywords
 from kpatch.names.patches import as_patch, bound, together
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, ast
+from kpatch.view.data import number, numbers
 from kpatch.view.overview import Column, Overview
 from kpatch.view.pictures import Map, heat_map
 from kpatch.view.shown import Shown
@@ -110,6 +111,11 @@ class Sweep(Shown):
     def __repr__(self) -> str:
         shape = " x ".join(f"{name}: {len(values)}" for name, values in self.axes.items())
         return f"<Sweep of {shape}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The patch, the values of each axis (as texts if they are no numbers), and what was measured, as lists."""
+        axes = {name: [_plain(value) for value in values] for name, values in self.axes.items()}
+        return {"patch": self._patch, "axes": axes, "values": numbers(self.values.tolist())}
 
     def overview(self) -> Overview:
         columns = (*(Column(name, right=index > 0) for index, name in enumerate(self.axes)), Column("value", True))
@@ -254,3 +260,8 @@ def _shown(places: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
     from rich.progress import track
 
     return iter(track(places, "sweep", console=Console(stderr=True), transient=True))
+
+
+def _plain(value: Any) -> Any:
+    """A value of an axis as JSON has it."""
+    return number(value) if isinstance(value, (bool, int, float, np.generic)) else str(value)

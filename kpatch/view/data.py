@@ -25,6 +25,16 @@ def number(value: Any) -> int | float | bool | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+def numbers(values: Any) -> Any:
+    """Nested lists of numbers as JSON has them.
+
+    Example:
+        >>> numbers([[1.5, float("nan")]])
+        [[1.5, 'NaN']]
+    """
+    return [numbers(each) for each in values] if isinstance(values, list) else number(values)
+
+
 def summary(values: Any) -> dict[str, Any]:
     """The range and mean of values, and the values if they are few.
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import kpatch
 from kpatch.tools.command_line import main
+from kpatch.view.shown import Shown
 
 pytestmark = pytest.mark.backend_free
 
@@ -107,6 +108,26 @@ def test_an_edit_in_memory_says_what_was_asked_for():
     check(write, "write", OBJECTS)
     assert write["asked"]["values"] == [float(np.float32(0.1))]
     assert write["after"]["values"] != write["asked"]["values"]
+
+
+def test_whatever_shows_itself_is_data_too():
+    pending, found = [Shown], set()
+    while pending:
+        below = [each for each in pending.pop().__subclasses__() if each.__module__.startswith("kpatch.")]
+        pending += below
+        found |= set(below)
+    assert len(found) > 5
+    assert [each for each in found if each.to_dict is Shown.to_dict] == []
+
+
+def test_a_sweep():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="d")])
+    swept = kpatch.sweep(model, "d.bias[$i] = $v", metric=lambda: float("nan"), axes={"i": [0, 1], "v": [0.5]})
+    assert json.loads(json.dumps(swept.to_dict(), allow_nan=False)) == {
+        "patch": "d.bias[$i] = $v",
+        "axes": {"i": [0, 1], "v": [0.5]},
+        "values": [["NaN"], ["NaN"]],
+    }
 
 
 def test_what_is_not_known_of_an_activation_is_null():
