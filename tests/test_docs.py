@@ -1,7 +1,7 @@
 """The documents: every example in them runs, on the backend of this process, and what they say of the code holds.
 
 * `python`: runs, one namespace a page; a `text` block right after it is what it prints, a `PatchError` included. After
-  a first line `# name.py` it is the file of that name, and does not run.
+  a first line `# name.py` it is the file of that name, and does not run; after `# on jax` it runs on that backend alone.
 * `kpatch`: after a first line `# _ is [1, 2, 3], int8` each statement alone edits that tensor, and the comment beside
   it is the result, or the error. Other blocks are applied to the page's `model` as one patch, those whose lines have
   errors beside them line by line.
@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import pytest
 
@@ -122,6 +123,8 @@ def test_the_first_notebook(tmp_path, monkeypatch):
 def run_python(block, namespace):
     if file := re.match(r"# (\w+\.py)\n", block.body):
         Path(file[1]).write_text(block.body, encoding="utf-8")
+        return
+    if (on := re.match(r"# on (\w+)\n", block.body)) and on[1] != keras.backend.backend():
         return
     code = compile("\n" * (block.line - 1) + block.body, "the page", "exec")  # so that a traceback names the line
     out = io.StringIO()
