@@ -45,11 +45,15 @@ class Case(NamedTuple):
 
 
 def network():
+    """Of layers that keep float64 on each backend."""
+
+    def dense(width, activation, name):
+        return layers.EinsumDense("btd,de->bte", (TIME, width), activation=activation, bias_axes="e", name=name)
+
     inputs = keras.Input((TIME, 4))
-    x = layers.Dense(4, activation="tanh", name="a")(inputs)
+    x = dense(4, "tanh", "a")(inputs)
     x = layers.MultiHeadAttention(2, 3, name="attention")(x, x, use_causal_mask=True)
-    x = layers.Dense(2, activation="gelu", name="b")(layers.Dense(4, activation="softplus", name="middle")(x))
-    return models.filled(keras.Model(inputs, x))
+    return models.filled(keras.Model(inputs, dense(2, "gelu", "b")(dense(4, "softplus", "middle")(x))))
 
 
 def draw(rng):
@@ -80,7 +84,9 @@ def check(model, case, rng, step, tolerance):
     direction = rng.normal(size=case.v.shape)
     gradient = models.gradient(loss, ops.convert_to_tensor(case.v.astype(dtype)))
     difference = (at(case.v + step * direction) - at(case.v - step * direction)) / (2 * step)
-    np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=tolerance, atol=tolerance, err_msg=str(case))
+    np.testing.assert_allclose(
+        (gradient * direction).sum(), difference, rtol=tolerance, atol=tolerance, err_msg=str(case)
+    )
 
 
 def run(count, seed=0, step=1e-5, tolerance=1e-6):

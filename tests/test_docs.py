@@ -1,7 +1,7 @@
 """The documents: every example in them runs, on the backend of this process, and what they say of the code holds.
 
 * `python`: runs, one namespace a page; a `text` block right after it is what it prints, a `PatchError` included. After
-  a first line `# name.py` it is the file of that name, and does not run; after `# on jax` it runs on that backend alone.
+  a first line `# name.py` it is the file of that name, and does not run; after `# on jax` it runs on jax alone.
 * `kpatch`: after a first line `# _ is [1, 2, 3], int8` each statement alone edits that tensor, and the comment beside
   it is the result, or the error. Other blocks are applied to the page's `model` as one patch, those whose lines have
   errors beside them line by line.

@@ -114,6 +114,16 @@ def test_tracing(run, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+def test_silencing_heads(run, tmp_path):
+    plot = tmp_path / "heads.png"
+    out = run("ablate_heads.py", "--epochs", 1, "--texts", 128, "--plot", plot).splitlines()
+    rows = [line.strip("│┃ ").split("│") for line in out if "│ " in line]
+    assert [row[0].strip() for row in rows] == [f"{block}.{head}" for block in range(2) for head in range(4)]
+    assert out[0].endswith("of the repeated tokens are right")
+    assert plot.read_bytes()[16:24] == (EXAMPLES.parent / "docs" / "pictures" / "heads.png").read_bytes()[16:24]
+
+
 @pytest.mark.backend_free
 def test_the_picture_of_edits(run, tmp_path):
     pytest.importorskip("matplotlib")
