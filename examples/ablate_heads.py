@@ -27,30 +27,21 @@ COPIED = np.arange(LENGTH - 1, STEPS)  # the positions that ask for a token whic
 BEFORE = COPIED - LENGTH + 1  # where it stood
 
 
-class Positions(layers.Layer):
-    """Adds a vector for each position."""
-
-    def build(self, shape):
-        self.table = self.add_weight(shape=shape[1:], initializer="random_normal", name="table")
-
-    def call(self, x):
-        return x + self.table
-
-
 def network():
-    tokens = keras.Input((STEPS,), dtype="int32")
-    x = Positions(name="positions")(layers.Embedding(WORDS, WIDTH, name="embedding")(tokens))
+    tokens, places = keras.Input((STEPS,), dtype="int32"), keras.Input((STEPS,), dtype="int32")
+    x = layers.Embedding(WORDS, WIDTH, name="words")(tokens) + layers.Embedding(STEPS, WIDTH, name="places")(places)
     for block in range(BLOCKS):
         attention = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name=f"attention_{block}")
         x = layers.LayerNormalization(name=f"norm_{block}")(x + attention(x, x, use_causal_mask=True))
-    return keras.Model(tokens, layers.Dense(WORDS, name="head")(x))
+    return keras.Model([tokens, places], layers.Dense(WORDS, name="head")(x))
 
 
 def texts(count, seed):
-    """Tokens, and for each the one that follows."""
+    """Tokens with their places, and for each the token that follows."""
     once = np.random.default_rng(seed).integers(0, WORDS, (count, LENGTH)).astype("int32")
     whole = np.concatenate([once, once], axis=1)
-    return whole[:, :-1], whole[:, 1:]
+    places = np.tile(np.arange(STEPS, dtype="int32"), (count, 1))
+    return [whole[:, :-1], places], whole[:, 1:]
 
 
 def train(epochs, count):
@@ -67,13 +58,14 @@ def train(epochs, count):
 
 def accuracy(model, x, y):
     """Of the tokens that came before."""
-    return float((model.predict(x, batch_size=len(x), verbose=0).argmax(-1) == y)[:, COPIED].mean())
+    answers = keras.ops.convert_to_numpy(keras.ops.argmax(model(x), axis=-1))
+    return float((answers == y)[:, COPIED].mean())
 
 
 def patterns(model, x):
     """The mean attention pattern of each head, (blocks, heads, queries, keys)."""
     with kpatch.record(model, "attention_*.scores", host=True) as recorded:
-        model.predict(x, batch_size=len(x), verbose=0)
+        model(x)
     return np.stack([recorded[f"attention_{block}.scores"].mean(0) for block in range(BLOCKS)])
 
 
@@ -90,7 +82,7 @@ def evened(model, x, y, heads):
     """The accuracy if some heads attend to all that came before alike."""
     even = np.tril(np.ones((STEPS, STEPS))) / np.arange(1, STEPS + 1)[:, None]
     patch = [f"attention_{block}.scores[:, {head}] = $even" for block, head in heads]
-    with kpatch.intervene(model, patch, even=even):
+    with kpatch.intervene(model, "; ".join(patch), bindings={"even": even} if patch else {}):
         return accuracy(model, x, y)
 
 
@@ -143,12 +135,10 @@ def main():
     console = Console()
     console.print(f"{intact:.1%} of the repeated tokens are right")
     console.print(table(looks_back, without, intact))
-    ordered = np.dstack(np.unravel_index(np.argsort(looks_back, axis=None), looks_back.shape))[0]
-    copying = int((looks_back > 0.5).sum())
-    with_them = evened(model, x, y, ordered[:-copying])
-    without_them = evened(model, x, y, ordered[-copying:])
-    console.print(f"{copying} heads look back; {with_them:.1%} are right if all others attend to everything alike")
-    console.print(f"{without_them:.1%} are right if these {copying} do; by chance {1 / WORDS:.1%}")
+    copying, others = np.argwhere(looks_back > 0.5), np.argwhere(looks_back <= 0.5)
+    alone, without_them = evened(model, x, y, others), evened(model, x, y, copying)
+    console.print(f"{len(copying)} heads look back; {alone:.1%} are right if all others attend to everything alike")
+    console.print(f"{without_them:.1%} are right if these {len(copying)} do; by chance {1 / WORDS:.1%}")
     if options.plot:
         plot(scores, looks_back, without, intact, options.plot)
 

@@ -35,6 +35,8 @@ BLOCK = 2**18  # entries written at a time under a mask
 SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
+WITHOUT_UPDATES = tuple(f"keras.src.export.{name}" for name in ("litert", "onnx", "openvino"))
+
 
 class TensorFlow(Backend):
     """Keras's tensorflow backend, eager and in graphs."""
@@ -155,7 +157,7 @@ class TensorFlow(Backend):
         return tf.executing_eagerly()
 
     def replaces_slices(self):
-        return not _for_litert()
+        return not _for_others()
 
     def replace_slices(self, tensor, starts, counts, values):
         """Not `keras.ops.slice_update`, which has no gradient."""
@@ -217,10 +219,10 @@ def _erf(x):
     return tf.math.erf(tf.clip_by_value(x, -30.0, 30.0))
 
 
-def _for_litert():
-    """Whether Keras is exporting to LiteRT, which has no `TensorStridedSliceUpdate`; only the stack shows it."""
+def _for_others():
+    """Whether Keras is exporting to a format without `TensorStridedSliceUpdate`; only the stack shows it."""
     frame = None if tf.executing_eagerly() else sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != "keras.src.export.litert":
+    while frame is not None and frame.f_globals.get("__name__") not in WITHOUT_UPDATES:
         frame = frame.f_back
     return frame is not None
 

@@ -90,3 +90,23 @@ def test_it_gives_the_same_numbers(make, kind, tmp_path):
     run = EXPORT[kind](model, str(tmp_path / "model"))
     for x in (X[:2], X):
         np.testing.assert_allclose(run(x), to_numpy(model(x)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="an operation of tensorflow")
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_formats_without_updates_of_slices(kind):
+    """Keras traces the model in a module of this name; what converts the graph is not installed."""
+    import tensorflow as tf
+
+    namespace = {"__name__": f"keras.src.export.{kind}"}
+    exec("def trace(function, spec): return function.get_concrete_function(spec).graph", namespace)  # noqa: S102
+    model = keras.Sequential([keras.Input((4,)), ScatterLayer("_[:, 1:3] = 0.5; _[..., -1] -= 1")])
+    spec = tf.TensorSpec((None, 4), "float32")
+    kinds = [
+        {operation.type for operation in graph.get_operations()}
+        for graph in (
+            namespace["trace"](tf.function(model), spec),
+            tf.function(model).get_concrete_function(spec).graph,
+        )
+    ]
+    assert ["TensorStridedSliceUpdate" in found for found in kinds] == [False, True]
