@@ -4,6 +4,7 @@ from kpatch.checkpoint.arrays import Array
 from kpatch.errors import BindingError
 from kpatch.names.bindings import NONE, Bindings, file_of
 from kpatch.names.meanings import Place
+from kpatch.names.sums import narrow
 
 
 class Given:
@@ -42,7 +43,9 @@ class Given:
         if isinstance(held, Array):
             if node.path is not None:
                 raise BindingError(f"'${node.name}' is no model, so it has no '.{node.path}'")
-            return Place(f"${node.name}", held.shape, held.dtype, held)
+            weight = narrow(held)
+            dtype = held.dtype if weight is None else weight.dtype
+            return Place(f"${node.name}", held.shape, dtype, held, None, weight)
         return held.donated(node, target)
 
     @property

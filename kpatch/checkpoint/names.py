@@ -7,6 +7,7 @@ from kpatch.checkpoint.arrays import Opaque
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.index import ModelIndex
 from kpatch.names.meanings import ModelNames, Place
+from kpatch.names.sums import narrow
 from kpatch.names.tree import LAYER, Entry, LayerNode, is_speakable, spelled
 from kpatch.syntax import Implied
 from kpatch.syntax.ast import Name
@@ -95,6 +96,7 @@ def place_of_array(checkpoint, entry, path):
     if isinstance(array, Opaque):
         message = f"'{path}' is of {array.dtype}, which is not part of the language"
         raise UnsupportedError(message, notes=["such an array is listed, copied and compared, and nothing else"])
+    weight = weight or narrow(array)
     if weight is None:
         return Place(path, array.shape, array.dtype, array, entry)
     return Place(path, weight.shape, weight.dtype, array, entry, weight)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from kpatch.errors import BindingError, PatchError
-from kpatch.names.meanings import place_of, place_of_entry
+from kpatch.names.meanings import place_of_entry, place_of_weight
 from kpatch.syntax import Implied, nearest
 from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
 from kpatch.values.numerics import from_numpy
@@ -145,7 +145,7 @@ class FileOfValues(Lender):
         """The `Value` of the array that a `Binding` node means."""
         entry = self._file.donor(node, target)
         if entry not in self._values:
-            self._values[entry] = tensor(from_numpy(np.asarray(self._file.meant(entry).view())))
+            self._values[entry] = tensor(from_numpy(_wide(np.asarray(self._file.meant(entry).view()))))
         return self._values[entry]
 
 
@@ -177,9 +177,10 @@ def _read(name, value):
     if hasattr(value, "__kpatch_lender__"):
         return value.__kpatch_lender__(name)
     if keras and isinstance(value, keras.Variable):
-        if not NUMPY.keys() & {value.dtype}:
+        place = place_of_weight(value, f"${name}")
+        if place.dtype not in NUMPY:
             raise BindingError(f"'${name}' is a variable of {value.dtype}, which is not part of the language")
-        return place_of(value, f"${name}")
+        return place
     try:
         return _value(value)
     except PatchError as error:
@@ -211,7 +212,12 @@ def _value(value):
         raise PatchError("a masked array leaves entries without a value; 'filled()' gives them one")
     if value.dtype.name in LITERALS:
         return constant(np.array(value))
-    return tensor(from_numpy(value))
+    return tensor(from_numpy(_wide(value)))
+
+
+def _wide(array):
+    """The array; of float8, in which no backend computes, as float32."""
+    return array.astype("float32") if array.dtype.name.startswith("float8_") else array
 
 
 def _refuse_without_entries(value):

@@ -9,6 +9,7 @@ from kpatch.errors import LimitError, ResolutionError
 from kpatch.functions import TABLE
 from kpatch.names.index import find_every
 from kpatch.names.misses import excludes_nothing, leave_nothing
+from kpatch.names.sums import narrow
 from kpatch.syntax import ast, habits
 from kpatch.values.dtypes import Value, dtype_name
 
@@ -57,10 +58,15 @@ def place_of(variable, path, entry=None):
 
 def place_of_entry(entry, path):
     """The `Place` of a variable of a model: of the weight that its layer computes with."""
-    weight = entry.weight
+    return place_of_weight(entry.variable, path, entry, entry.weight)
+
+
+def place_of_weight(variable, path, entry=None, weight=None):
+    """The `Place` of the weight that a Keras variable stores; without one, of the variable, its float8 as float32."""
+    weight = weight or narrow(variable)
     if weight is None:
-        return place_of(entry.variable, path, entry)
-    return Place(path, weight.shape, weight.dtype, entry.variable, entry, weight)
+        return place_of(variable, path, entry)
+    return Place(path, weight.shape, weight.dtype, variable, entry, weight)
 
 
 def unknown(path, dtype, shape):

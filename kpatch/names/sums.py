@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from kpatch.errors import UnsupportedError
+from kpatch.errors import DTypeError, UnsupportedError
 from kpatch.names.codecs import StoredChange, Weight, blocks, dtype_of
 from kpatch.values.dtypes import NUMPY
 
@@ -51,6 +51,38 @@ class Float8(Weight):
             made = [StoredChange(self.others[0], None, largest.reshape(scale.shape))]
         values = self._rounded(wanted)
         return [self._change(flat, values), *made]
+
+
+class Narrow(Weight):
+    """A variable of float8, in which no backend computes: read as float32, and rounded once when it is written."""
+
+    def __init__(self, variable):
+        super().__init__(None, variable, variable.shape, "float32")
+        self.told = dtype_of(variable)
+
+    def values(self, read, flat=None):
+        return read(self.variable, flat).astype("float32")
+
+    def changes(self, read, flat, wanted, slack=0.0):
+        import ml_dtypes
+
+        with np.errstate(all="ignore"):
+            values = wanted.astype(getattr(ml_dtypes, self.told))
+            lost = np.flatnonzero(~np.isfinite(values.astype("float32")) & (values.astype("float64") != wanted))
+        lost = lost[~np.isnan(wanted[lost])]
+        if lost.size:
+            first = int(lost[0])
+            largest = float(ml_dtypes.finfo(self.told).max)
+            message = (
+                f"{wanted[first]:.6g} at {self._index(flat, first)} does not fit {self.told} (at most {largest:g})"
+            )
+            raise DTypeError(message, argument=first)
+        return [self._change(flat, values)]
+
+
+def narrow(variable):
+    """The weight of a variable of a model or a file that holds float8; `None` for another dtype."""
+    return Narrow(variable) if dtype_of(variable).startswith("float8_") else None
 
 
 class ReadOnly(Weight):

@@ -8,7 +8,7 @@ from numbers import Integral
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
 from kpatch.names.bindings import Bindings
 from kpatch.names.index import index, kept
-from kpatch.names.meanings import ModelNames, Place, TensorNames, place_of
+from kpatch.names.meanings import ModelNames, Place, TensorNames, place_of_weight
 from kpatch.names.several import EachNames, ModelsIndex, each, list_of
 from kpatch.run import planner
 from kpatch.values.dtypes import NUMPY
@@ -58,7 +58,7 @@ def check_all(target, patch, bindings, expect=None):
 
 
 def _place_of(variable):
-    place = place_of(variable, "_")
+    place = place_of_weight(variable, "_")
     if place.dtype not in NUMPY:
         raise UnsupportedError(f"a variable of {place.dtype} is not part of the language")
     return place

@@ -10,6 +10,7 @@ from kpatch import backends
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Grid, Mask, Point, Positions, Region
 from kpatch.values import grids, widths
+from kpatch.values.dtypes import dtype_name
 
 
 def take(tensor, selection):
@@ -128,6 +129,9 @@ def to_numpy(tensor):
     if isinstance(tensor, np.ndarray | np.generic):
         return np.asarray(tensor)
     ops = backends.current().ops
+    name = dtype_name(tensor.dtype)
+    if name.startswith("float8_"):  # which torch does not hand to NumPy
+        return to_numpy(backends.current().bits(tensor, "uint8")).view(name)
     if tuple(tensor.shape):
         return np.asarray(ops.convert_to_numpy(tensor))
     return np.asarray(ops.convert_to_numpy(ops.reshape(tensor, (1,)))).reshape(())
