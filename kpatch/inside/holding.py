@@ -71,7 +71,7 @@ def hold(
         if weight is not None and weight.moves:
             message = f"'{step.place.path}' cannot be held: {weight.moves}"
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
-        if not _is_of_layer(step.place):
+        if weight is not None or not _is_of_layer(step.place):  # codes
             message = f"'{step.place.path}' is not trained, so there is nothing to hold it against"
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
     applied = live.apply(checked)
