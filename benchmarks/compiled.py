@@ -190,7 +190,55 @@ def bench_hold():
     yield Row("hold, a step of ResNet50", times["kpatch"] * 1e3, times["plain"] * 1e3, "ms", limit=1.1)
 
 
-BENCHMARKS = {"scatter": bench_scatter, "patched": bench_patched, "hold": bench_hold}
+def transformer(width=256, tokens=64, blocks=4):
+    """A small language model without words: its blocks, and a batch of inputs."""
+    import keras
+    from keras import layers
+
+    inputs = x = keras.Input((tokens, width))
+    for number in range(blocks):
+        seen = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(4, width // 4)(seen, seen)
+        hidden = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add(name=f"block_{number}")([x, layers.Dense(width)(hidden)])
+    return keras.Model(inputs, x), np.random.default_rng(0).random((16, tokens, width), "float32")
+
+
+def bench_intervene():
+    """A compiled call in a block with one vector, one in a block that records, and eight ablations as a sweep."""
+    import keras
+
+    import kpatch
+
+    (model, x), (recorded, _) = transformer(), transformer()
+    x = keras.ops.convert_to_tensor(x)
+    compile_ = next(iter(compilers().values()))
+    plain, patched, record = (compile_(lambda x, model=model: model(x)) for model in (model, model, recorded))
+
+    def call(function=plain):
+        return keras.ops.convert_to_numpy(function(x))[0, 0, 0]
+
+    block = kpatch.intervene(model, "block_1.output += $v", v=np.ones(256, "float32"))
+
+    def inside():
+        with block:
+            call(patched)
+
+    seconds = 1 if QUICK else 6
+    times = race({"kpatch": inside, "plain": call}, seconds)
+    yield Row("intervene, one vector", times["kpatch"] * 1e3, times["plain"] * 1e3, "ms", limit=1.05)
+    with kpatch.record(recorded, "block_*.output"):
+        times = race({"kpatch": lambda: call(record), "plain": call}, seconds)
+    yield Row("record, all blocks", times["kpatch"] * 1e3, times["plain"] * 1e3, "ms", limit=1.2)
+
+    def swept():
+        kpatch.sweep(model, "block_1.output[:, $t] = 0", metric=call, t=range(8))
+
+    times = race({"kpatch": swept, "plain": lambda: [call() for _ in range(8)]}, seconds)
+    yield Row("sweep, eight ablations", times["kpatch"] * 1e3, times["plain"] * 1e3, "ms", limit=1.5)
+
+
+BENCHMARKS = {"scatter": bench_scatter, "patched": bench_patched, "hold": bench_hold, "intervene": bench_intervene}
 
 
 def measured(backend, only, quick):
