@@ -167,7 +167,12 @@ def sync(path: Path) -> None:
     """Waits until the file or the directory is on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return  # only POSIX systems open directories
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | BINARY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY if RENAMES_OPEN else os.O_RDWR | BINARY)  # a result may be read-only
+    except PermissionError:
+        if RENAMES_OPEN:
+            raise
+        return  # Windows does not flush what is read-only
     try:
         os.fsync(descriptor)
     finally:

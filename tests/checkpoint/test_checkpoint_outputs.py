@@ -1,6 +1,8 @@
 """No output is written over an input, or over a file that is not clearly kpatch's own."""
 
 import contextlib
+import errno
+import json
 import os
 import shutil
 import stat
@@ -307,6 +309,30 @@ def test_the_journal_of_a_file_that_was_replaced_undoes_nothing(here):
     )
     assert run("undo", "new.safetensors") == (1, refused_undo, "")
     assert load_file("new.safetensors")["w"][0].tolist() == [4] * 3
+
+
+@posix
+def test_results_that_are_read_only_as_their_sources_are(here, monkeypatch):
+    """For somebody whom the system holds to that."""
+    known = os.open
+
+    def held(path, flags, *args, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR) and os.path.exists(path) and not os.stat(path).st_mode & 0o200:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return known(path, flags, *args, **options)
+
+    os.mkdir("hf")
+    os.rename("base.safetensors", "hf/1.safetensors")
+    Path("hf/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "1.safetensors", "z": "1.safetensors"}})
+    )
+    for path in (*Path("hf").iterdir(), Path("tuned.safetensors")):
+        path.chmod(0o444)
+    monkeypatch.setattr(os, "open", held)
+    checkpoint.apply("hf", "z = 3", "out", journal=True)
+    checkpoint.apply("hf/1.safetensors", "z = 3", "tuned.safetensors", overwrite=True, journal=True)
+    assert Path("out/1.safetensors").read_bytes() == Path("tuned.safetensors").read_bytes()
+    assert [mode(name) for name in ("out/1.safetensors", "tuned.safetensors")] == [0o444] * 2
 
 
 # Models that have to be loaded
