@@ -169,11 +169,15 @@ def _folder(
             else:
                 copy_of(source, target) if source in files else shutil.copyfile(source, target)
             shutil.copymode(source, target)
+            if source in changed:
+                target.chmod(target.stat().st_mode | 0o200)  # until it is edited
         copies = {source: made / files[source] for source in opened.files if source in changed}
         results = {source: (files[source], made / files[source]) for source in opened.files}
         log = journal.done(made / opened.real.name)
         with editor.of_copies(copies, opened.entry, results, keep, log, decoded) as found:
             yield found
+        for source, copy in copies.items():
+            shutil.copymode(source, copy)
 
 
 def _files(opened: Checkpoint, parsed: dict[Source, str]) -> Iterator[tuple[str, Source]]:
