@@ -106,12 +106,13 @@ def tried(path, good, folder):
     out = folder / ("out" if of_folder else f"out{formats.suffix(path)}")
     sources = path if path.is_dir() else path.parent
     before = {each: each.read_bytes() for each in sources.iterdir() if each.is_file()}
+    in_place = PATCH if path.is_dir() or path.name.startswith("keras-") else IN_PLACE
     steps = (
         lambda: str(kpatch.show(path, stats=True)),
         lambda: checkpoint.apply(path, PATCH, out),
         lambda: checkpoint.diff(path, good).text,
         lambda: checkpoint.diff(good, path, common=True).text,
-        lambda: checkpoint.apply(path, IN_PLACE, in_place=True, journal=True),
+        lambda: checkpoint.apply(path, in_place, in_place=True, journal=True),
         lambda: checkpoint.undo(path),
     )
     refused = 0
