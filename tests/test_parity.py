@@ -20,12 +20,21 @@ from test_conformance import CASES, array
 import kpatch
 from kpatch.functions import TABLE
 from kpatch.run.evaluate import Scope, evaluate
+from kpatch.values.dtypes import tensor
 from kpatch.values.tensors import to_numpy
 
 BACKENDS = ("numpy", "jax", "torch", "tensorflow")
 DTYPES = ("bool", "int8", "int16", "int32", "uint8", "float16", "bfloat16", "float32")  # jax's without a switch
 INTEGERS = [-(2**31), -32769, -300, -129, -1, 0, 1, 2, 100, 127, 128, 255, 256, 65535, 2**31 - 1]
 FLOATS = [0.0, -0.0, 0.5, -0.5, 1.5, -2.75, 1e-3, 65504.0, 65520.0, 1e5, -1e10, 3e38, np.nan, np.inf, -np.inf, 0.1]
+# No denormals, in results neither: the page says which backends flush them.
+SPECIALS = np.array([*FLOATS[:11], 1e37, *FLOATS[12:], 1e-5, -2.0, 20.0, -100.0], "float32").reshape(4, 5)
+ONE, AXES = "{}(_)", ("{}(_)", "{}(_, axis=0)", "{}(_, axis=1)")
+SPECIAL = {  # groups of functions, and the expressions in which they are tried
+    "Arithmetic and comparison": (ONE, "{}(_, 0.5)", "{}(0.5, _)", "{}(_, flip(_))"),
+    "Element-wise mathematics": (ONE, "{}(_, 0.5)", "{}(_, flip(_))"),
+    "Reductions": AXES,
+}
 RTOL = {"Products": 1e-5, "Linear algebra": 1e-5}  # others: a few units in the last place
 ULPS, ATOL = 1e-6, 1e-7
 
@@ -38,9 +47,18 @@ def outcome(function):
         return np.array(f"{type(error).__name__}: {error}")
 
 
+def evaluated(text, x):
+    """The value of an expression of `_`."""
+    node, scope = kpatch.parse(f"_ = {text}").statements[0].value, Scope(look_up=None, implied=tensor(as_tensor(x)))
+    return outcome(lambda: to_numpy(evaluate(node, scope).data))
+
+
+def as_tensor(x):
+    return keras.ops.convert_to_tensor(x, x.dtype.name)
+
+
 def edited(before, text, **bindings):
-    x = keras.ops.convert_to_tensor(before, before.dtype.name)
-    return outcome(lambda: to_numpy(kpatch.edit(x, text, **bindings)))
+    return outcome(lambda: to_numpy(kpatch.edit(as_tensor(before), text, **bindings)))
 
 
 def conformance():
@@ -62,6 +80,11 @@ def casts():
                 yield f"{source} against {dtype}", edited(zeros, "_[_ < $v] = 1", v=before)
 
 
+def _is_exact(function):
+    """The page gives powers and quotients a tolerance."""
+    return function.exact and function.name != "power"
+
+
 def functions():
     for function in TABLE.values():
         node = kpatch.parse(f"_ = {function.example}").statements[0].value
@@ -70,6 +93,10 @@ def functions():
         x = np.linspace(0.1, 0.9, 12, dtype="float32").reshape(3, 4)
         if function.signature.startswith("x)"):
             yield f"{function.group}: {function.name}(x)", edited(x, f"_ = {function.name}(_)"), function.exact
+        if function.group in SPECIAL:
+            for form in SPECIAL[function.group]:
+                text = form.format(function.name)
+                yield f"{function.group}: {text} of special numbers", evaluated(text, SPECIALS), _is_exact(function)
 
 
 PATCHES = {

@@ -279,6 +279,14 @@ class Backend(Protocol):
         """`1 - erf(x)`, with all digits where the backend has that function."""
         return 1 - self.ops.erf(x)
 
+    def power(self, x, y) -> Any:
+        """`x` to the power of `y`, of floats of one dtype."""
+        return x**y
+
+    def remainder(self, x, y) -> Any:
+        """The remainder of floats of one dtype, by the quotient rounded down."""
+        return x % y
+
     def equal(self, x, y) -> Any:
         """Where tensors of one dtype are equal, exactly; of a rank that is known also if lengths are not."""
         return x == y

@@ -57,9 +57,10 @@ def _round_to_half(x):
     inexact = ops.logical_and(back != x, x == x)
     bits = ops.where(ops.logical_and(inexact, bits % two != one), bits + one, bits)
     odd = view(bits, "float32")  # which has no gradient, as bits have none; a step from `narrow` keeps its
-    moved = ops.logical_and(ops.isfinite(narrow), odd != narrow)
-    near = ops.where(ops.isfinite(narrow), narrow, odd)
-    return ops.cast(ops.where(moved, narrow + ops.stop_gradient(odd - narrow), near), "float16")
+    finite, zero = ops.isfinite(narrow), numerics.scalar(0, "float32")
+    start, end = ops.where(finite, narrow, zero), ops.where(finite, odd, zero)
+    stepped = ops.where(end != start, start + ops.stop_gradient(end - start), start)  # `+ 0` would lose the sign of -0
+    return ops.cast(ops.where(finite, stepped, odd), "float16")
 
 
 def cast_array(array, dtype):

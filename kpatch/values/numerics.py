@@ -164,7 +164,7 @@ def remainder(x, y, dtype):
 
 def _remainder_floats(x, y, dtype):
     """A zero takes the sign of `y`, as NumPy's does; the backends disagree."""
-    rest = x % y
+    rest = backends.current().remainder(x, y)
     zero = where(y < scalar(0, dtype), scalar(-0.0, dtype), scalar(0, dtype), dtype)
     return where(rest == scalar(0, dtype), zero, rest, dtype)
 
@@ -172,7 +172,7 @@ def _remainder_floats(x, y, dtype):
 def _floor_divide_floats(x, y, dtype):
     """NumPy's definition: from the remainder, which is exact, so that `1 // 0.1` is 9."""
     zero, one = scalar(0, dtype), scalar(1, dtype)
-    rest = abs(x) % abs(y)
+    rest = backends.current().remainder(abs(x), abs(y))
     rest = where(x < zero, -rest, rest, dtype)
     quotient = (x - rest) / y
     below = where(y < zero, rest > zero, rest < zero, "bool")
@@ -184,7 +184,7 @@ def _floor_divide_floats(x, y, dtype):
 
 def power(x, y, dtype):
     if is_floating(dtype):
-        return in_float32(lambda x, y, _: x**y, dtype, x, y)
+        return in_float32(lambda x, y, _: backends.current().power(x, y), dtype, x, y)
     return _power_integers(x, y, dtype)
 
 
