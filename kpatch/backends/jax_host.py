@@ -46,7 +46,7 @@ def pays(work, array):
 def reduces(x):
     """Whether NumPy reduces the tensor."""
     suits = isinstance(x, jax.Array) and x.dtype in (np.float32, np.int32, bool)
-    return suits and x.nbytes <= REDUCED and _is_on_host(x)
+    return suits and _is_on_host(x) and x.nbytes <= REDUCED
 
 
 def take(array, selection):

@@ -122,11 +122,14 @@ class Editor:
         return np.frombuffer(self.bytes(array.file, array.offset + start * size, count * size), array.numpy)
 
     def reader(self, array):
-        """A function of a start and a count that reads flat entries of an array of any file."""
+        """A function of a start and a count that reads flat entries of an array of any file.
+
+        That a donor stays as it is, is checked before the edit ends, and no more when the file is closed.
+        """
         array = self._twins.get(array, array)
         if array.file in self._descriptors and array.offset is not None:
             return functools.partial(self.read, array)
-        return self._stack.enter_context(array.flat(self._file(array)))
+        return self._stack.enter_context(array.flat(self._file(array) or array.file.open()))
 
     def put(self, array, flat, values):
         """Writes values to entries at ascending flat offsets.

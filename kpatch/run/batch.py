@@ -124,6 +124,8 @@ def _numbers(statements, dtype):
     if not is_floating(dtype) and not (is_integer(dtype) and all(type(n) is int for n in numbers)):
         return None
     wide = np.array(numbers, "float64" if is_floating(dtype) else None)
+    if wide.dtype.kind == "f" and not is_floating(dtype):  # NumPy's choice for integers on both sides of 2**63
+        wide = np.array(numbers, object)
     try:
         return arithmetic.convert(literal(wide), dtype).data
     except PatchError:

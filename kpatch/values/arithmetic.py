@@ -291,6 +291,7 @@ def compute(dtype, shape, function, *operands, to=None):
 def prepared(value, dtype, place=None, check_only=False):
     """The operand in `dtype`: a literal is fitted, a tensor cast. `check_only` makes the checks alone."""
     if value.weak and value.data is not None:
+        dtypes.check_available(dtype)
         count_constants(value.data.size)
         try:
             array = dtypes.fit(value, dtype)

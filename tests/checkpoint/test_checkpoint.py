@@ -16,6 +16,7 @@ from checkpoints import MODELS, Encoder, bits, subclassed
 from hypothesis import given
 from hypothesis import strategies as st
 from models import dense, filled
+from safetensors.numpy import save_file
 
 import kpatch
 from kpatch import checkpoint
@@ -155,7 +156,7 @@ def test_a_result_in_shards_needs_new_names(tmp_path):
 
 @pytest.mark.every_backend
 def test_safetensors(tmp_path):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     path, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     rng = np.random.default_rng(0)
@@ -180,6 +181,15 @@ def test_safetensors(tmp_path):
 
 
 @pytest.mark.every_backend
+def test_many_integers_on_both_sides_of_2_to_the_63_keep_their_digits(tmp_path):
+    numbers = [9146768446304732933, 17463254299980620035] * 4
+    save_file({"x": np.zeros(8, "uint64")}, one := tmp_path / "one.safetensors")
+    text = "; ".join(f"x[{place}] = {number}" for place, number in enumerate(numbers))
+    checkpoint.apply(one, text, two := tmp_path / "two.safetensors")
+    checkpoint.apply(one, checkpoint.diff(one, two), three := tmp_path / "three.safetensors")
+    assert checkpoint.open(two)["x"].tolist() == checkpoint.open(three)["x"].tolist() == numbers
+
+
 def test_values_and_checkpoints_are_handed_in(saved):
     donor = saved.with_name("donor.keras")
     filled(dense(), seed=1).save(donor)

@@ -114,6 +114,7 @@ def test_going_on_after_an_interrupt(model, tmp_path):
         ("block_0.output[:, $t] = 0", {"t": range(5)}, "index 4 is out of range for axis 1 with 4 entries"),
         ("block_0.output = 0", {"t": range(5)}, "the axis 't' is not used: '$t' is nowhere in the patch"),
         ("block_0.output = $v", {"v": [1, 2]}, "kpatch.sweep has no axis; a range is one, as in l=range(12), or axes="),
+        ("block_0.output = $t", {"t": range(2), "expect": 2}, "the patch matches 0 variables and 1 activation, not 2"),
         ("block_0.output = $v", {"axes": {"v": []}}, "the axis 'v' has no values"),
         (kpatch.parse("block_0.output = 0"), {"t": range(5)}, "kpatch.sweep takes a text, with '$l' in names"),
         ("block_0.output = $t", {"t": range(2), "metric": lambda: "x"}, "metric= returns a number, or an array of"),

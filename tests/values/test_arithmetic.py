@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from kpatch import functions
 from kpatch.errors import DTypeError, ExecutionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.values import arithmetic, casts, comparisons, dtypes, numerics
 from kpatch.values.arithmetic import binary, compare, convert, unary
@@ -719,6 +720,9 @@ def test_dtypes_that_a_backend_lacks(backend):
     if backend == "torch":
         text = 'the torch backend has no arithmetic on uint16; write cast(..., "int64")'
         assert fails(UnsupportedError, binary, "+", Value("uint16", ()), Value("uint8", ()))[0] == text
+        held = Value("uint64", (), np.array(1, "uint64"))
+        found = fails(UnsupportedError, functions.call, "where", [literal(True), held, literal(3)], {})[0]
+        assert found == text.replace("uint16", "uint64")
     assert available("float32")
 
 
