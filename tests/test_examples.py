@@ -103,6 +103,14 @@ def test_holding(run, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="one backend does; PatchCallback has its tests on each")
+def test_gradual_pruning(run, tmp_path):
+    plot = tmp_path / "pruned.png"
+    lines = run("prune_gradually.py", "--epochs", 2, "--plot", plot).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["not pruned", "90% zeros", "95% zeros", "98% zeros"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="one backend does; kpatch.sweep has its tests on each")
 def test_tracing(run, tmp_path):
     plot = tmp_path / "traced.png"
