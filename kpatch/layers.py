@@ -14,11 +14,14 @@ try:
 except ModuleNotFoundError as error:
     raise of_backend(error) from None
 
+from kpatch import backends
 from kpatch.inside.naming import named_by, unique
 from kpatch.inside.patched import WeightsPatch
 from kpatch.inside.tensor_patch import TensorPatch
 from kpatch.names.patches import PatchLike
 from kpatch.values.tensors import of_variable
+
+backends.current()  # settled now: dynamo cannot trace the first call
 
 
 @keras.saving.register_keras_serializable(package="kpatch")
