@@ -101,6 +101,19 @@ class Torch(Backend):
         plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
         return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
 
+    def sync(self, model):
+        """Refuses a model whose parameters are sharded: Keras's variables are no longer what torch trains."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        from torch.distributed.tensor import DTensor
+
+        for layer in model._flatten_layers() if hasattr(model, "_flatten_layers") else ():
+            if any(isinstance(each, DTensor) for each in layer._modules.get("_torch_params", {}).values()):
+                raise UnsupportedError(
+                    f"the parameters of '{layer.name}' are sharded (fully_shard, DTensor), which kpatch does not edit",
+                    notes=["edit the model before it is sharded, or its checkpoint"],
+                )
+
     def kept(self, mask, held):
         """Only for a constant mask with few entries and constant values."""
         if not isinstance(mask, np.ndarray) or not isinstance(held, np.ndarray) or held.shape not in ((), mask.shape):
