@@ -53,12 +53,17 @@ def all_bits(model):
     return bits(model), [np.asarray(keras.ops.convert_to_numpy(v)).tobytes() for v in slots]
 
 
+def loaded(path, patch):
+    """The model of a file, patched when it is loaded."""
+    model = keras.saving.load_model(path)
+    kpatch.apply(model, patch)
+    return model
+
+
 def test_a_model_with_its_optimizer(version):
     """The file patched and then loaded is the file loaded and then patched."""
     out = edited(f"keras-{version}.keras", TEXTS)
-    model = keras.saving.load_model(f"keras-{version}.keras")
-    kpatch.apply(model, TEXTS)
-    assert all_bits(keras.saving.load_model(out)) == all_bits(model)
+    assert all_bits(keras.saving.load_model(out)) == all_bits(loaded(f"keras-{version}.keras", TEXTS))
 
 
 @once
@@ -69,9 +74,7 @@ def test_a_model_in_a_folder(version):
     with zipfile.ZipFile("out.keras", "w") as archive:
         for name in sorted(os.listdir("folder")):
             archive.write(f"out/{name}", name)
-    model = keras.saving.load_model(FILES / f"keras-{version}.keras")
-    kpatch.apply(model, TEXTS)
-    assert all_bits(keras.saving.load_model("out.keras")) == all_bits(model)
+    assert all_bits(keras.saving.load_model("out.keras")) == all_bits(loaded(FILES / f"keras-{version}.keras", TEXTS))
     checkpoint.undo("out")
     assert kpatch.diff("out", FILES / f"keras-{version}.keras").equal
 
@@ -81,18 +84,14 @@ def test_a_model_of_codes(version):
     """`head.kernel` is the weight, which codes and a scale for each column store."""
     patch = "head.kernel[0, 0] = 0; head.kernel[:, 1] *= 3; head.bias[1] = 5"
     out = edited(f"keras-{version}-int8.keras", patch)
-    model = keras.saving.load_model(f"keras-{version}-int8.keras")
-    kpatch.apply(model, patch)
-    assert all_bits(keras.saving.load_model(out)) == all_bits(model)
+    assert all_bits(keras.saving.load_model(out)) == all_bits(loaded(f"keras-{version}-int8.keras", patch))
     assert list(checkpoint.open(out)) == ["head.bias", "head.kernel", "head.kernel_scale"]
 
 
 @once
 def test_a_model_in_hdf5(version):
     out = edited(f"keras-{version}.h5", IMAGES)
-    model = keras.saving.load_model(f"keras-{version}.h5")
-    kpatch.apply(model, IMAGES)
-    assert bits(keras.saving.load_model(out)) == bits(model)
+    assert bits(keras.saving.load_model(out)) == bits(loaded(f"keras-{version}.h5", IMAGES))
 
 
 @once
