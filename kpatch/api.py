@@ -1,15 +1,13 @@
 """The public functions: `plan`, `apply` and `edit`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union
 
 from kpatch import backends
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound, together
-from kpatch.run import checking, live, pure
+from kpatch.run import checking, live, pure, repeated
 from kpatch.run.plan import Plan
-from kpatch.run.repeated import Repeated
 from kpatch.run.resetting import optimizers_for
 from kpatch.run.undo import AppliedPatch
 
@@ -65,8 +63,7 @@ def plan(
     given = bound(patch, bindings, named)
     if isinstance(model, keras.Layer) and planning.may_edit_activations(given[0]):
         return planning.plan(model, *given, expect)
-    checked = checking.check_all(model, *given, expect)
-    return replace(live.count(checked), run=Repeated(model, *given, checked).apply)
+    return repeated.plan(model, *given, expect)
 
 
 @keywords.checked("kpatch.apply")

@@ -1,6 +1,5 @@
 """The plan of a patch that edits activations: what `intervene` would do, as far as it is known without a call."""
 
-from dataclasses import replace
 from typing import Any
 
 from kpatch.inside.intervening import Calls
@@ -25,10 +24,10 @@ def plan(model: Any, patch: Patch, bindings: dict[str, Any], expect: int | None)
     """The `Plan` of a patch of weights and activations."""
     split = Split(model, patch, bindings, expect)
     calls = Calls(split)
-    planned = live.count(checking.check(model, *split.weights_patch()))
+    checked = checking.check(model, *split.weights_patch())
     rows = []
     for part, (spec, counts) in calls.known:
         shape, dtype = (None, None) if spec is None else spec
         for statement, count in zip(part.edits, counts, strict=True):
             rows.append((statement, Row(text_in(statement, split.patch), part.path, shape, dtype, count)))
-    return replace(planned, patch=split.patch, activations=tuple(rows))
+    return Plan(split.patch, checked.steps, live.counts(checked), tuple(rows))

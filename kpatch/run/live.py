@@ -10,7 +10,6 @@ from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
 from kpatch.run import derived, encoding, execute, resetting
 from kpatch.run.execute import Named, picked
-from kpatch.run.plan import Plan
 from kpatch.run.records import Record, enter, latest_link, with_inherited
 from kpatch.run.undo import AppliedPatch
 from kpatch.values import tensors
@@ -346,12 +345,12 @@ def apply(checked, donate=True, keep=True, optimizers=()):
         raise _ended(live, error, checked.patch)  # noqa: B904 (an interrupt cut the first attempt off)
 
 
-def count(checked):
-    """The `Plan`: what the steps would write at present."""
+def counts(checked):
+    """How many entries each writing step would write at present; `None` if unknown before it runs."""
     live = Live(checked, backends.current(), donate=False)
     if checked.dynamic:
         live.sync()
-    return Plan.of(checked, execute.counts(checked, live))
+    return tuple(execute.counts(checked, live))
 
 
 # What a failure leaves ------------------------------------------------------------------------------------------------

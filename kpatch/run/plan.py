@@ -1,10 +1,10 @@
-"""`Plan`: a snapshot of a patch's effect on a model, as rows with warnings."""
+"""`Plan`: a snapshot of a patch's effect on a model or a file, as rows with warnings."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kpatch.errors import UnsupportedError
 from kpatch.run.steps import Checked, writing
@@ -13,9 +13,6 @@ from kpatch.view.overview import Column, Overview, shape
 from kpatch.view.shown import Shown
 
 EMPTY = "the patch is empty: it has no statements"
-
-if TYPE_CHECKING:
-    from kpatch.run.undo import AppliedPatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,42 +107,16 @@ class Plan(Shown):
     steps: tuple
     counts: tuple = field(repr=False)  # the number of entries each step writes; `None` if unknown before it runs
     activations: tuple = ()
-    run: Any = field(default=None, repr=False)  # makes the edits: a function of `donate` and `undo`
 
-    def apply(self, *, donate: bool = True, undo: bool = True) -> "AppliedPatch":
-        """Makes the edits, once more at each call: `kpatch.apply` without what it looks up each time.
-
-        It edits the variables that the plan found, as long as the model holds them, and looks at nothing else of the
-        model, so that the time does not grow with it. Values are those of now, also in indices.
-
-        Args:
-            donate, undo: as for `kpatch.apply`.
-
-        Returns:
-            An `AppliedPatch`.
+    def apply(self, *, donate: bool = True, undo: bool = True) -> Any:
+        """Refused: only a plan of a model, for its variables, can be applied (`ModelPlan`).
 
         Raises:
-            ResolutionError: the model has changed, and the patch means other variables than those of this plan.
-            UnsupportedError: the plan is of a file, of activations, or of edits that were made; or inside a function
-                that is being traced.
-            PatchError: as `kpatch.apply`, with every variable bitwise as it was.
-
-        Example:
-            >>> import keras, kpatch
-            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
-            >>> plan = kpatch.plan(model, "dense_1.bias += 1")
-            >>> edits = [plan.apply() for _ in range(3)]
-            >>> model.get_weights()[1].tolist()
-            [3.0, 3.0, 3.0]
-            >>> edits[-1].undo()
-            >>> model.get_weights()[1].tolist()
-            [2.0, 2.0, 2.0]
+            UnsupportedError: always.
         """
         if self.activations:
             raise UnsupportedError("this plan edits activations, which kpatch.intervene does while a block lasts")
-        if self.run is None:
-            raise UnsupportedError("this plan tells about a file, or about edits that were made; it applies nothing")
-        return self.run(donate, undo)
+        raise UnsupportedError("this plan tells about a file, or about edits that were made; it applies nothing")
 
     @classmethod
     def of(cls, checked: Checked, counts: Iterable[int | None]) -> "Plan":

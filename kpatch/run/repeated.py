@@ -1,14 +1,61 @@
-"""`Plan.apply`: a plan that is kept is run again and again, without looking at the rest of the model."""
+"""`ModelPlan`: a plan that is kept is run again and again, without looking at the rest of the model."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from kpatch import backends
 from kpatch.errors import ResolutionError
 from kpatch.names.links import Links
 from kpatch.run import checking, live
+from kpatch.run.plan import Plan
 from kpatch.run.steps import Checked
 from kpatch.run.undo import AppliedPatch
 from kpatch.syntax import Patch
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelPlan(Plan):
+    """A `Plan` of edits of a model's variables, which can make them.
+
+    Example:
+        >>> import keras, kpatch
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_1")])
+        >>> plan = kpatch.plan(model, "dense_1.bias += 1")
+        >>> edits = [plan.apply() for _ in range(3)]
+        >>> model.get_weights()[1].tolist()
+        [3.0, 3.0, 3.0]
+        >>> edits[-1].undo()
+        >>> model.get_weights()[1].tolist()
+        [2.0, 2.0, 2.0]
+    """
+
+    repeated: "Repeated" = field(kw_only=True)
+
+    def apply(self, *, donate: bool = True, undo: bool = True) -> AppliedPatch:
+        """Makes the edits, once more at each call: `kpatch.apply` without what it looks up each time.
+
+        It edits the variables that the plan found, as long as the model holds them, and looks at nothing else of the
+        model, so that the time does not grow with it. Values are those of now, also in indices.
+
+        Args:
+            donate, undo: as for `kpatch.apply`.
+
+        Returns:
+            An `AppliedPatch`.
+
+        Raises:
+            ResolutionError: the model has changed, and the patch means other variables than those of this plan.
+            UnsupportedError: inside a function that is being traced.
+            PatchError: as `kpatch.apply`, with every variable bitwise as it was.
+        """
+        return self.repeated.apply(donate, undo)
+
+
+def plan(target: Any, patch: Patch, bindings: dict[str, Any], expect: int | None) -> ModelPlan:
+    """The plan of a patch for what `kpatch.apply` edits."""
+    checked = checking.check_all(target, patch, bindings, expect)
+    counts = live.counts(checked)
+    return ModelPlan(checked.patch, checked.steps, counts, repeated=Repeated(target, patch, bindings, checked))
 
 
 class Repeated:
