@@ -179,17 +179,23 @@ class Checksum:
         return self._value ^ _shifted(self._difference, self._length - self._at)
 
     def replace(self, at, old, new):
-        end = at + len(old)
+        self.change(at, np.frombuffer(old, "uint8") ^ np.frombuffer(new, "uint8"))
+
+    def change(self, at, changed):
+        """Updates the sum for bytes of which the exclusive or of old and new is given."""
+        end = at + changed.nbytes
         if end < self._at:  # backwards: the changes so far are shifted to the end of the bytes
             self._value, self._difference, self._at = self.value, 0, end
-        changed = np.frombuffer(old, "uint8") ^ np.frombuffer(new, "uint8")
-        self._difference = _shifted(self._difference, end - self._at) ^ _raw(changed)
+        if at == self._at:
+            self._difference = _raw(changed, self._difference)
+        else:
+            self._difference = _shifted(self._difference, end - self._at) ^ _raw(changed)
         self._at = end
 
 
-def _raw(data):
-    """The sum without CRC-32's initial and final inversion, so that it is linear."""
-    return zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
+def _raw(data, before=0):
+    """The sum without CRC-32's initial and final inversion, so that it is linear; of `before` and then the data."""
+    return zlib.crc32(data, before ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def _times(a, b):

@@ -4,7 +4,7 @@ A copy of a small file is made at once. Of a large one
 
 * a part is copied when it is asked for, or at the end; a part that is written over as a whole is not copied at all, so
   that it is written to the disk once, not twice;
-* a thread writes, and another has the system bring to the disk what is written, while the patch computes.
+* a thread writes while the patch computes, and the system brings to the disk what is written meanwhile.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kpatch.checkpoint.disk import BINARY, Source, close, read_at, write_all
+from kpatch.checkpoint.disk import BINARY, Source, close, read_at, start_sync, write_all
 from kpatch.errors import FileError
 from kpatch.view import progress
 
 SMALL = 2**24  # bytes: smaller files are copied at once, and written without threads
 CHUNK = 2**24  # bytes copied at a time
 WAITING = 4  # blocks that wait to be written
-UNSYNCED = 2**26  # bytes written before the system is asked to bring them to the disk
+UNSYNCED = 2**24  # bytes written before the system is asked to bring them to the disk
 END = 2**63  # beyond every file
 NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)  # a file system without copies
 
@@ -47,10 +47,11 @@ class Copy:
             size = os.fstat(self._source.fileno()).st_size
             os.ftruncate(self.descriptor, size)
             self._absent = [(0, size)] if size else []
+            self._unsynced = 0
             progress.expect(size)
             self.behind: Behind | None = None
             if size > SMALL and hasattr(os, "pread") and hasattr(os, "pwrite"):  # else threads share one position
-                self.behind = Behind(self.descriptor)
+                self.behind = Behind()
                 stack.callback(self.behind.close)
             if size <= SMALL:
                 self.ensure(0, size)
@@ -108,9 +109,15 @@ class Copy:
         done = self._copied(offset, count)
         if done == 0:
             raise FileError(f"'{self._name}' became shorter while it was copied")
-        if self.behind is not None:
-            self.behind.count(done)
+        self.count(done)
         return done
+
+    def count(self, count: int) -> None:
+        """Notes that `count` bytes are written. It only matters to the speed, so two threads may miss some."""
+        self._unsynced += count
+        if self._unsynced >= UNSYNCED:
+            self._unsynced = 0
+            start_sync(self.descriptor)
 
     def _copied(self, offset: int, count: int) -> int:
         """Copies in the kernel if it can: `copy_file_range` shares blocks if the file system supports it."""
@@ -135,61 +142,43 @@ def copy_of(source: Source, target: Any) -> None:
 
 
 class Behind:
-    """Threads that write to a file what is handed in, in order, and bring it to the disk.
+    """A thread that does what is handed in, in order.
 
     A failure is raised by the next call from the thread that hands in.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self) -> None:
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
-        self._unsynced, self._full, self._ended = 0, threading.Event(), False
-        self._threads = [threading.Thread(target=self._write, daemon=True)]
-        if hasattr(os, "fdatasync"):
-            self._threads.append(threading.Thread(target=self._sync, daemon=True))
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
-    def put(self, job: Callable[[], None], count: int) -> None:
-        """Has a job done that writes `count` bytes, after those before it."""
+    def put(self, job: Callable[[], None]) -> None:
+        """Has a job done after those before it."""
         self._raise()
         self._jobs.put(job)
-        self.count(count)
-
-    def count(self, count: int) -> None:
-        """Notes that `count` bytes are written."""
-        self._unsynced += count
-        if self._unsynced >= UNSYNCED:
-            self._unsynced = 0
-            self._full.set()
 
     def drain(self) -> None:
-        """Waits until all is written."""
+        """Waits until all is done."""
         self._jobs.join()
         self._raise()
 
     def close(self) -> None:
-        """Ends the threads. What waits is not written after a failure."""
-        if self._ended:
-            return
-        self._ended = True
-        self._jobs.put(None)
-        self._full.set()
-        for thread in self._threads:
-            thread.join()
+        """Ends the thread. What waits is not done after a failure."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
 
     def finish(self) -> None:
-        """Ends the threads after all is written; raises what failed."""
+        """Ends the thread after all is done; raises what failed."""
         self.drain()
         self.close()
-        self._raise()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _write(self) -> None:
+    def _work(self) -> None:
         while True:
             job = self._jobs.get()
             try:
@@ -201,15 +190,3 @@ class Behind:
                 self._error = error
             finally:
                 self._jobs.task_done()
-
-    def _sync(self) -> None:
-        """An error of the disk is told once: to this thread, so it is kept."""
-        while True:
-            self._full.wait()
-            self._full.clear()
-            if self._ended or self._error is not None:
-                return
-            try:
-                os.fdatasync(self._descriptor)
-            except OSError as error:
-                self._error = error

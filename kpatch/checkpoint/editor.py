@@ -14,7 +14,7 @@ import numpy as np
 
 from kpatch.checkpoint import journal, packed, recovery
 from kpatch.checkpoint.archive import Checksum
-from kpatch.checkpoint.arrays import BLOCK
+from kpatch.checkpoint.arrays import BLOCK, as_bits
 from kpatch.checkpoint.copying import END, Copy
 from kpatch.checkpoint.disk import BINARY, Source, close, failing, lock, read_at, write_all
 from kpatch.checkpoint.outputs import check, written
@@ -156,22 +156,24 @@ class Editor:
         new[flat - first] = values
         return array.file, array.offset + first * array.numpy.itemsize, old.tobytes(), new.tobytes()
 
-    def put_row(self, array, start, old, new):
-        """Writes consecutive entries whose old values are known."""
+    def put_row(self, array, start, old, new, changed=None):
+        """Writes consecutive entries whose old values are known, and maybe `changed`, the exclusive or of the bits."""
         array = self._twins.get(array, array)
         offset, copy = array.offset + start * array.numpy.itemsize, self._copies.get(array.file)
         if copy is None or copy.behind is None or self.log is not None:
             self._replace([(array.file, offset, old.tobytes(), new.tobytes())])
             return
         copy.claim(offset, offset + new.nbytes)
-        copy.behind.put(functools.partial(self._overwrite, array.file, offset, old, new), new.nbytes)
+        copy.behind.put(functools.partial(self._overwrite, array.file, offset, old, new, changed))
 
-    def _overwrite(self, file, offset, old, new):
+    def _overwrite(self, file, offset, old, new, changed):
         """Writes over a part of a copy, which may be absent; the checksum is updated."""
-        old, new = (np.ascontiguousarray(part).view("u1") for part in (old, new))
+        new = np.ascontiguousarray(new)
         if self._sum is not None:
-            self._sum.replace(offset - self._entry.start, old, new)
-        write_all(self._descriptors[file], new, offset)
+            changed = as_bits(old) ^ as_bits(new) if changed is None else changed
+            self._sum.change(offset - self._entry.start, changed)
+        write_all(self._descriptors[file], new.view("u1"), offset)
+        self._copies[file].count(new.nbytes)
 
     def restore(self, file, offset, old):
         """Restores bytes that an earlier edit replaced."""

@@ -6,6 +6,7 @@ products of arrays. Other steps need memory for all values that they compute.
 
 import mmap
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from kpatch import backends, indexing
 from kpatch.backends.numpy import OPERATORS, take
 from kpatch.checkpoint import reducing
 from kpatch.checkpoint.arrays import BLOCK, Array, as_bits, reuse_blocks
+from kpatch.checkpoint.effects import Change
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
@@ -22,10 +24,6 @@ from kpatch.syntax import ast
 from kpatch.values import tensors
 from kpatch.values.dtypes import check_available, tensor
 from kpatch.view import progress
-from kpatch.view.data import measured, summary
-from kpatch.view.overview import sample
-
-MAX_KEPT = 2**12  # changed entries whose old and new values are kept
 
 
 def nbytes(step):
@@ -33,84 +31,20 @@ def nbytes(step):
     return sum(array.nbytes for array in step.place.parts)
 
 
-class Change:
-    """The effect of a statement on an array.
+class Made(NamedTuple):
+    """The new values of a block, and what was computed on the way.
 
     Attributes:
-        step: the plan's step.
-        statement: the statement.
-        entries: the number of entries written.
-        before, after: a `Sample` of their old and new values.
+        new: the values.
+        changed: the exclusive or of old and new bits, or `None`.
+        mask: which entries were written, or `None` for all.
+        chosen: the old values under the mask, with zeros beside it.
     """
 
-    def __init__(self, step, statement):
-        self.step = step
-        self.statement = statement
-        self.entries = 0
-        self.before = Sample()
-        self.after = Sample()
-
-    def to_dict(self):
-        """The change without its statement, as data in the form of `Write.to_dict`."""
-        place = self.step.place
-        return {
-            "path": place.path,
-            "shape": list(place.shape),
-            "dtype": place.dtype,
-            "entries": self.entries,
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-            "asked": None,
-        }
-
-    def add(self, before, after):
-        self.entries += before.size
-        self.before.add(before)
-        self.after.add(after)
-
-
-class Sample:
-    """A stream of values: all values if they are few, else their range and mean."""
-
-    def __init__(self):
-        self._kept = []
-        self._size = 0
-        self._low, self._high, self._sum = np.inf, -np.inf, 0.0
-
-    def add(self, values):
-        self._size += values.size
-        self._kept.append(values)
-        if self._size > MAX_KEPT:
-            for part in self._kept:
-                self._measure(part if any(part.strides) else part[:1], part.size)
-            self._kept = []
-
-    def _measure(self, part, count):
-        """Adds the range and sum of `count` values; `part` can be one value that is repeated."""
-        if part.size:
-            wide = part.astype("float32" if part.dtype.itemsize < 4 else part.dtype, copy=False)
-            self._low = min(self._low, float(wide.min()))
-            self._high = max(self._high, float(wide.max()))
-            self._sum += float(wide.sum(dtype="float64")) * (count / part.size)
-
-    def __str__(self):
-        if self._is_kept:
-            return sample(self._values)
-        return f"{self._low:.4g} … {self._high:.4g}, mean {self._sum / self._size:.4g}"
-
-    def to_dict(self):
-        """As `data.summary`."""
-        if self._is_kept:
-            return summary(self._values)
-        return {**measured(self._low, self._sum / self._size, self._high), "values": None}
-
-    @property
-    def _is_kept(self):
-        return bool(self._kept) or not self._size
-
-    @property
-    def _values(self):
-        return np.concatenate([np.ravel(part) for part in self._kept]) if self._kept else []
+    new: np.ndarray
+    changed: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    chosen: np.ndarray | None = None
 
 
 class Stored(execute.Named):
@@ -170,18 +104,17 @@ class Stored(execute.Named):
         for start in range(0, array.size, count := BLOCK // array.numpy.itemsize):
             old = self.editor.read(array, start, min(count, array.size - start))
             with np.errstate(all="ignore"):
-                new, entries = compute(start, old)
-            if entries is None:
-                change.add(old, new)
+                made = compute(start, old)
+            if made.mask is None:
+                change.add(old, made.new)
             else:
-                changed = old.compress(entries)  # a seventh of the time of `old[entries]`
-                change.add(changed, np.broadcast_to(step.constant.reshape(()), changed.shape))
-            self.editor.put_row(array, start, old, new)
+                change.add_chosen(old, made.mask, made.chosen, step.constant.reshape(()))
+            self.editor.put_row(array, start, old, made.new, made.changed)
             progress.advance(old.nbytes)
         return True
 
     def _blockwise(self, step, scope):
-        """A function of a block that returns the new block and its changed entries (`None` for all); or `None`."""
+        """A function of a block's start and old values that returns what is `Made` of them, or `None`."""
         if type(step) is not EditStep or step.place.weight is not None:
             return None
         number = step.constant if step.constant is not None and step.constant.size == 1 else None
@@ -190,13 +123,13 @@ class Stored(execute.Named):
         if not isinstance(step.selection, indexing.Region) or not step.selection.full:
             return None
         if number is not None:
-            return lambda start, old: (np.full_like(old, number.reshape(())), None)
+            return lambda start, old: Made(np.full_like(old, number.reshape(())))
         if step.operand is not None and step.statement.op[:-1] in OPERATORS:
             function, operand = (
                 OPERATORS[step.statement.op[:-1]],
                 np.asarray(step.operand.data, step.place.variable.numpy),
             )
-            return lambda start, old: (function(old, operand).astype(old.dtype, copy=False), None)
+            return lambda start, old: Made(function(old, operand).astype(old.dtype, copy=False))
         return self._copied(step) or self._computed(step, scope)
 
     def _numbers(self, step, program, scope):
@@ -246,7 +179,7 @@ class Stored(execute.Named):
 
         def compute(start, old):
             blocks = [old if read is None else read(start, len(old)) for read in readers]
-            return program.compute(blocks, numbers), None
+            return Made(program.compute(blocks, numbers))
 
         return compute
 
@@ -261,7 +194,7 @@ class Stored(execute.Named):
         if (place.shape, place.dtype) != (step.place.shape, step.place.dtype) or id(place.variable) in self._own:
             return None
         read = self._reader(place)
-        return lambda start, old: (read(start, len(old)), None)
+        return lambda start, old: Made(read(start, len(old)))
 
     def _reader(self, place):
         """A function of a start and a count that reads flat entries; from a file, without memory for all of them."""
@@ -328,17 +261,19 @@ class Stored(execute.Named):
 
 def _masked(step, numbers, number):
     scratch = np.empty(BLOCK // step.place.variable.numpy.itemsize, as_bits(np.empty(0, number.dtype)).dtype)
+    fresh = as_bits(number)
 
     def compute(start, old):
         mask = step.mask.compute([old] * len(step.mask.arrays), numbers)
         mask = np.ascontiguousarray(np.broadcast_to(mask, old.shape))
         bits = as_bits(old)
-        chosen = scratch[: len(bits)]  # new arrays would cost more than all the arithmetic
-        np.copyto(chosen, mask.view("u1"))
-        np.negative(chosen, out=chosen)  # all ones in the mask; `where` is 8 times slower
-        new = bits ^ as_bits(number)
-        np.bitwise_and(new, chosen, out=new)
-        return np.bitwise_xor(new, bits, out=new).view(old.dtype), mask
+        ones = scratch[: len(bits)]  # new arrays would cost more than all the arithmetic
+        np.copyto(ones, mask.view("u1"))
+        np.negative(ones, out=ones)  # all ones in the mask; `where` is 8 times slower
+        chosen = changed = bits & ones
+        if fresh:
+            changed = np.bitwise_and(ones, bits ^ fresh)
+        return Made((bits ^ changed).view(old.dtype), changed, mask, chosen.view(old.dtype))
 
     return compute
 

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import random
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kpatch import checkpoint
-from kpatch.checkpoint import copying, store
+from kpatch.checkpoint import copying, disk, store
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError
 
@@ -107,7 +108,7 @@ def test_a_copy_is_what_was_written_to_it(tmp_path, behind):
                 copy.claim(start, stop)
                 written = functools.partial(os.pwrite, copy.descriptor, new, start)
                 if copy.behind is not None:
-                    copy.behind.put(written, len(new))
+                    copy.behind.put(written)
                 if copy.behind is None or kind == "claim":
                     copy.settle(0, 0)
                     written()
@@ -123,7 +124,7 @@ def left(folder):
 
 
 @pytest.mark.parametrize("patch", ["*.w[abs(_) < 0.5] = 0", "a.w[0] = 1; d.w = 0"])
-@pytest.mark.parametrize(("call", "number"), [("pwrite", 0), ("pwrite", 1), ("fdatasync", 0), ("fsync", 0)])
+@pytest.mark.parametrize(("call", "number"), [("pwrite", 0), ("pwrite", 1), ("fsync", 0)])
 def test_a_full_disk(at_once, behind, monkeypatch, call, number, patch):
     if not hasattr(os, call):
         pytest.skip("the system has no such call")
@@ -207,3 +208,23 @@ def test_what_is_written_over_is_never_copied(at_once, behind, monkeypatch):
     checkpoint.apply(at_once / "m.safetensors", "*.w[abs(_) < 0.5] = 0", at_once / "out.safetensors")
     size = (at_once / "m.safetensors").stat().st_size
     assert copied[0] == size - sum(4 * int(np.prod(shape)) for shape in ARRAYS.values())
+
+
+def test_the_disk_is_asked_to_begin_early(at_once, behind, monkeypatch):
+    begun, known = [], copying.start_sync
+    monkeypatch.setattr(copying, "start_sync", lambda descriptor: begun.append(known(descriptor)))
+    for patch in ("*.w[abs(_) < 0.5] = 0", "c.w[0] = 1"):
+        begun.clear()
+        checkpoint.apply(at_once / "m.safetensors", patch, at_once / "out.safetensors", overwrite=True)
+        assert len(begun) >= 4
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_how_a_system_begins_to_bring_a_file_to_the_disk(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    disk._sync_file_range.cache_clear()
+    with (tmp_path / "f").open("wb") as file:
+        disk.start_sync(file.fileno())
+    disk.start_sync(-1)  # a failure is left to `fsync`
+    assert (disk._sync_file_range() is None) == (platform != "linux")
+    disk._sync_file_range.cache_clear()
