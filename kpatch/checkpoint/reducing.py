@@ -16,13 +16,12 @@ from kpatch.values.dtypes import Value, tensor
 _FUNCTIONS = {*SUMS, *BESTS, *FLAGS, *QUANTILES}
 
 
-def reduced(node: Any, scope: Any, implied: Place | None, names: Any, reader: Any) -> Value | None:
+def reduced(node: Any, scope: Any, names: Any, reader: Any) -> Value | None:
     """The value of a call that reduces all of one array, element-wise expressions of it included; or `None`.
 
     Args:
         node: the node of an expression.
         scope: its `evaluate.Scope`.
-        implied: the place that `_` is, if it is one as a whole.
         names: the `FileNames`.
         reader: the function from a place to the function of a start and a count that reads its flat entries.
     """
@@ -31,7 +30,7 @@ def reduced(node: Any, scope: Any, implied: Place | None, names: Any, reader: An
     share = _share(node)
     if share is None:
         return None
-    whole, place = _of_one_place(node.arguments[0].value, scope, implied, names)
+    whole, place = _of_one_place(node.arguments[0].value, scope, names)
     if place is None or place.dtype not in IN_BLOCKS or 0 in place.shape:
         return None
     scope = scope.with_implied(place.unknown())
@@ -60,7 +59,7 @@ def _share(node: ast.Call) -> float | None:
     return None
 
 
-def _of_one_place(node: Any, scope: Any, implied: Place | None, names: Any) -> tuple[Any, Place | None]:
+def _of_one_place(node: Any, scope: Any, names: Any) -> tuple[Any, Place | None]:
     """An expression with `_` for the one tensor in it, and that tensor's place; `None` if there is no such place."""
     places: list[Place] = []
 
@@ -71,9 +70,9 @@ def _of_one_place(node: Any, scope: Any, implied: Place | None, names: Any) -> t
         return part
 
     if _reads([node], ast.Implied):
-        if implied is None:
+        if scope.whole is None:
             return node, None
-        places.append(implied)
+        places.append(scope.whole)
     whole = ast.mapped(node, replaced)
     same = len({(id(place.variable), place.weight is None) for place in places}) == 1
     return whole, places[0] if same and places[0].shape else None

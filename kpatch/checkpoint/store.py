@@ -137,7 +137,7 @@ class Stored(execute.Named):
         known = dict(scope.locals)
 
         def replaced(node):
-            value = self.reduced(node, replace(scope, locals=known), step.place)
+            value = self.reduced(node, replace(scope, locals=known, whole=step.place))
             if value is None:
                 return node
             known[f"\0{len(known)}"] = value
@@ -151,9 +151,9 @@ class Stored(execute.Named):
         implied = tensor(self.value(step.place)) if asked else step.place.unknown()
         return replace(program, scalars=tuple(scalars)).numbers(replace(scope, locals=known, implied=implied))
 
-    def reduced(self, node, scope, implied=None):
-        """The value of a call that reduces an array, computed in blocks, or `None`; `implied` is the place of `_`."""
-        return None if self.editor is None else reducing.reduced(node, scope, implied, self.names, self._reader)
+    def reduced(self, node, scope):
+        """The value of a call that reduces an array, computed in blocks, or `None`."""
+        return None if self.editor is None else reducing.reduced(node, scope, self.names, self._reader)
 
     def _program(self, step, scope):
         """The program of the whole new value, or `None`."""

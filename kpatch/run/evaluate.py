@@ -32,6 +32,7 @@ class Scope:
         read: the function `(node, target, selection)` that reads only the selected entries; or `None`.
         reduced: the function `(node, scope)` that computes a call which reduces a tensor, or gives `None`; or `None`.
         implied: the `Value` of `_`, or `None`.
+        whole: the `Place` that `_` is as a whole, which is read only if it is asked for; or `None`.
         locals: the values of earlier `let` statements.
         target: the `Place` that the statement writes to, or `None`.
         stream: the number of the glob's match; each match draws its own random numbers.
@@ -51,6 +52,7 @@ class Scope:
     read: Callable | None = None
     reduced: Callable | None = None
     implied: Value | None = None
+    whole: Any = None
     locals: dict[str, Value] = field(default_factory=dict)
     target: Any = None
     stream: int = 0
@@ -102,7 +104,7 @@ class Scope:
         return self.traced and arithmetic.is_planning()
 
     def with_implied(self, value, bound=None):
-        return replace(self, implied=value, bound=bound)
+        return replace(self, implied=value, whole=None, bound=bound)
 
 
 def _size(value):
@@ -209,6 +211,8 @@ def _list(node, scope):
 
 
 def _implied(node, scope):
+    if scope.implied is None and scope.whole is not None:
+        scope.implied = scope.look_up(node, scope.whole)
     if scope.implied is None:
         raise ResolutionError(
             "'_' means nothing here: there is no implied tensor",

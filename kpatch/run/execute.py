@@ -48,7 +48,7 @@ def _run(checked, store, budget):
                 _write(step, store, None)
                 continue
             scope.begin(step.place, step.stream, step.block)
-            scope.implied = _implied(step, store)
+            scope.implied, scope.whole = _implied(step, store)
             if type(step) is LetStep:
                 scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
             elif type(step) is AssertStep:
@@ -60,10 +60,10 @@ def _run(checked, store, budget):
 
 
 def _implied(step, store):
-    """`_` in a `let` or an assertion: the match of its block, or the tensor that the patch is of."""
+    """`_` in a `let` or an assertion: the value of the tensor that the patch is of, or the place of a block's match."""
     if type(step) not in (LetStep, AssertStep):
-        return None
-    return store.implied if step.place is None else tensor(store.value(step.place))
+        return None, None
+    return (store.implied, None) if step.place is None else (None, step.place)
 
 
 def _located(error, step, patch):
@@ -239,7 +239,7 @@ def counts(checked, store):
                 stale.add(name)
             elif dynamic and position < dynamic[-1]:
                 scope.begin(step.place, step.stream, step.block)
-                scope.implied = _implied(step, store)
+                scope.implied, scope.whole = _implied(step, store)
                 scope.bind(name, _call_located(step, checked.patch, ev.evaluate, value, scope))
             continue
         if not _is_dynamic(step):
@@ -316,7 +316,8 @@ class Named:
     reduced: Callable | None = None
 
     def look_up(self, node, target):
-        meaning = self.names.meaning(node, target)
+        """The value of a name; that of `_` is the target's."""
+        meaning = target if type(node) is ast.Implied else self.names.meaning(node, target)
         return tensor(self.value(meaning)) if isinstance(meaning, Place) else meaning
 
     def read(self, node, target, selection):

@@ -70,6 +70,9 @@ IN_BLOCKS = (
     "a[abs(_) < quantile(abs(_), 0.3)] = 0",
     "let m = max(abs(c) * $one); let n = count_nonzero(c < 0); assert any(c > 0) and mean(c > 0) < 0.9; a += m * n",
     "a *= 0.5; let m = mean(a); a[0] = m; a[1] = max(a)",
+    "for * { let t = mean(_); _ -= t }",
+    "for * { let t = quantile(abs(_), 0.3); assert any(_ > t) and mean(_ * 2) < 1; _[abs(_) < t] = 0 }",
+    "for a { let t = sum($b) + max(_) * mean(_ - $one); _ = _ * t; let u = var(_); assert u > 0; _ -= u }",
     "assert all(isfinite(a)); a[_ > mean(abs($b))] = 0; a[_ > median($b)] = 1; a += min($b) + sum(c > 3 * std(c))",
 )
 PATCHES = (
@@ -79,7 +82,7 @@ PATCHES = (
     "a = _ - mean(_, axis=0)",
     "a[_ > min(_) + 0.5 * max(abs(c))] = median(c)",
     "a[2] = max(_); a = _ / max(abs(a))",
-    "for * { let t = mean(_); _ -= t }",
+    "for * { let t = max(_[argmax(_[:, 0])]); let u = _ - mean(_, axis=-1, keepdims=true); _ = u * t; assert shape(_)[0] > 1 }",
 )
 
 
