@@ -4,6 +4,7 @@ A copy of a small file is made at once. Of a large one
 
 * a part is copied when it is asked for, or at the end; a part that is written over as a whole is not copied at all, so
   that it is written to the disk once, not twice;
+* holes stay holes;
 * a thread writes while the patch computes, and the system brings to the disk what is written meanwhile.
 """
 
@@ -12,7 +13,7 @@ import errno
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kpatch.checkpoint.disk import BINARY, Source, close, read_at, start_sync, write_all
@@ -81,11 +82,14 @@ class Copy:
 
     def ensure(self, start: int, stop: int) -> None:
         """Copies what is absent of a part."""
-        for low, high in self._parts(start, stop):
-            while low < high:
-                done = self._copy(low, min(high - low, CHUNK))
-                low += done
-                progress.advance(done)
+        for part in self._parts(start, stop):
+            left = part[1] - part[0]
+            for low, high in _filled(self._source.fileno(), *part):
+                while low < high:
+                    done = self._copy(low, min(high - low, CHUNK))
+                    low, left = low + done, left - done
+                    progress.advance(done)
+            progress.advance(left)  # holes
         self._drop(start, stop)
 
     def claim(self, start: int, stop: int) -> None:
@@ -131,6 +135,22 @@ class Copy:
         data = read_at(source, min(count, 2**20), offset)
         write_all(self.descriptor, data, offset)
         return len(data)
+
+
+def _filled(descriptor: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file from `start` to `stop` that are no holes, as far as the system tells."""
+    try:
+        while hasattr(os, "SEEK_DATA") and start < stop:
+            low = os.lseek(descriptor, start, os.SEEK_DATA)
+            high = os.lseek(descriptor, low, os.SEEK_HOLE)
+            if low < stop:
+                yield low, min(high, stop)
+            start = high
+    except OSError as error:
+        if error.errno == errno.ENXIO and os.fstat(descriptor).st_size >= stop:
+            return  # all the rest is a hole
+    if start < stop:
+        yield start, stop
 
 
 def copy_of(source: Source, target: Any) -> None:

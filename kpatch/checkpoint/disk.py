@@ -18,6 +18,7 @@ from kpatch.errors import FileError, PatchError, reason
 BINARY = getattr(os, "O_BINARY", 0)  # else Windows changes the ends of lines
 RENAMES_OPEN = os.name != "nt"  # whether a file that is open or mapped can be renamed, replaced and removed
 _SYNC_FILE_RANGE_WRITE = 2
+TO_DISK = "writing to disk"  # what the progress bar says while the system does it
 State = tuple[int, ...]  # device, inode, size, time of modification
 
 MAX_EDITS = 2**10

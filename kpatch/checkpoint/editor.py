@@ -16,11 +16,13 @@ from kpatch.checkpoint import journal, packed, recovery
 from kpatch.checkpoint.archive import Checksum
 from kpatch.checkpoint.arrays import BLOCK, as_bits
 from kpatch.checkpoint.copying import END, Copy
-from kpatch.checkpoint.disk import BINARY, Source, close, failing, lock, read_at, write_all
+from kpatch.checkpoint.disk import BINARY, TO_DISK, Source, close, failing, lock, read_at, write_all
 from kpatch.checkpoint.outputs import check, written
 from kpatch.errors import FileError, reason
+from kpatch.view import progress
 
 GAP = 2**12  # bytes: entries farther apart are separate replacements
+FEW = 2**8  # entries of a block that mostly tell whether it changes
 GATHERED = 2**24  # bytes gathered for one write of the journal, since each sync of the disk takes milliseconds
 
 
@@ -163,6 +165,9 @@ class Editor:
         if copy is None or copy.behind is None or self.log is not None:
             self._replace([(array.file, offset, old.tobytes(), new.tobytes())])
             return
+        if _is_same(old, new):
+            copy.ensure(offset, offset + new.nbytes)  # holes stay holes
+            return
         copy.claim(offset, offset + new.nbytes)
         copy.behind.put(functools.partial(self._overwrite, array.file, offset, old, new, changed))
 
@@ -222,8 +227,15 @@ class Editor:
         self._write(made)
         for copy in self._copies.values():
             copy.finish()
-        for descriptor in self._descriptors.values():
-            os.fsync(descriptor)
+        with progress.phase(TO_DISK):
+            for descriptor in self._descriptors.values():
+                os.fsync(descriptor)
+
+
+def _is_same(old, new):
+    """Whether two blocks have the same bits; mostly the first few tell."""
+    old, new = as_bits(old), as_bits(new)
+    return (old[:FEW] == new[:FEW]).all() and (old == new).all()
 
 
 @contextlib.contextmanager
@@ -287,7 +299,8 @@ def of_copies(copies, entry, results, keep, log, decoded):
                 editor.log.keep()
         for source, path in copies.items():
             if of_file := {array: twin for array, twin in twins.items() if array.file is source}:
-                packed.repack(path, entry, of_file)
+                with progress.phase("packing"):
+                    packed.repack(path, entry, of_file)
 
 
 @contextlib.contextmanager

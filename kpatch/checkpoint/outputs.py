@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kpatch.checkpoint.disk import Source, dress, failing, sync
+from kpatch.checkpoint.disk import TO_DISK, Source, dress, failing, sync
 from kpatch.checkpoint.workplaces import workplace
 from kpatch.errors import FileError
+from kpatch.view import progress
 
 MODEL = "is the model itself; in_place=True (--in-place) edits it in place"
 READ = "is read by the patch; name another output"
@@ -103,9 +104,9 @@ def folder(path: Path, unchanged: Iterable[Source]) -> Iterator[Path]:
         made = around / path.name
         made.mkdir()
         yield made
-        for each in sorted(made.rglob("*"), reverse=True):
-            sync(each)
-        sync(made)
+        with progress.phase(TO_DISK):
+            for each in (*sorted(made.rglob("*"), reverse=True), made):
+                sync(each)
         for source in unchanged:
             source.check()
         check_folder(path)
@@ -155,8 +156,9 @@ def written(outputs: Sequence[Output], inputs: Inputs, unchanged: Iterable[Sourc
         with failing(f"cannot write '{main}'"):
             yield files
             _dress(outputs, files, targets, inputs)
-            for file in files:
-                sync(file)
+            with progress.phase(TO_DISK):
+                for file in files:
+                    sync(file)
             check(outputs, inputs)
             for source in unchanged:
                 source.check()

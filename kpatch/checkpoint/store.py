@@ -105,10 +105,10 @@ class Stored(execute.Named):
             old = self.editor.read(array, start, min(count, array.size - start))
             with np.errstate(all="ignore"):
                 made = compute(start, old)
-            if made.mask is None:
-                change.add(old, made.new)
-            else:
-                change.add_chosen(old, made.mask, made.chosen, step.constant.reshape(()))
+                if made.mask is None:
+                    change.add(old, made.new)
+                else:
+                    change.add_chosen(old, made.mask, made.chosen, step.constant.reshape(()))
             self.editor.put_row(array, start, old, made.new, made.changed)
             progress.advance(old.nbytes)
         return True

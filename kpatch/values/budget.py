@@ -64,14 +64,12 @@ class Budget:
 
     def _check_results(self):
         if self.operations > MAX_OPERATIONS:
-            self.spent = True
-            raise LimitError(
+            self._refuse(
                 f"a patch computes at most {MAX_OPERATIONS:,} results of operators and functions, for all variables "
                 "that its globs match"
             )
         if self.results > FREE + MULTIPLE * self.touched:
-            self.spent = True
-            raise LimitError(
+            self._refuse(
                 f"the results of a patch have at most {FREE:,} entries in all, and {MULTIPLE} for each entry of the "
                 f"tensors that it names; with this one they would have {self.results:,}"
             )
@@ -83,8 +81,7 @@ class Budget:
 
     def _check_work(self):
         if self.work > FREE_WORK + WORK_MULTIPLE * self.touched:
-            self.spent = True
-            raise LimitError(
+            self._refuse(
                 f"products of matrices and linear algebra take at most {FREE_WORK:,} steps in a patch, and "
                 f"{WORK_MULTIPLE:,} for each entry of the tensors that it names; with this one they take {self.work:,}"
             )
@@ -93,8 +90,7 @@ class Budget:
         """Entries computed of literals alone, or converted."""
         self.constants += entries
         if self.constants > self.allowed:
-            self.spent = True
-            raise LimitError(
+            self._refuse(
                 f"the constants of a patch, computed of literals alone, have at most {MAX_CONSTANTS:,} entries in all"
             )
 
@@ -102,10 +98,13 @@ class Budget:
         """An expression planned for a further shape."""
         self.planned += nodes
         if self.planned > MAX_PLANNED:
-            self.spent = True
-            raise LimitError(
+            self._refuse(
                 f"a patch plans at most {MAX_PLANNED:,} parts of expressions for further shapes that its globs match"
             )
+
+    def _refuse(self, message):
+        self.spent = True
+        raise LimitError(message)
 
     def keep(self, shape):
         """Whether the offsets of a selection may be kept in the plan."""

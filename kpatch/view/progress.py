@@ -5,6 +5,7 @@ Without a bar the counts go nowhere, so that the work need not know whether one 
 
 import contextlib
 import datetime
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -30,6 +31,12 @@ def advance(count: int) -> None:
     """Tells that `count` bytes are done."""
     if (bar := _shown.get()) is not None:
         bar.advance(count)
+
+
+def phase(what: str) -> contextlib.AbstractContextManager[None]:
+    """A block of work without a rate, such as waiting for the disk: the bar says what it is."""
+    bar = _shown.get()
+    return contextlib.nullcontext() if bar is None else bar.phase(what)
 
 
 @contextlib.contextmanager
@@ -71,17 +78,35 @@ class Bar:
         if now < self._next:
             return
         self._next = now + EVERY
+        self._draw(self._told(now))
+
+    @contextlib.contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        """As the function: a timer draws the bar, since the work itself tells nothing."""
+        timer = threading.Timer(max(0.0, self._next - self._clock()), self._draw, [what])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _draw(self, told: str) -> None:
         started = self._progress is not None
         if not started:
             self._progress = self._made()
-        total = max(self.total, self._done)
-        self._progress.update(self._task, completed=self._done, total=total, told=self._told(now, total))
+        self._progress.update(self._task, completed=self._done, total=self._whole, told=told)
         self._progress.refresh() if started else self._progress.start()
 
-    def _told(self, now: float, total: int) -> str:
+    @property
+    def _whole(self) -> int:
+        return max(self.total, self._done)
+
+    def _told(self, now: float) -> str:
         """The rate, and the time left at that rate."""
         rate = self._done / (now - self._start)
-        left = datetime.timedelta(seconds=round((total - self._done) / rate)) if rate else "-"
+        left = datetime.timedelta(seconds=round((self._whole - self._done) / rate)) if rate else "-"
         return f"{filesize.decimal(int(rate))}/s, {left} left"
 
     def _made(self) -> Any:

@@ -2,8 +2,10 @@
 
 import errno
 import functools
+import json
 import os
 import random
+import struct
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kpatch import checkpoint
-from kpatch.checkpoint import copying, disk, store
+from kpatch.checkpoint import copying, destinations, disk, store
 from kpatch.checkpoint.disk import Source
 from kpatch.errors import FileError
 
@@ -228,3 +230,66 @@ def test_how_a_system_begins_to_bring_a_file_to_the_disk(tmp_path, monkeypatch, 
     disk.start_sync(-1)  # a failure is left to `fsync`
     assert (disk._sync_file_range() is None) == (platform != "linux")
     disk._sync_file_range.cache_clear()
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    """A file of 8 MB with two arrays, of which a few kB are no holes."""
+    path, count = tmp_path / "s.safetensors", 2**20
+    table = {
+        n: {"dtype": "F32", "shape": [count], "data_offsets": [4 * count * i, 4 * count * (i + 1)]}
+        for i, n in enumerate("ab")
+    }
+    text = json.dumps(table).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + 8 * count)
+        file.seek(2**21)
+        file.write(np.arange(1, 2**10, dtype="float32").tobytes())
+    if taken(path) > 2**16:
+        pytest.skip("the file system keeps no holes")
+    return path
+
+
+def taken(path):
+    """The bytes that a file takes on the disk."""
+    return path.stat().st_blocks * 512
+
+
+SPARSE = {"": 0, "b[5] = 1": 0, "*[_ > 9] = 3": 0, "a *= 2": 0, "b = 1": 2**22, "a[_ == 0] = 1": 2**22}
+
+
+@pytest.mark.parametrize(("patch", "filled"), SPARSE.items())
+@pytest.mark.parametrize("small", [0, 2**26])
+def test_holes_stay_holes(sparse, monkeypatch, patch, filled, small):
+    monkeypatch.setattr(copying, "SMALL", small)
+    out, full = sparse.with_name("o.safetensors"), sparse.with_name("f.safetensors")
+    checkpoint.apply(sparse, patch, out)
+    assert filled <= taken(out) <= filled + 2**20
+    monkeypatch.delattr(os, "SEEK_DATA")
+    checkpoint.apply(sparse, patch, full)
+    assert out.read_bytes() == full.read_bytes()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_tells_no_holes(sparse, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "lseek", refuse)
+        checkpoint.apply(sparse, "b[5] = 1", sparse.with_name("o.safetensors"))
+    checkpoint.apply(sparse, "b[5] = 1", sparse.with_name("f.safetensors"))
+    assert sparse.with_name("o.safetensors").read_bytes() == sparse.with_name("f.safetensors").read_bytes()
+
+
+def test_the_copies_of_a_folder_keep_holes(sparse, monkeypatch):
+    monkeypatch.setattr(destinations, "_linked", lambda *_: False)  # else shards that do not change are linked
+    folder = sparse.with_name("hf")
+    folder.mkdir()
+    sparse.rename(folder / "one.safetensors")
+    save_file({"c": np.ones(9, "float32")}, folder / "two.safetensors")
+    weights = {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    checkpoint.apply(folder, "c = 2", sparse.with_name("out"))
+    assert taken(sparse.with_name("out") / "one.safetensors") < 2**16

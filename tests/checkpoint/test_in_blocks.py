@@ -82,7 +82,7 @@ PATCHES = (
     "a = _ - mean(_, axis=0)",
     "a[_ > min(_) + 0.5 * max(abs(c))] = median(c)",
     "a[2] = max(_); a = _ / max(abs(a))",
-    "for * { let t = max(_[argmax(_[:, 0])]); let u = _ - mean(_, axis=-1, keepdims=true); _ = u * t; assert shape(_)[0] > 1 }",
+    "for * { let t = max(_[argmax(_[:, 0])]); let u = _ - mean(_, axis=0); _ = u * t; assert shape(_)[0] > 1 }",
 )
 
 

@@ -1,7 +1,10 @@
 """The bar of long work: on a terminal alone, after a second, with rate and time left; the time is a number here."""
 
+import functools
 import io
+import threading
 
+import h5py
 import numpy as np
 import pytest
 from rich.console import Console
@@ -55,6 +58,39 @@ def test_a_slow_source():
     progress.advance(1)
     progress.expect(1)
     assert console.file.getvalue() == text
+
+
+def test_a_phase_without_a_rate():
+    """The bar appears while the work waits, with the count so far and no rate; a short phase shows nothing."""
+    console, clock, drawn = terminal(), Clock(), threading.Event()
+    with progress.shown("editing m.keras", console, clock):
+        progress.expect(100)
+        progress.advance(100)
+        with progress.phase("writing to disk"):
+            pass
+        assert console.file.getvalue() == ""
+        clock.now += 5
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(progress.Bar, "_draw", _telling(drawn))
+            with progress.phase("writing to disk"):
+                assert drawn.wait(60)
+        text = console.file.getvalue()
+        assert "100% writing to disk" in text
+        assert "/s" not in text
+        clock.now += 1
+        progress.advance(0)
+        assert "16 bytes/s" in console.file.getvalue()[len(text) :]
+    assert threading.active_count() == 1
+    with progress.phase("writing to disk"):  # no bar is shown
+        assert threading.active_count() == 1
+
+
+def _telling(drawn, draw=progress.Bar._draw):
+    def telling(self, told):
+        draw(self, told)
+        drawn.set()
+
+    return telling
 
 
 def test_what_takes_less_than_a_second():
@@ -126,6 +162,22 @@ def test_all_that_is_expected_is_done(tmp_path, counted, monkeypatch, patch, sma
     counted.update(expect=0, advance=0)
     str(kpatch.show(path))
     assert counted["advance"] == counted["expect"] > 0
+
+
+def test_what_the_last_phases_are(tmp_path, monkeypatch):
+    """An edit waits for the disk; arrays that h5py encodes are packed again before."""
+    phases, known = [], progress.phase
+    monkeypatch.setattr(progress, "phase", lambda what: phases.append(what) or known(what))
+    with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+        file.create_dataset("a", data=np.ones((300, 9), "float32"), chunks=(100, 9), compression="gzip")
+        file["b"] = np.ones(5, "float32")
+    apply = functools.partial(checkpoint.apply, tmp_path / "m.weights.h5")
+    apply("a *= 2", tmp_path / "o.weights.h5")
+    assert list(dict.fromkeys(phases)) == ["writing to disk", "packing"]
+    assert phases[-1] == "writing to disk"
+    phases.clear()
+    apply("b *= 2", in_place=True)
+    assert phases == ["writing to disk"]
 
 
 def test_the_commands_have_a_bar(tmp_path, monkeypatch):
