@@ -12,7 +12,6 @@ import functools
 import os
 import sys
 import traceback
-import unicodedata
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -25,6 +24,7 @@ Span = tuple[int, int]
 MAX_LINE = 100  # columns of source shown around a caret
 MAX_TEXT = 400  # characters of a message or a note; a name can be as long as a patch
 MAX_SHOWN = 10  # errors shown in full when a patch has many
+UNICODE = "utf-8"
 
 
 class PatchError(Exception):
@@ -108,21 +108,29 @@ class PatchError(Exception):
         head, rest = before.rpartition("\n")[2], after.partition("\n")[0]
         return before.count("\n") + 1, len(head) + 1, head + rest
 
-    def _show(self) -> str:
+    def _show(self, encoding: str) -> str:
         place = [] if self._place() is None else [f"  line {self.line}, column {self.column}"]
-        return "\n".join([shorten(self.message), *place, *self.details()])
+        return "\n".join([shorten(self.message), *place, *self.details(encoding)])
 
-    def details(self) -> list[str]:
-        """The lines below the message and the place: the statement with its caret, and the notes."""
+    def details(self, encoding: str = UNICODE) -> list[str]:
+        """The lines below the message and the place: the statement with its caret, and the notes.
+
+        Args:
+            encoding: that of the terminal; characters that it lacks are escaped before the caret is placed.
+        """
         lines, place = [], self._place()
         if self.span is not None and place is not None:
             _, column, text = place
             width = min(self.span[1] - self.span[0], len(text) - column + 1)
-            lines = ["    " + part for part in _underline(text, column - 1, max(1, width))]
+            lines = ["    " + part for part in _underline(text, column - 1, max(1, width), encoding)]
         return lines + ["  " + shorten(note) for note in self.notes]
 
     def __str__(self) -> str:
-        shown = [error._show() for error in self.errors[:MAX_SHOWN]]
+        return self.shown()
+
+    def shown(self, encoding: str = UNICODE) -> str:
+        """The text of the error and of all that were found with it, for a terminal of an encoding."""
+        shown = [error._show(encoding) for error in self.errors[:MAX_SHOWN]]
         if len(self.errors) > MAX_SHOWN:
             shown.append(f"... and {len(self.errors) - MAX_SHOWN} more errors")
         return "\n\n".join(shown)
@@ -171,22 +179,34 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _underline(text: str, start: int, width: int) -> tuple[str, str]:
+def _underline(text: str, start: int, width: int, encoding: str) -> tuple[str, str]:
     """The line of source, clipped around the caret, and the carets under it."""
     if len(text) > MAX_LINE:
         low = max(0, min(start - MAX_LINE // 3, len(text) - MAX_LINE))
-        head, tail = "…" if low else "", "…" if low + MAX_LINE < len(text) else ""
+        dots = "…" if _written("…", encoding) == "…" else "..."
+        head, tail = dots if low else "", dots if low + MAX_LINE < len(text) else ""
         text = head + text[low : low + MAX_LINE] + tail
         start += len(head) - low
         width = min(width, len(text) - start)
+    parts = text[:start], text[start : start + width], text[start + width :]
+    before, marked, after = (_written(part, encoding) for part in parts)
+    column, end = _columns(before), _columns(before + marked)
+    return before + marked + after, " " * column + "^" * max(1, end - column)
+
+
+def _written(text: str, encoding: str) -> str:
+    """The text as a terminal of an encoding shows it, on one line."""
     text = "".join(char if char.isprintable() else " " if char == "\t" else "�" for char in text)
-    return text, " " * _columns(text[:start]) + "^" * max(1, _columns(text[start : start + width]))
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _columns(text: str) -> int:
     """The number of terminal columns that the text takes."""
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def reason(error: OSError) -> str:

@@ -115,33 +115,32 @@ class Miss:
 
     def _near(self, form, nodes, at):
         """The entries with near names, and the selector that matches them, or `None` to show their own paths."""
-        keys = form[:at]
-        for key in form[at:-1]:
-            if type(key) is str:
-                key = _nearest(key, self.index.layer_names() if not keys else _names(nodes, "children"))
-            nodes = self._next(nodes, key, len(keys)) if key is not None else []
-            if not nodes:
-                return self._below(self._followed(form)[0][0], form[-1]), None
-            keys.append(key)
+        keys, nodes = self._corrected(form, nodes, at)
+        if not nodes:
+            return self._below(self._followed(form)[0][0], form[-1]), None
         last = _nearest(form[-1], _names(nodes, "variables") if keys else self.index.variable_names())
         if last is None:
             return self._below(nodes[0], form[-1]), None
-        keys.append(last)
-        found = variables_of(nodes, last) if len(keys) > 1 else self.index.entries_ending(keys)
-        return [entry for entry in found if not entry.hidden], spelled(keys)
+        found = variables_of(nodes, last) if keys else self.index.entries_ending([last])
+        return [entry for entry in found if not entry.hidden], spelled([*keys, last])
 
     def _activation(self, form, nodes, at):
         """The selector of an activation with near names, or `None`."""
-        keys = form[:at]
-        for key in form[at:-1]:
-            if type(key) is str:
-                key = _nearest(key, self.index.layer_names() if not keys else _names(nodes, "children"))
-            nodes = self._next(nodes, key, len(keys)) if key is not None else []
-            keys.append(key)
+        keys, nodes = self._corrected(form, nodes, at)
         layers = [node.item for node in nodes if node.kind == LAYER and keys]
         steps = [kind for kind in attention.SIDES if any(attention.has(layer, kind) for layer in layers)]
         last = _nearest(form[-1], [*ACTIVATIONS, *steps]) if layers else None
         return last and spelled([*keys, last])
+
+    def _corrected(self, form, nodes, at):
+        """The names before the last as they are nearest to those of the model, and their nodes; none if one is not."""
+        keys = form[:at]
+        for key in form[at:-1]:
+            if type(key) is str:
+                key = _nearest(key, self.index.layer_names() if not keys else _names(nodes, "children"))
+            nodes = self._next(nodes, key, len(keys)) if key is not None else []
+            keys.append(key)
+        return keys, nodes
 
     def _below(self, node, name):
         """The variables with a name at any depth below a node."""

@@ -201,15 +201,15 @@ def show_report(report: Report, form: str) -> None:
     else:
         console = Console()
         for finding in report.findings:
-            console.print(_text(finding), soft_wrap=True)
+            console.print(_text(finding, console.encoding), soft_wrap=True)
         for line in _summary(report):
             console.print(Text(line), soft_wrap=True)
 
 
-def _text(finding: Finding) -> Text:
+def _text(finding: Finding, encoding: str) -> Text:
     place = [finding.path, *finding.region[:2]] if finding.region is not None else [finding.path]
     head = Text.assemble((":".join(map(str, place)), "bold"), ": ", (finding.code, "bold red"), ": ")
-    return head.append("\n".join([shorten(finding.error.message), *finding.error.details()]))
+    return head.append("\n".join([shorten(finding.error.message), *finding.error.details(encoding)]))
 
 
 def _summary(report: Report) -> Iterator[str]:

@@ -74,8 +74,9 @@ class Printer:
         if self.json:
             self.finish(error.errors)
         else:
-            text = Text.assemble((f"kpatch.{type(error).__name__}: ", "bold red"), str(error))
-            Console(stderr=True).print(text, soft_wrap=True)
+            console = Console(stderr=True)
+            text = Text.assemble((f"kpatch.{type(error).__name__}: ", "bold red"), error.shown(console.encoding))
+            console.print(text, soft_wrap=True)
 
     def finish(self, errors: "tuple[PatchError, ...]" = ()) -> None:
         """Prints the JSON object, if it is asked for: of the command's own fields only if nothing failed."""

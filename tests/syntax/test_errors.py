@@ -378,3 +378,25 @@ def test_common_mistakes(three, case):
     with pytest.raises(kpatch.PatchError) as info:
         kpatch.plan(three, case["source"])
     assert f"{type(info.value).__name__}: {info.value}" == case["error"]
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("text", "encoding", "shown"),
+    [
+        ('"卷积".kernel = 1 2', "utf-8", ['"卷积".kernel = 1 2', 18 * " " + "^"]),  # two columns each
+        ('"cafe\u0301".kernel = 1 2', "utf-8", ['"cafe\u0301".kernel = 1 2', 18 * " " + "^"]),  # a combining mark: none
+        ('"क्षि".kernel = 1 2', "utf-8", ['"क्षि".kernel = 1 2', 16 * " " + "^"]),
+        ('a = "é", 2', "utf-8", ['a = "é", 2', 7 * " " + "^"]),
+        ('a = b("卷", )) 2', "utf-8", ['a = b("卷", )) 2', 13 * " " + "^"]),
+        ('"卷积".kernel = 1 2', "ascii", [r'"\u5377\u79ef".kernel = 1 2', 26 * " " + "^"]),
+        ('"cafe\u0301".kernel = 1 2', "ascii", [r'"cafe\u0301".kernel = 1 2', 24 * " " + "^"]),
+        ('"café 积".kernel = 1 2', "latin-1", [r'"café \u79ef".kernel = 1 2', 25 * " " + "^"]),
+        ("b = 'é", "ascii", [r"b = '\xe9", 4 * " " + "^" * 5]),
+        ("a" * 120 + " = '积", "ascii", ["..." + "a" * 95 + r" = '\u79ef", 101 * " " + "^" * 7]),
+    ],
+)
+def test_the_caret_stands_under_its_column(text, encoding, shown):
+    with pytest.raises(kpatch.PatchSyntaxError) as info:
+        kpatch.parse(text)
+    assert info.value.details(encoding)[:2] == ["    " + line for line in shown]

@@ -90,6 +90,14 @@ def test_ascii(run, command):
         assert len({len(line) for line in told.splitlines() if line.startswith("  ")}) == 1
 
 
+@pytest.mark.parametrize(("charset", "column"), [("ascii", 17), ("utf-8", 10)])
+def test_the_caret_under_a_name_of_wide_characters(run, charset, column):
+    Path("a.kpatch").write_text('"é积" 1', encoding="utf-8")
+    assert lines_of(run("check", charset=charset).stdout)[2] == " " * column + "^"
+    applied = CliRunner(charset=charset).invoke(main, ["apply", "b.safetensors", "a.kpatch", "--dry-run"])
+    assert applied.stderr.splitlines()[3] == " " * column + "^"
+
+
 def test_the_places_of_differences_in_ascii(run):
     told = run("summary", charset="ascii").stdout
     [row] = [line for line in told.splitlines() if line.startswith("  head.kernel")]
