@@ -58,7 +58,8 @@ def build(config, arrays, custom_objects=None):
             model = saving_lib._model_from_config(config, None, False, True)
             found = _where(model, model.variables, by_path, saving_lib, "")
         except Exception as error:  # the classes of a configuration can raise anything
-            raise FileError(failure(Path(), error, "").message.partition(": ")[2]) from error
+            failed = failure(Path(), error, "")
+            raise FileError(failed.message.partition(": ")[2], notes=failed.notes) from error
     if not isinstance(model, keras.Layer):
         raise FileError("its configuration is not one of a model")
     for variable in model.variables:

@@ -2,7 +2,7 @@
 
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from kpatch.checkpoint.arrays import Opaque
 from kpatch.checkpoint.loaded import ModelArrays
 from kpatch.checkpoint.opened import Checkpoint
 from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError, UnsupportedError, boundary
+from kpatch.names import attention
+from kpatch.names.globs import ANY_DEPTH
 from kpatch.names.index import index, keys_of
 from kpatch.names.tree import LAYER, spelled
 from kpatch.syntax import ast, parse
@@ -32,7 +34,7 @@ def show(source: Any, selector: str | None = None, /, *, stats: bool = False, ac
         selector: lists only the matching variables, or those of the layer that it names: `"conv1"`, `"**.kernel"`.
         stats: also the standard deviation, and the numbers of zeros, NaN and infinities.
         activations: the activations of a model, with what its graph knows of their shapes, and no variables:
-            `"conv1"`, `"**.output"`.
+            `"conv1"`, `"**.output"`. Of a file, Keras builds the model, without values.
 
     Returns:
         A `Listing`. Printed, or as the last line of a notebook's cell, it is a table.
@@ -40,8 +42,8 @@ def show(source: Any, selector: str | None = None, /, *, stats: bool = False, ac
     Raises:
         PatchSyntaxError: `selector` is not a selector.
         ResolutionError: no variable, or no activation, matches it.
-        FileError: the file cannot be read.
-        UnsupportedError: activations of a file.
+        FileError: the file cannot be read; or its activations are asked for, and it has no architecture.
+        UnsupportedError: statistics of activations.
 
     Example:
         >>> import keras, kpatch
@@ -55,6 +57,8 @@ def show(source: Any, selector: str | None = None, /, *, stats: bool = False, ac
     """
     wanted = None if selector is None else selector_of(selector)
     if activations:
+        if stats:
+            raise UnsupportedError("activations have values only while the model runs; leave out stats (--stats)")
         return Listing(_activations(source, wanted), None)
     if isinstance(source, (str, os.PathLike)):
         source = Checkpoint(Path(source))
@@ -168,29 +172,50 @@ class Listing(Shown):
         return str(self)
 
 
-def _activations(model: Any, selector: ast.Selector | None) -> list[ListedActivation]:
-    """The activations of a model: all, or those that a selector means, or those of the layer that it names."""
-    if isinstance(model, (str, os.PathLike, Checkpoint)):
-        raise UnsupportedError("a file has no activations; load the model, and show that")
-    import keras
+def _activations(source: Any, selector: ast.Selector | None) -> list[ListedActivation]:
+    """The activations of a model, or of the model in a file: all, or those that a selector means."""
+    if isinstance(source, (str, os.PathLike)):
+        source = Checkpoint(Path(source))
+    from keras.layers import InputLayer
 
     from kpatch.inside import shapes
 
-    names = index(model)
-    nodes, kind = [node for node in names.nodes[1:] if node.kind == LAYER], "output"
-    if selector is not None:
-        nodes, kind, _ = names.activations(selector)
-        if not nodes:
-            nodes, kind = names.nodes_ending(keys_of(selector), counted=True), "output"
-        if not nodes:
-            raise ResolutionError(f"no layer or activation '{selector}'")
+    names = index(source.architecture() if isinstance(source, Checkpoint) else source)
     found = []
-    for node in nodes:
-        if not isinstance(node.item, keras.layers.InputLayer):
-            spec = shapes.known(node.item, kind, ())
-            known, dtype = spec or (None, node.item.compute_dtype)
-            found.append(ListedActivation(spelled([*node.keys(), kind]), known, dtype))
+    for node, kind, inner in _every(names, names.nodes) if selector is None else _meant(names, selector):
+        if not isinstance(node.item, InputLayer):
+            known, dtype = shapes.known(node.item, kind, inner) or (None, node.item.compute_dtype)
+            found.append(ListedActivation(spelled([*node.keys(), kind, *inner]), known, dtype))
     return found
+
+
+def _every(names: Any, nodes: Iterable[Any]) -> Iterator[tuple[Any, str, tuple]]:
+    """The activations of layers; not the output of the whole model, which is that of a layer."""
+    import keras
+
+    for node in nodes:
+        if node.kind == LAYER and not (node is names.root and isinstance(node.item, keras.Model)):
+            sides = [kind for kind in attention.SIDES if node.parent is not None and attention.has(node.item, kind)]
+            yield from ((node, kind, ()) for kind in ("output", *sides))
+
+
+def _meant(names: Any, selector: ast.Selector) -> Iterable[tuple[Any, str, tuple]]:
+    """The activations that a selector means; or those of the layers that it names and, without a glob, inside them."""
+    found = []
+    for each in selector.alternatives:
+        nodes, kind, inner = names.activations(each)
+        means = [(node, kind, inner) for node in nodes]
+        if not nodes:
+            forms = names.forms(each, keys_of(each))
+            layers = [node for form in forms for node in names.nodes_before([*form, "output"])]
+            if not each.is_glob:
+                within = [[*node.keys(), ANY_DEPTH, "output"] for node in layers]
+                layers = [node for keys in within for node in names.nodes_before(keys)]
+            means = list(_every(names, layers))
+        if not means:
+            raise ResolutionError(f"no layer or activation '{each}'")
+        found += means
+    return dict.fromkeys(found)
 
 
 def selected(source: Any, selector: ast.Selector | None) -> list[tuple[str, Any]]:

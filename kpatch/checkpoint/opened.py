@@ -121,6 +121,22 @@ class Checkpoint(names.FileDonor):
             self.note = f"{error.message}; the names are those in the file, as in '{self.own.entries[0].path}'"
             return None
 
+    def architecture(self) -> Any:
+        """The model that the file's configuration describes, built by Keras without values.
+
+        Raises:
+            FileError: the file has no configuration, or the model cannot be built.
+        """
+        if self._config is None:
+            message = f"'{self.path}' holds weights and no architecture, so it tells no activations"
+            raise FileError(message, notes=["a .keras file does, and a folder with a config.json"])
+        from kpatch.checkpoint import architecture
+
+        try:
+            return architecture.build(self._config, self.arrays, self.custom_objects)[0]
+        except FileError as error:
+            raise FileError(f"cannot build the model in '{self.path}': {error.message}", notes=error.notes) from error
+
     @cached_property
     def index(self) -> ModelIndex:
         """The index of names: the model's, else the file's own."""

@@ -206,6 +206,8 @@ class ModelIndex:
         keys = keys_of(selector)
         at = max((place for place, key in enumerate(keys) if key in ACTIVATIONS), default=0)
         inner = tuple(keys[at + 1 :])
+        if self._of_root(keys):
+            return [self.root], keys[0], inner
         if not at and keys[-1] in attention.SIDES and len(keys) > 1:
             return self._steps(selector, keys), keys[-1], ()
         if not at or (inner and (any(type(key) is not str for key in inner) or self._match(selector, keys))):
@@ -214,6 +216,12 @@ class ModelIndex:
         found = _outermost([node for form in forms for node in self.nodes_before(form) if node.kind == LAYER])
         _refuse_several(selector, found, keys[at:])
         return found, keys[at], inner
+
+    def _of_root(self, keys):
+        """Whether names are `output` or `input`, or a tensor in it by its number, of the model or layer itself."""
+        first, *inner = keys
+        taken = first in self._nodes or first in self._variables
+        return first in ACTIVATIONS and not taken and all(type(key) is str and key.isdigit() for key in inner)
 
     def _steps(self, selector, keys):
         """The nodes of the attention layers of which a selector means a step; a variable's name comes first."""

@@ -181,13 +181,17 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
 @MODEL
 @click.argument("selector", required=False, shell_complete=completion.selectors)
 @click.option("--stats", is_flag=True, help="Also show the standard deviation, and count zeros, NaN and infinities.")
+@click.option("--activations", is_flag=True, help="List the activations, and no variables.")
 @IMPORT
 @JSON
-def show(model: Path, selector: str | None, stats: bool) -> None:
+def show(model: Path, selector: str | None, stats: bool, activations: bool) -> None:
     """Lists every name in MODEL that a patch can address.
 
     For each it shows shape, dtype, and the range of values. With SELECTOR, it lists only the matching variables, or
     those of the layer that SELECTOR names.
+
+    With --activations it lists what kpatch.rewrite, kpatch.intervene and kpatch.record can address. MODEL is then a
+    .keras file, or a folder with a config.json; Keras builds the model, without its values.
 
     \b
     Examples:
@@ -196,6 +200,7 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
       kpatch show digits.keras conv1.kernel
       kpatch show digits.keras 'conv*.**' --stats
       kpatch show digits.keras '**.kernel'
+      kpatch show digits.keras --activations
     """
     from kpatch.checkpoint import listing
 
@@ -209,7 +214,7 @@ def show(model: Path, selector: str | None, stats: bool) -> None:
     told = printing.current()
     source = loading.opened_or_loaded(model)
     with told.progress(f"reading {model.name}"):
-        found = listing.show(source, selector, stats=stats)
+        found = listing.show(source, selector, stats=stats, activations=activations)
         found.overview()  # reads the values
     told.show(found)
     if note := getattr(source, "note", None):

@@ -416,6 +416,16 @@ def test_show_a_selection(run, model, selector, names):
     assert [row[0] for row in rows_of(result)[1:]] == names
 
 
+def test_show_activations(run, model):
+    result = run("show", model, "head", "--activations")
+    assert rows_of(result) == [["name", "shape", "dtype"], ["head.output", "(None,", "2)", "float32"]]
+    told = json.loads(run("show", model, "head", "--activations", "--json").stdout)
+    assert told["rows"] == [{"path": "head.output", "shape": [None, 2], "dtype": "float32"}]
+    result = run("show", model, "head", "--activations", "--stats")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("kpatch.UnsupportedError: activations have values only while the model runs; leave")
+
+
 def test_show_an_unknown_name(run, model):
     result = run("show", model, "haed.bias")
     assert (result.exit_code, result.stdout) == (1, "")

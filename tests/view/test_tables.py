@@ -227,8 +227,65 @@ def test_show_activations():
     }
     with pytest.raises(kpatch.ResolutionError, match=r"^no layer or activation 'heat'$"):
         kpatch.show(model, "heat", activations=True)
-    with pytest.raises(kpatch.UnsupportedError, match=r"^a file has no activations; load the model, and show that$"):
-        kpatch.show("a.keras", activations=True)
+    with pytest.raises(kpatch.UnsupportedError) as info:
+        kpatch.show(model, stats=True, activations=True)
+    assert str(info.value) == "activations have values only while the model runs; leave out stats (--stats)"
+
+
+NESTED = keras.Sequential([keras.Input((4,)), keras.Sequential([keras.layers.Dense(3, name="one")], name="inner")])
+BARE, ALONE = keras.layers.Dense(2), keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one")])
+
+
+@pytest.mark.parametrize(
+    ("model", "selector", "paths"),
+    [
+        (ALONE, None, ["one.output"]),
+        (ALONE, "**", ["one.output"]),
+        (ALONE, "*", ["one.output"]),
+        (ALONE, "**.output", ["output", "one.output"]),
+        (ALONE, "input", ["input"]),
+        (ALONE, "(one|on?).output", ["one.output"]),
+        (BARE, None, ["output"]),
+        (BARE, "**", ["output"]),
+        (BARE, "output", ["output"]),
+        (keras.layers.LSTM(2), "output.0", ["output.0"]),
+        (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="output")]), "output", ["output.output"]),
+        (NESTED, "inner", ["inner.output", "inner.one.output"]),
+        (NESTED, "in*", ["inner.output"]),
+        (NESTED, "one", ["inner.one.output"]),
+    ],
+)
+def test_show_activations_of(model, selector, paths):
+    assert list(kpatch.show(model, selector, activations=True).paths) == paths
+
+
+def test_the_activations_of_a_layer_alone_are_edited():
+    x = np.ones((1, 4), "float32")
+    before = keras.ops.convert_to_numpy(BARE(x))
+    with kpatch.intervene(BARE, "output[0, 1] = 5"):
+        assert keras.ops.convert_to_numpy(BARE(x)).tolist() == [[before[0, 0], 5]]
+    with kpatch.record(ALONE, "output") as found:
+        ALONE(x)
+    assert found["output"].shape == (1, 3)
+    with pytest.raises(kpatch.ResolutionError, match="no variable 'output.kernel'"):
+        kpatch.apply(ALONE, "output.kernel = 0")
+
+
+def test_show_activations_of_files(tmp_path):
+    """The model is built without its values, which a file of weights alone cannot tell."""
+    x = keras.Input((5, 4))
+    model = keras.Model(x, keras.layers.MultiHeadAttention(2, 4, name="att")(x, x))
+    model.save(tmp_path / "a.keras")
+    model.save_weights(tmp_path / "a.weights.h5")
+    found = kpatch.show(tmp_path / "a.keras", "att", activations=True)
+    rows = [(row.path, row.shape) for row in found.rows]
+    assert rows[:3] == [("att.output", (None, 5, 4)), ("att.scores", None), ("att.heads", None)]
+    with pytest.raises(kpatch.FileError) as info:
+        kpatch.show(tmp_path / "a.weights.h5", activations=True)
+    assert str(info.value) == (
+        f"'{tmp_path / 'a.weights.h5'}' holds weights and no architecture, so it tells no activations\n"
+        "  a .keras file does, and a folder with a config.json"
+    )
 
 
 def test_show_a_file(tmp_path):
