@@ -54,6 +54,32 @@ def paths(texts: Iterable[str]) -> list[str]:
     return [match[1] if (match := _FILE.fullmatch(value)) else value for value in values]
 
 
+def is_file(path: str) -> bool:
+    """Whether the name of a file is that of one from which bindings are read."""
+    match = _FILE.fullmatch(path)
+    return match is not None and match[3] is None
+
+
+def keys(path: str) -> list[str]:
+    """The keys in a file that has keys of its own; none of others.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    if path.endswith(".npz"):
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    if path.endswith(".safetensors"):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                return sorted(tensors.keys())
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    return []
+
+
 def _literal(name: str, text: str) -> Any:
     """A number, a boolean or a list, by the rules of the language."""
     from kpatch.functions.quoted import with_names

@@ -101,7 +101,14 @@ IMPORT = click.option(
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @click.option("--journal", is_flag=True, help="Keep the old bytes beside the result, for 'kpatch undo'.")
-@click.option("--bind", "binds", multiple=True, metavar="NAME=VALUE", help="The value of $NAME; repeatable.")
+@click.option(
+    "--bind",
+    "binds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="The value of $NAME; repeatable.",
+    shell_complete=completion.bindings,
+)
 @click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Fail unless the patch matches N variables.")
 @IMPORT
 @JSON

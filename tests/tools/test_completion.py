@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from click.shell_completion import ShellComplete
+from click.shell_completion import ShellComplete, get_completion_class
 from safetensors.numpy import save_file
 
 from kpatch.tools.command_line import main
@@ -38,6 +38,7 @@ def test_a_selector(completed):
         ("head.bias = 2 * head.k", ["head.bias = 2 * head.kernel"]),
         ("head.bias = mean(head.k", ["head.bias = mean(head.kernel"]),
         ("head.bias = $donor.head.k", []),
+        ("head.bias = $", []),
         ("head.bias = 1.", []),
         ('"conv-1".b', ['"conv-1".bias']),
         ("head.bias[0]", []),
@@ -45,6 +46,81 @@ def test_a_selector(completed):
 )
 def test_the_name_at_the_end_of_statements(completed, text, expected):
     assert completed("apply", "a.safetensors", "-e", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("head.kernel = $", ["head.kernel = $b", "head.kernel = $v"]),
+        ("head.kernel = $b.he", ["head.kernel = $b.head.bias", "head.kernel = $b.head.kernel"]),
+        ("head.kernel = $b.", [f"head.kernel = $b.{name}" for name in ('"conv-1".bias', "head.bias", "head.kernel")]),
+        ("head.kernel = $v.", []),
+        ("head.kernel = $c.", []),
+        (
+            "head.kernel = $b.head.kernel + hea",
+            [f"head.kernel = $b.head.kernel + {n}" for n in ("head.bias", "head.kernel")],
+        ),
+    ],
+)
+def test_names_behind_a_binding(completed, text, expected):
+    assert completed("apply", "a.safetensors", "--bind", "b=@a.safetensors", "--bind", "v=3", "-e", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["scale=", "other="]),
+        ("o", ["other="]),
+        ("other=", []),
+        ("other=3", []),
+        ("other=@", ["other=@a.safetensors", "other=@sub/", "other=@v.npz"]),
+        ("other=@a", ["other=@a.safetensors"]),
+        ("other=@sub/", ["other=@sub/b.keras"]),
+        ("other=@none/", []),
+        ("other=@v.npz:", ["other=@v.npz:one", "other=@v.npz:two"]),
+        ("other=@a.safetensors:c", ["other=@a.safetensors:conv-1.bias"]),
+        ("other=@sub/b.keras:c", []),
+        ("other=@notes.txt:c", []),
+    ],
+)
+def test_bindings(completed, tmp_path, text, expected):
+    np.savez("v.npz", one=1, two=2)
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/b.keras", "notes.txt"):
+        (tmp_path / name).write_text("no")
+    (tmp_path / "p.kpatch").write_text("head.bias = $scale * $other + $known")
+    assert completed("apply", "a.safetensors", "p.kpatch", "--bind", "known=1", "--bind", text) == expected
+    assert completed("apply", "a.safetensors", "--bind", "known=1", "p.kpatch", "--bind", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "current", "expected"),
+    [
+        ("kpatch apply a.safetensors --bind v=@a.safetensors:head.b", "head.b", ["plain,head.bias"]),
+        (
+            "kpatch apply a.safetensors --bind 'v=@a.safetensors:head.b",
+            "v=@a.safetensors:head.b",
+            ["plain,v=@a.safetensors:head.bias"],
+        ),
+        ("kpatch apply a.safetensors --bind v=@", "", ["plain,a.safetensors"]),
+        ("kpatch apply a.safetensors --bind v=@a", "a", ["plain,a.safetensors"]),
+        (
+            "kpatch apply a.safetensors -e 'head.bias = max(0, hea",
+            "head.bias = max(0, hea",
+            ["plain,head.bias = max(0, head.bias", "plain,head.bias = max(0, head.kernel"],
+        ),
+        ("kpatch apply a.safetensors -e head.bias=conv", "conv", []),
+        ("kpatch apply a.safetensors -e head.bias=head.k", "head.k", ["plain,head.kernel"]),
+        ("kpatch show a.safetensors ", "", ['plain,"conv-1".bias', "plain,head.bias", "plain,head.kernel"]),
+        ("kpatch sh", "sh", ["plain,show"]),
+        ("kpatch show a.s", "a.s", ["file,a.s"]),
+    ],
+)
+def test_bash_cuts_words(completed, monkeypatch, line, current, expected):
+    """What bash replaces is its own last word, which begins behind `=`, `@` or `:`."""
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_CURRENT", current)
+    assert get_completion_class("bash")(main, {}, "kpatch", "_KPATCH_COMPLETE").complete().splitlines() == expected
 
 
 def test_files(completed):
