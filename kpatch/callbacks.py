@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.errors import BindingError, of_backend
+from kpatch.errors import BindingError, boundary, of_backend
 
 try:
     import keras
@@ -72,6 +72,7 @@ class PatchCallback(keras.callbacks.Callback):
     _step: int
     _first: int
 
+    @boundary
     def __init__(
         self,
         patches: PatchLike | Mapping[Numbers, PatchLike],

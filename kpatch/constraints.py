@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.errors import of_backend
+from kpatch.errors import boundary, of_backend
 
 try:
     import keras
@@ -45,6 +45,7 @@ class PatchConstraint(keras.constraints.Constraint):
         >>> layer = keras.layers.Dense(3, kernel_constraint=constraint)
     """
 
+    @boundary
     def __init__(
         self,
         patch: PatchLike,

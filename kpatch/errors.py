@@ -9,6 +9,7 @@ source by `PatchError.locate`, so the error shows the statement and a caret.
 """
 
 import functools
+import inspect
 import os
 import sys
 import traceback
@@ -321,7 +322,7 @@ def is_brief() -> bool:
 
 
 def boundary(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function: the traceback of its errors ends at the line that called it.
+    """A public function, or an `__init__`: the traceback of its errors ends at the line that called it.
 
     Notebooks and pytest hide the one frame that is left, of this function.
     """
@@ -334,6 +335,7 @@ def boundary(function: Callable[P, R]) -> Callable[P, R]:
             __tracebackhide__ = is_brief()
             raise outward(error) from error.__cause__
 
+    vars(called)["__signature__"] = inspect.signature(function)  # Keras asks constructors, and looks into no wrapper
     return called
 
 

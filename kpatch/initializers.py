@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kpatch.errors import of_backend
+from kpatch.errors import boundary, of_backend
 
 try:
     import keras
@@ -32,6 +32,7 @@ class PatchedInitializer(keras.initializers.Initializer):
         [[1.0, 2.0], [0.0, 0.0]]
     """
 
+    @boundary
     def __init__(
         self,
         patch: PatchLike,

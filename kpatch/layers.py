@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kpatch.errors import BindingError, PatchError, of_backend
+from kpatch.errors import BindingError, PatchError, boundary, of_backend
 
 try:
     import keras
@@ -52,6 +52,7 @@ class ScatterLayer(keras.layers.Layer):
         [[1.0, 5.0, 1.0], [1.0, 5.0, 1.0]]
     """
 
+    @boundary
     def __init__(
         self,
         patch: PatchLike,
@@ -189,6 +190,7 @@ class PatchedLayer(keras.layers.Wrapper):
         [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
 
+    @boundary
     def __init__(
         self,
         layer: keras.Layer,

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 import kpatch
+import kpatch.callbacks
+import kpatch.constraints
+import kpatch.initializers
+import kpatch.layers
 from kpatch import backends
 
 pytestmark = pytest.mark.backend_free
@@ -34,6 +38,11 @@ FAULTS = {
     "checkpoint.plan": lambda model: kpatch.checkpoint.plan("missing.keras", "a.b = 0"),
     "checkpoint.undo": lambda model: kpatch.checkpoint.undo("missing.keras"),
     "checkpoint.log": lambda model: kpatch.checkpoint.log("missing.keras"),
+    "ScatterLayer": lambda model: kpatch.layers.ScatterLayer("_[0 = 1"),
+    "PatchedLayer": lambda model: kpatch.layers.PatchedLayer(model.layers[0], "kernal = 0"),
+    "PatchedInitializer": lambda model: kpatch.initializers.PatchedInitializer("_[0 = 1"),
+    "PatchConstraint": lambda model: kpatch.constraints.PatchConstraint("_ = $missing"),
+    "PatchCallback": lambda model: kpatch.callbacks.PatchCallback({0: "head.bias = "}),
     "undo": lambda model: (applied := kpatch.apply(model, "head.bias = 1")).undo() or applied.undo(),
 }
 
