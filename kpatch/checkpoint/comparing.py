@@ -181,7 +181,7 @@ class Diff(Shown):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        return figure([each.name for each in self.differences], [each.map for each in self.differences])
+        return figure([(each.name, each.picture) for each in self.differences])
 
 
 def heat(difference: Difference) -> str:

@@ -175,13 +175,14 @@ class AppliedPatch(Shown):
         """A figure of matplotlib with a picture for each write: where its entries lie, and by how much they changed.
 
         Orange is more, blue is less, the stronger the more. The last axis runs to the right and the others run down;
-        each filter of a convolution is a tile. The picture of a write of more than 33,554,432 entries says so instead.
+        each filter of a convolution is a tile. A cell of a picture stands for one entry or for several; of these it
+        shows the largest change. Of a write of more than 16,777,216 entries a random sample is drawn, and the picture
+        says so. Of more than 24 writes the first 24 are drawn.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        found = self.writes
-        return figure([f"{write.path}\n{write.statement}" for write in found], [write.map() for write in found])
+        return figure([(f"{write.path}\n{write.statement}", write.map) for write in self.writes])
 
 
 def _both(later: Any, record: Record) -> list[str]:

@@ -17,9 +17,11 @@ from kpatch.values import tensors
 from kpatch.values.dtypes import tensor
 from kpatch.view.data import summary
 from kpatch.view.overview import Column, Overview, sample, shape
-from kpatch.view.pictures import Map, NotDrawn
+from kpatch.view.pictures import Map
 
-DRAWN = 2**25  # a picture of more entries is not drawn: their offsets alone take 256 MiB
+DRAWN = 2**24  # of more entries a picture shows a sample: the offsets of so many take 128 MiB
+SAMPLE = 2**21  # entries of a sample
+BLOCK = 2**18  # entries that are computed together
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,12 @@ class Write:
     before: np.ndarray
     after: np.ndarray
     asked: np.ndarray
-    _flat: Callable[[], np.ndarray] = field(repr=False)
+    _flat: Callable[[np.ndarray | None], np.ndarray] = field(repr=False)  # of all entries, or of those numbered
 
     @property
     def flat(self) -> np.ndarray:
         """The offsets of the entries in the flattened variable, in C order, one for each of `before`."""
-        return self._flat()
+        return self._flat(None)
 
     def to_dict(self) -> dict[str, Any]:
         """The write as data: of its values the range and mean, and at most three values themselves."""
@@ -67,15 +69,19 @@ class Write:
     @property
     def is_rounded(self) -> bool:
         """Whether other values were stored than were asked for."""
-        return self.asked.tobytes() != self.after.tobytes()
+        return self.asked is not self.after and self.asked.tobytes() != self.after.tobytes()
 
-    def map(self) -> Map | NotDrawn:
+    def map(self) -> Map:
         """Where the entries lie in the variable, and by how much each changed, as a picture."""
+        drawn, numbers, before, after = Map(self.shape), None, self.before, self.after
         if self.entries > DRAWN:
-            return NotDrawn(f"not drawn: {self.entries:,} entries")
-        drawn = Map(self.shape)
+            numbers = np.sort(np.random.default_rng(0).integers(0, self.entries, SAMPLE))
+            before, after = before[numbers], after[numbers]
+            drawn.note = f"{SAMPLE:,} of {self.entries:,} entries, drawn at random"
+        flat = self._flat(numbers)
         with np.errstate(all="ignore"):
-            drawn.add(self.flat, self.after.astype("float64") - self.before.astype("float64"))
+            for part in (slice(start, start + BLOCK) for start in range(0, len(flat), BLOCK)):
+                drawn.add(flat[part], after[part].astype("float64") - before[part].astype("float64"))
         return drawn
 
 
@@ -103,10 +109,34 @@ def _write(record: Any, patch: Patch) -> Write:
     return Write(text, place.path, place.shape, place.dtype, before.size, before, after, after, flat)
 
 
-def _offsets(selection: Any, shape: tuple) -> np.ndarray:
+def _offsets(selection: Any, shape: tuple, numbers: np.ndarray | None) -> np.ndarray:
+    """The offsets of the entries of a selection, or of those with the numbers, which ascend."""
     if isinstance(selection, indexing.Mask):
-        return np.flatnonzero(tensors.to_numpy(selection.mask))
-    return tensors.positions(selection, shape).flat
+        mask = tensors.to_numpy(selection.mask).reshape(-1)
+        return np.flatnonzero(mask) if numbers is None else _of_mask(mask, numbers)
+    if numbers is None or not isinstance(selection, indexing.Region):
+        return _numbered(tensors.positions(selection, shape).flat, numbers)
+    places = np.unravel_index(numbers, selection.counts)
+    axes = zip(places, selection.starts, selection.steps, strict=True)
+    return np.ravel_multi_index([start + step * place for place, start, step in axes], shape)
+
+
+def _of_mask(mask: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    found, before = [], 0
+    for start in range(0, mask.size, BLOCK):
+        flat = np.flatnonzero(mask[start : start + BLOCK])
+        low, high = np.searchsorted(numbers, [before, before + len(flat)])
+        found.append(start + flat[numbers[low:high] - before])
+        before += len(flat)
+    return np.concatenate(found)
+
+
+def _all_of(size: int, numbers: np.ndarray | None) -> np.ndarray:
+    return np.arange(size) if numbers is None else numbers
+
+
+def _numbered(flat: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
+    return flat if numbers is None else flat[numbers]
 
 
 def _weight_write(stored: StoredStep, patch: Patch) -> Iterator[tuple[Any, Write]]:
@@ -115,7 +145,7 @@ def _weight_write(stored: StoredStep, patch: Patch) -> Iterator[tuple[Any, Write
         return
     place, (before, after, asked, offsets) = stored.step.place, stored.shown
     text = text_in(stored.statement, patch)
-    flat = partial(np.arange, after.size) if offsets is None else partial(np.asarray, offsets)
+    flat = partial(_all_of, after.size) if offsets is None else partial(_numbered, np.asarray(offsets))
     write = Write(text, place.path, place.shape, place.dtype, after.size, before, after, asked, flat)
     yield stored.statement.span, write
 
@@ -135,7 +165,7 @@ def _batch_writes(record: Any, patch: Patch) -> Iterator[tuple[tuple[int, int], 
     for statement, offset, number in zip(step.statements, step.offsets.tolist(), step.numbers, strict=True):
         before, present[offset] = present[offset], number
         place, text = step.place, text_in(statement, patch)
-        pair, flat = np.array([before, number], step.numbers.dtype), partial(np.array, [offset])
+        pair, flat = np.array([before, number], step.numbers.dtype), partial(_numbered, np.array([offset]))
         yield statement.span, Write(text, place.path, place.shape, place.dtype, 1, pair[:1], pair[1:], pair[1:], flat)
 
 

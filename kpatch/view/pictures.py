@@ -5,7 +5,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 CELLS = 96  # the most cells of a picture along an axis
 TILES = 256  # the most filters of a convolution that are drawn one by one
+PICTURES = 24  # the most pictures of a figure
 PIXELS = 128  # the width or height of a picture on a page, whichever is longer
 
 # Of Okabe and Ito's palette, which colour-blind readers can tell apart, on light and on dark ground.
@@ -30,6 +31,7 @@ class Map:
 
     Attributes:
         cells: a float64 matrix; NaN if no entry of the cell was edited, 0 if edits kept the values.
+        note: a line under the picture, if it does not show every entry.
 
     Example:
         >>> changed = Map((4, 3))
@@ -40,6 +42,7 @@ class Map:
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
+        self.note = ""
         self._tiled = len(self.shape) in (4, 5) and 0 < self.shape[-1] <= TILES
         rows, columns = self._extent()
         self._every = max(1, math.ceil(rows / CELLS)), max(1, math.ceil(columns / CELLS))
@@ -49,11 +52,11 @@ class Map:
     def add(self, flat: np.ndarray, change: np.ndarray) -> None:
         """Adds the changes of entries, given by their flat offsets. NaN counts as an infinite change."""
         down, right = self._place(np.asarray(flat))
-        place = down // self._every[0], right // self._every[1]
+        cell = down // self._every[0] * self._high.shape[1] + right // self._every[1]
         change = np.asarray(change, "float64")
         change = np.where(np.isnan(change), np.inf, change)
-        np.maximum.at(self._high, place, change)
-        np.minimum.at(self._low, place, change)
+        np.maximum.at(self._high.reshape(-1), cell, change)
+        np.minimum.at(self._low.reshape(-1), cell, change)
 
     @property
     def cells(self) -> np.ndarray:
@@ -78,10 +81,10 @@ class Map:
 
     def _place(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not self._tiled:
-            return np.divmod(flat, self.shape[-1] if self.shape else 1)
-        rest, tile = np.divmod(flat, self.shape[-1])
-        down, right = np.divmod(rest // self.shape[-2], self.shape[-3])
-        below, beside = np.divmod(tile, self._across)
+            return _divided(flat, self.shape[-1] if self.shape else 1)
+        rest, tile = _divided(flat, self.shape[-1])
+        down, right = _divided(rest // self.shape[-2], self.shape[-3])
+        below, beside = _divided(tile, self._across)
         height, width = self._tile
         return below * (height + 1) + down, beside * (width + 1) + right
 
@@ -117,33 +120,27 @@ class Map:
         return (
             f'<img class="kpatch-map" style="{size}" alt="{alt}" title="{told or self._told()}" '
             f'src="data:image/png;base64,{base64.b64encode(png(image)).decode()}">'
+            + f"<br>{self.note}"
+            * bool(self.note)
         )
 
     def draw(self, axes: Any) -> None:
         """Draws the picture on axes of matplotlib."""
         axes.imshow(self.image(), interpolation="nearest", aspect="auto" if 1 in self.cells.shape else "equal")
+        axes.set_xlabel(self.note, fontsize=8)
 
     def _told(self) -> str:
-        cells = self.cells[np.isfinite(self.cells)]
-        return f"changed by {cells.min():.4g} to {cells.max():.4g}" if cells.size else "nothing was edited"
+        cells, (down, right) = self.cells[np.isfinite(self.cells)], self._every
+        if not cells.size:
+            return "nothing was edited"
+        several = f"; a cell shows the largest change of {down} × {right} entries" * (down * right > 1)
+        return f"changed by {cells.min():.4g} to {cells.max():.4g}{several}"
 
 
-class NotDrawn:
-    """Says in the place of a picture why there is none.
-
-    Example:
-        >>> NotDrawn("not drawn: 2 entries").html()
-        'not drawn: 2 entries'
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def html(self) -> str:
-        return self.reason
-
-    def draw(self, axes: Any) -> None:
-        axes.text(0.5, 0.5, self.reason, ha="center", va="center", transform=axes.transAxes)
+def _divided(number: np.ndarray, by: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quotient and remainder, for which `np.divmod` takes ten times as long."""
+    quotient = number // by
+    return quotient, number - quotient * by
 
 
 def png(image: np.ndarray) -> bytes:
@@ -173,18 +170,21 @@ def _figures() -> Any:
     return Pictures
 
 
-def figure(titles: Sequence[str], maps: "Sequence[Map | NotDrawn]") -> Any:
-    """The pictures side by side as a figure of matplotlib.
+def figure(pictures: Sequence[tuple[str, Callable[[], Map]]]) -> Any:
+    """The pictures, pairs of a title and a function that makes it, side by side as a figure of matplotlib.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    across = min(4, max(1, len(maps)))
-    down = math.ceil(len(maps) / across) or 1
+    shown = pictures[:PICTURES]
+    across = min(4, max(1, len(shown)))
+    down = math.ceil(len(shown) / across) or 1
     drawn = _figures()(figsize=(3.2 * across, 3.2 * down), layout="constrained")
-    for number, (title, each) in enumerate(zip(titles, maps, strict=True)):
+    if len(shown) < len(pictures):
+        drawn.suptitle(f"the first {len(shown)} of {len(pictures):,}")
+    for number, (title, picture) in enumerate(shown):
         axes = drawn.add_subplot(down, across, number + 1)
-        each.draw(axes)
+        picture().draw(axes)
         axes.set_title(title, fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -37,6 +37,7 @@ def test_every_entry_has_a_cell_inside(shape):
 def test_the_largest_change_of_a_cell_is_shown():
     drawn = Map((400, 2))
     drawn.add(np.arange(800), np.where(np.arange(800) == 5, -9.0, 1.0))
+    assert 'title="changed by -9 to 1; a cell shows the largest change of 5 × 1 entries"' in drawn.html()
     drawn.add(np.array([790, 792]), np.array([np.nan, 0.0]))
     assert drawn.cells[0].tolist() == [1, -9]
     assert np.isinf(drawn.cells).sum() == 1
@@ -78,14 +79,42 @@ def test_offsets_of_a_write_are_those_of_its_values(patch):
     np.testing.assert_array_equal(state, np.array(model.get_layer("dense_1").kernel))
 
 
-def test_what_is_not_drawn_is_told(monkeypatch):
+@pytest.mark.parametrize("index", ["", "[::2, ::-1]", "[abs(_) > 0.2]", "[[2, 0, 3]]", "[1]"])
+def test_of_many_entries_a_sample_is_drawn(monkeypatch, index):
+    """Each entry of the sample has its own place and change."""
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("kpatch.run.writes.DRAWN", 2)
-    applied = kpatch.apply(models.dense(), "dense_1.kernel[0] = 1; dense_2.bias = 2")
+    monkeypatch.setattr("kpatch.run.writes.SAMPLE", 200)
+    monkeypatch.setattr("kpatch.run.writes.BLOCK", 3)
+    applied = kpatch.apply(models.dense(), f"dense_1.kernel{index} = 7; dense_2.bias = 2")
+    [write, _] = applied.writes
+    expected = Map(write.shape)
+    expected.add(write.flat, write.after - write.before)
+    np.testing.assert_array_equal(write.map().cells, expected.cells)
+    note = f"200 of {write.entries} entries, drawn at random"
     [large, small] = applied.plot().axes
-    assert [text.get_text() for text in large.texts] == ["not drawn: 3 entries"]
-    assert (len(small.images), len(small.texts)) == (1, 0)
-    assert "<td>not drawn: 3 entries</td>" in applied._repr_html_()
+    assert (len(large.images), large.get_xlabel(), small.get_xlabel()) == (1, note, "")
+    page = applied._repr_html_()
+    assert page.count("<img") == 2
+    assert page.count(note) == 1
+
+
+def test_a_weight_of_many_codes(monkeypatch):
+    monkeypatch.setattr("kpatch.run.writes.DRAWN", 2)
+    model = models.dense()
+    model.get_layer("dense_1").quantize("int8")
+    for index in ("", "[1]"):
+        [write] = kpatch.apply(model, f"dense_1.kernel{index} *= -1").writes
+        drawn = write.map()
+        assert np.isfinite(drawn.cells).sum() == write.entries
+        assert drawn.note.startswith("2,097,152 of ")
+
+
+def test_a_figure_has_a_bound():
+    pytest.importorskip("matplotlib")
+    patch = "; ".join(f"dense_1.bias[{n % 3}] += 1" for n in range(30))
+    figure = kpatch.apply(models.dense(), patch).plot()
+    assert (len(figure.axes), figure.get_suptitle()) == (24, "the first 24 of 30")
 
 
 def test_plot():
