@@ -185,7 +185,7 @@ def figure(pictures: Sequence[tuple[str, Callable[[], Map]]]) -> Any:
     for number, (title, picture) in enumerate(shown):
         axes = drawn.add_subplot(down, across, number + 1)
         picture().draw(axes)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=9, parse_math=False)  # `$` is that of a `$name`
         axes.set_xticks([])
         axes.set_yticks([])
     return drawn

@@ -110,6 +110,13 @@ def test_a_weight_of_many_codes(monkeypatch):
         assert drawn.note.startswith("2,097,152 of ")
 
 
+def test_a_title_is_no_formula():
+    pytest.importorskip("matplotlib")
+    figure = kpatch.apply(models.dense(), "dense_1.bias = $a_ * $b", a_=1, b=2).plot()
+    figure.savefig(io.BytesIO())
+    assert not figure.axes[0].title.get_parse_math()
+
+
 def test_a_figure_has_a_bound():
     pytest.importorskip("matplotlib")
     patch = "; ".join(f"dense_1.bias[{n % 3}] += 1" for n in range(30))
