@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,13 +142,23 @@ def _region_in_file(error: FileError) -> Extent | None:
 
 
 def _findings(path: str, found: FoundPatch, model: Any) -> list[Finding]:
+    text = _closed(found.text) if found.open_names else found.text
     try:
-        patch = parse(found.text)
+        patch = parse(text)
     except PatchError as error:
         errors = list(error.errors)
+        for each in errors:
+            each.source = found.text if each.source == text else each.source
     else:
-        errors = _unresolved(patch, model, found.activations) if model is not None and found.of_model else []
+        known = model is not None and found.of_model and text == found.text
+        errors = _unresolved(patch, model, found.activations) if known else []
     return [Finding(path, found.region(error.span or (0, 0)), error) for error in errors]
+
+
+def _closed(text: str) -> str:
+    """The text of a `kpatch.sweep` with letters or digits for each `$name` in a name; all else keeps its place."""
+    text = re.sub(r"(?<=layers\[)\$\w+(?=\])", lambda part: "1" * len(part[0]), text)
+    return re.sub(r"\$\{\w+\}|(?<=[\w.*?])\$(?=\w)", lambda part: "x" * len(part[0]), text)
 
 
 def _unresolved(patch: Patch, model: Any, activations: bool) -> list[PatchError]:

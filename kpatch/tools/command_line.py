@@ -151,7 +151,8 @@ def apply(
     if overwrite and out is None:
         raise click.UsageError("--overwrite needs -o OUT.keras.")
     if out is None and not in_place and not dry_run:
-        raise click.UsageError("Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan.")
+        hint = f" A statement comes behind -e: -e {patch!r}." if "=" in (patch or "") else ""
+        raise click.UsageError(f"Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan.{hint}")
     if patch is None and not edits:
         missing = "MODEL is missing" if formats.is_like_a_patch(model) else "Nothing to apply"
         raise click.UsageError(f"{missing}: give a PATCH file behind MODEL, or statements by -e.")
@@ -288,7 +289,9 @@ def diff(
 @JSON
 @QUIET
 def undo(model: Path, discard: bool) -> None:
-    """Undoes the latest edit of MODEL that was made with --journal; run again, the one before it.
+    """Undoes the latest edit of MODEL.
+
+    That is one that was made with --journal; run again, the one before it.
 
     With --discard the journal is removed instead: that of an interrupted edit that cannot be rolled back, because the
     journal is damaged or MODEL was replaced, or else that of the latest edit.
@@ -311,7 +314,7 @@ def undo(model: Path, discard: bool) -> None:
 @MODEL
 @JSON
 def log(model: Path) -> None:
-    """Lists the edits of MODEL that 'kpatch undo' can take back, the latest first.
+    """Lists what 'kpatch undo' can take back, latest first.
 
     \b
     Examples:

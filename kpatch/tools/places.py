@@ -61,6 +61,7 @@ class FoundPatch:
         text: the patch.
         of_model: whether its names are those of a model.
         activations: whether these may be activations.
+        open_names: whether a `$name` may be a part of a name, as in `block_$l`.
     """
 
     text: str
@@ -68,6 +69,7 @@ class FoundPatch:
     _lines: Lines = field(repr=False)
     _node: ast.Constant | None = field(default=None, repr=False)  # `None`: the patch is the whole file
     activations: bool = False
+    open_names: bool = False
 
     def region(self, span: tuple[int, int]) -> Extent:
         """The region, in the file, of a span of the patch."""

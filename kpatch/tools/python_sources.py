@@ -44,12 +44,14 @@ class Parameter(NamedTuple):
         position, name: of the parameter.
         of_model: whether the names are those of a model.
         activations: whether these may be activations.
+        open_names: whether a `$name` may be a part of a name.
     """
 
     position: int
     name: str
     of_model: bool
     activations: bool = False
+    open_names: bool = False
 
 
 @cache
@@ -58,13 +60,14 @@ def takers() -> dict[str, Parameter]:
 
     Example:
         >>> takers()["kpatch.apply"]
-        Parameter(position=1, name='patch', of_model=True, activations=False)
+        Parameter(position=1, name='patch', of_model=True, activations=False, open_names=False)
     """
     found = {"kpatch.Patch": Parameter(0, "statements", of_model=False)}
     for path, names in _signatures():
         for name in filter(names.__contains__, NAMES):
             of_model = names[0] == "model" or path.startswith("kpatch.callbacks.")
-            found[path] = Parameter(names.index(name), name, of_model, of_model and path not in OF_WEIGHTS)
+            activations = of_model and path not in OF_WEIGHTS
+            found[path] = Parameter(names.index(name), name, of_model, activations, path == "kpatch.sweep")
     return found
 
 
@@ -286,7 +289,7 @@ def _patch(node: ast.Constant, lines: Lines, taken: list[Parameter]) -> FoundPat
     """The patch in a literal that is handed in as some parameters; one of them that takes weights alone decides."""
     of_model = [each for each in taken if each.of_model]
     activations = bool(of_model) and all(each.activations for each in of_model)
-    return FoundPatch(str(node.value), bool(of_model), lines, node, activations)
+    return FoundPatch(str(node.value), bool(of_model), lines, node, activations, any(each.open_names for each in taken))
 
 
 def _file(node: ast.expr, scope: _Scope) -> str | None:

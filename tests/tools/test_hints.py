@@ -47,6 +47,11 @@ def run(tmp_path, monkeypatch):
             "kpatch.FileError: cannot read 'head.bias = 0': no such file or directory\n" + WITHOUT_E,
         ),
         (
+            ["apply", "a.safetensors", "head.bias = 0"],
+            "Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan. "
+            "A statement comes behind -e: -e 'head.bias = 0'.\n",
+        ),
+        (
             ["apply", "a.safetensors", "-e", "p.kpatch", "--in-place"],
             f"kpatch.PatchSyntaxError: {PATCH_FILE}\n  line 1, column 1\n    p.kpatch\n    ^^^^^^^^\n",
         ),

@@ -170,6 +170,21 @@ def test_the_functions_that_take_a_patch_are_those_with_such_a_parameter():
     assert {path: taken.position for path, taken in takers().items()} == {**found, "kpatch.Patch": 0}
 
 
+SWEPT = "block_$l.output[:, $i] = 2*$v; layers[$l].bias = ${kind}_1.bias; a.$x = 1"
+
+
+def test_names_of_a_sweep_are_open(tmp_path):
+    """`$names` in names are syntax for `kpatch.sweep` alone, and keep the places of errors."""
+    path = tmp_path / "a.py"
+    path.write_text(f"import kpatch\nkpatch.sweep(m, '{SWEPT}', metric=f)\nkpatch.sweep(m, 'a_$l = 1 2')\n")
+    path.write_text(path.read_text() + "kpatch.apply(m, 'a_$l = 1')\n")
+    found = check_files((str(path),)).findings
+    assert [(each.region[:2], each.error.statement) for each in found] == [
+        ((3, 27), "a_$l = 1 2"),
+        ((4, 20), "a_$l = 1"),
+    ]
+
+
 @pytest.mark.parametrize("path", takers())
 def test_each_of_them_is_found(path):
     arguments = ", ".join(["x"] * takers()[path].position + ["'p'"])
