@@ -17,6 +17,7 @@ PATCH_FILE = "this is the name of a patch file, not a patch; kpatch.load reads t
 NO_MODEL = "does not end in .keras, .weights.h5, .weights.json, .safetensors or .h5\n"
 NO_MODEL += "  it looks like a patch, which comes after the model\n"
 WITHOUT_E = "  if it is a statement and no file: -e 'head.bias = 0'\n"
+NO_OUTPUT = "Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan."
 COMMAND = "A command comes first: kpatch apply a.safetensors PATCH, or kpatch show a.safetensors.\n"
 IS_MODEL = "kpatch.FileError: 'a.safetensors' is a model, not a patch; the model comes before the patch\n"
 
@@ -48,8 +49,7 @@ def run(tmp_path, monkeypatch):
         ),
         (
             ["apply", "a.safetensors", "head.bias = 0"],
-            "Give the output: -o OUT.keras or --in-place; or --dry-run to see the plan. "
-            "A statement comes behind -e: -e 'head.bias = 0'.\n",
+            f"{NO_OUTPUT} A statement comes behind -e: -e 'head.bias = 0'.\n",
         ),
         (
             ["apply", "a.safetensors", "-e", "p.kpatch", "--in-place"],
