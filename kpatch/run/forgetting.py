@@ -65,13 +65,17 @@ def _models():
     """
     global _mark, _frozen
     if threading.active_count() > 1:
-        listed = gc.get_referrers(*_model_classes())
-        return list({id(model): model for model in (*filter(_is_model, listed), *_frozen)}.values())
+        return _distinct([*_models_in(gc.get_referrers(*_model_classes())), *_frozen])
     listed = gc.get_objects()
-    if gc.get_freeze_count() and not any(each is _mark for each in listed):
+    # In this order: Python counts what is frozen one by one.
+    if id(_mark) not in map(id, listed) and gc.get_freeze_count():
         _mark = _Mark()
-        _frozen = weakref.WeakSet(filter(_is_model, _reachable(listed)))
-    return list({id(model): model for model in (*filter(_is_model, listed), *_frozen)}.values())
+        _frozen = weakref.WeakSet(_models_in(_reachable(listed)))
+    return _distinct([*_models_in(listed), *_frozen])
+
+
+def _distinct(models):
+    return list({id(model): model for model in models}.values())
 
 
 def _model_classes():
@@ -86,10 +90,10 @@ def _model_classes():
     return found
 
 
-def _is_model(each):
-    import keras
-
-    return issubclass(type(each), keras.Model) and "_layers" in vars(each)
+def _models_in(listed):
+    """The models among all kinds of objects, which are not asked for their class: a proxy may answer for another."""
+    classes = set(map(id, _model_classes()))
+    return [each for each in listed if id(type(each)) in classes and "_layers" in vars(each)]
 
 
 def _reachable(listed):
