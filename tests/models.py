@@ -46,6 +46,18 @@ def subclassed():
     return filled(model)
 
 
+def chain(*names, seed=0):
+    """Dense layers of width 3, with these names."""
+    made = [keras.layers.Dense(3, name=name) for name in names]
+    return filled(keras.Sequential([keras.Input((3,)), *made], name="net"), seed)
+
+
+def normalised():
+    """Two dense layers, `a` and `b`, and a batch normalisation between them."""
+    a, b = keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")
+    return keras.Sequential([keras.Input((4,)), a, keras.layers.BatchNormalization(name="norm"), b])
+
+
 def filled(model, seed=0):
     """The model with values that are exact in every floating dtype."""
     rng = np.random.default_rng(seed)

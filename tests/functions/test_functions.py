@@ -8,6 +8,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from available import FLOATS, INTEGERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -22,18 +23,6 @@ from kpatch.values import arithmetic, dtypes
 from kpatch.values.dtypes import NUMPY, Value, literal, tensor
 
 JAX = keras.backend.backend() == "jax"
-
-
-def available(name):
-    try:
-        dtypes.check_available(name)
-    except UnsupportedError:
-        return False
-    return True
-
-
-INTEGERS = [name for name in dtypes.INTEGERS if available(name)]
-FLOATS = [name for name in dtypes.FLOATS if available(name)]
 
 
 def make(values, dtype="float32"):

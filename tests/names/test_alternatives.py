@@ -4,11 +4,13 @@ import keras
 import models
 import numpy as np
 import pytest
+from failures import failure
+from models import chain
 
 import kpatch
 import kpatch.callbacks
 import kpatch.layers
-from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import UnsupportedError
 from kpatch.tools import check
 from kpatch.values.tensors import to_numpy
 
@@ -37,12 +39,6 @@ def net():
     return models.filled(model)
 
 
-def chain(*names):
-    """Dense layers of width 3, with these names."""
-    made = [layers.Dense(3, name=name) for name in names]
-    return models.filled(keras.Sequential([keras.Input((3,)), *made], name="net"))
-
-
 def values(model):
     return [to_numpy(variable.value) for variable in model.variables]
 
@@ -56,13 +52,6 @@ def alike(model, text, plain, **given):
     assert models.snapshot(model) == before
     kpatch.apply(model, plain, **given)
     return after == models.snapshot(model) != before
-
-
-def failure(function, *args, kind=ResolutionError, **options):
-    with pytest.raises(PatchError) as info:
-        function(*args, **options)
-    assert type(info.value) is kind
-    return str(info.value)
 
 
 # Digits ---------------------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ import keras
 import models
 import numpy as np
 import pytest
+from failures import failure
+from models import chain
 
 import kpatch
 import kpatch.callbacks
 import kpatch.layers
-from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import UnsupportedError
 from kpatch.names import meanings
 from kpatch.tools import check
 from kpatch.values.tensors import to_numpy
@@ -16,22 +18,9 @@ from kpatch.values.tensors import to_numpy
 layers = keras.layers
 
 
-def chain(*names):
-    """Dense layers of width 3, with these names."""
-    made = [layers.Dense(3, name=name) for name in names]
-    return models.filled(keras.Sequential([keras.Input((3,)), *made], name="net"))
-
-
 def written(model, text, **given):
     """The paths of the variables that a patch writes."""
     return [row.path for row in kpatch.plan(model, text, **given).rows]
-
-
-def failure(function, *args, kind=ResolutionError, **options):
-    with pytest.raises(PatchError) as info:
-        function(*args, **options)
-    assert type(info.value) is kind
-    return str(info.value)
 
 
 def test_what_is_excluded_stays():

@@ -1,6 +1,7 @@
 """The variables of a compiled model's optimizer by name, live and in a `.keras` file."""
 
 import keras
+import models
 import numpy as np
 import pytest
 
@@ -13,19 +14,8 @@ layers, optimizers = keras.layers, keras.optimizers
 trains = pytest.mark.skipif(keras.backend.backend() == "numpy", reason="Keras cannot train on numpy")
 
 
-def network():
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dense(3, name="a"),
-            layers.BatchNormalization(name="norm"),
-            layers.Dense(2, name="b"),
-        ]
-    )
-
-
 def compiled(optimizer, build=True):
-    model = network()
+    model = models.normalised()
     model.compile(optimizer, "mse")
     if build:
         model.optimizer.build(model.trainable_variables)
@@ -158,7 +148,7 @@ def test_what_is_really_called_so_comes_first():
 
 @pytest.mark.backend_free
 def test_errors():
-    plain = network()
+    plain = models.normalised()
     assert failure(plain, "optimizer.learning_rate") == (
         "no variable 'optimizer.learning_rate': the model has no optimizer until it is compiled\n"
         "  line 1, column 1\n"
@@ -279,7 +269,7 @@ def test_files(tmp_path):
             "optimizer.iterations",
             "optimizer.learning_rate",
         ]
-    network().save(path)
+    models.normalised().save(path)
     with pytest.raises(ResolutionError, match="the model has no optimizer until it is compiled"):
         kpatch.checkpoint.open(path)["optimizer.learning_rate"]
     compiled(Own(0.1)).save(path)

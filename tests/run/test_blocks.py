@@ -4,11 +4,13 @@ import keras
 import models
 import numpy as np
 import pytest
+from failures import failure
+from models import chain
 
 import kpatch
 import kpatch.callbacks
 import kpatch.layers
-from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import UnsupportedError
 from kpatch.names import meanings
 from kpatch.tools import check
 from kpatch.values.tensors import to_numpy
@@ -24,21 +26,8 @@ for **.kernel {
 """
 
 
-def chain(*names, seed=0):
-    """Dense layers of width 3, with these names."""
-    made = [layers.Dense(3, name=name) for name in names]
-    return models.filled(keras.Sequential([keras.Input((3,)), *made], name="net"), seed)
-
-
 def values(model):
     return [np.array(to_numpy(variable.value)) for variable in model.variables]
-
-
-def failure(function, *args, kind=ResolutionError, **options):
-    with pytest.raises(PatchError) as info:
-        function(*args, **options)
-    assert type(info.value) is kind
-    return str(info.value)
 
 
 def slerp(x, y):

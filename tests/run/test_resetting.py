@@ -1,6 +1,7 @@
 """`slots="reset"`: what an optimizer remembers of the entries written starts anew, and comes back with `undo`."""
 
 import keras
+import models
 import numpy as np
 import pytest
 
@@ -13,20 +14,9 @@ layers, optimizers = keras.layers, keras.optimizers
 trains = pytest.mark.skipif(keras.backend.backend() == "numpy", reason="Keras cannot train on numpy")
 
 
-def network():
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dense(3, name="a"),
-            layers.BatchNormalization(name="norm"),
-            layers.Dense(2, name="b"),
-        ]
-    )
-
-
 def trained(optimizer):
     """A model whose optimizer remembers something of each entry."""
-    model = network()
+    model = models.normalised()
     model.compile(optimizer, "mse")
     model.optimizer.build(model.trainable_variables)
     for number, entry in enumerate(index(model).optimizer_entries()):
@@ -113,7 +103,7 @@ def test_weights_that_are_not_trained_have_no_slots():
 
 @pytest.mark.backend_free
 def test_an_optimizer_that_is_not_built_remembers_nothing():
-    model = network()
+    model = models.normalised()
     model.compile(optimizers.Adam())
     kpatch.apply(model, "a.bias = 1", slots="reset").undo()
 
@@ -148,7 +138,7 @@ class Odd(optimizers.SGD):
 
 @pytest.mark.backend_free
 def test_errors():
-    model = network()
+    model = models.normalised()
     none = "slots='reset' is about the optimizer of a compiled model, and there is none"
     for target, patch in ((model, "a.bias = 1"), (model.get_layer("a").bias, "_ = 1")):
         with pytest.raises(BindingError, match=none):
@@ -205,7 +195,7 @@ def test_in_a_loop_of_ones_own():
 
 @trains
 def test_in_a_callback_of_fit():
-    model = network()
+    model = models.normalised()
     model.compile(optimizers.Adam(0.1), "mse")
     x, y = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
     seen = []

@@ -8,6 +8,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from available import FLOATS, INTEGERS, available
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -18,17 +19,6 @@ from kpatch.values import arithmetic, casts, comparisons, dtypes, numerics
 from kpatch.values.arithmetic import binary, compare, convert, unary
 from kpatch.values.dtypes import NUMPY, RANGES, Value, literal, tensor
 
-
-def available(name):
-    try:
-        dtypes.check_available(name)
-    except UnsupportedError:
-        return False
-    return True
-
-
-INTEGERS = [name for name in dtypes.INTEGERS if available(name)]
-FLOATS = [name for name in dtypes.FLOATS if available(name)]
 JAX = keras.backend.backend() == "jax"
 
 
