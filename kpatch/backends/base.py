@@ -152,6 +152,10 @@ class Backend(Protocol):
         """
         return None
 
+    def rescue(self) -> None:
+        """Puts back what Keras's trainer took out of variables for a step, before an error leaves the step."""
+        return
+
     # -- tensors, eager and traced -------------------------------------------------------------------------------------
 
     def tensor_of(self, variable) -> Any:

@@ -23,6 +23,7 @@ from kpatch.backends import jax_donation as donation
 from kpatch.backends import jax_entries as entries
 from kpatch.backends import jax_host as host
 from kpatch.backends import jax_shards as shards
+from kpatch.backends import jax_trainer as trainer
 from kpatch.backends.base import Backend, Cell
 from kpatch.backends.jax_entries import OPERATORS, is_converted, on_one_device
 from kpatch.errors import UnsupportedError
@@ -122,6 +123,13 @@ class Jax(Backend):
         bring = getattr(model, "jax_state_sync", None)
         if bring is not None:
             bring()
+
+    def rescue(self):
+        trainer.rescue()
+
+    def refuse(self, function):
+        self.rescue()
+        super().refuse(function)
 
     def is_traced(self, data):
         return isinstance(data, jax.core.Tracer)

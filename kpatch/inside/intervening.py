@@ -19,7 +19,6 @@ from kpatch.inside.activations import Activations, loop_around, tensor_in, why_n
 from kpatch.inside.calls import end, is_rehearsed, patch_call
 from kpatch.inside.forms import Specs, form_of
 from kpatch.inside.outputs import Inputs, Outputs
-from kpatch.inside.rescuing import Rescue
 from kpatch.inside.splitting import Part, Split
 from kpatch.inside.tensor_patch import TensorPatch, in_dynamo
 from kpatch.inside.traces import Traces
@@ -27,7 +26,6 @@ from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound
 from kpatch.names.tree import LAYER, LayerNode
 from kpatch.run import checking, live
-from kpatch.run.forgetting import layers_of
 from kpatch.syntax import Patch
 from kpatch.values.dtypes import FLOATS, dtype_name
 from kpatch.values.numerics import is_traced
@@ -212,7 +210,6 @@ class Calls:
         self._places = {(id(node.item), kind): (node.item, kind) for node, kind in places}
         self._layers = {id(layer): layer for layer, _ in self._places.values()}
         self.traces = Traces(split.index, list(self._layers.values()))
-        self._models = layers_of(split.index)
         self._ran = False
         self._watched = _around([part.node for part in split.parts], split.index)
         for part in split.parts:
@@ -230,7 +227,6 @@ class Calls:
 
     def patch(self, model: Any, stack: contextlib.ExitStack) -> None:
         """Patches the calls until the stack closes."""
-        self._rescue = Rescue(self._models, stack)
         for host, seen in self._sources():
             patch_call(host, functools.partial(self._called, host, seen), stack)
         for layer, kind in self._places.values():
@@ -313,7 +309,7 @@ class Calls:
             for part, edit in self._parts.get((id(layer), kind), ()):
                 self._edit(part, edit, held, kept)
         except PatchError:
-            self._rescue()
+            backends.current().rescue()
             raise
 
     def _edit(self, part: Part, edit: TensorPatch, held: Any, kept: Activations) -> None:

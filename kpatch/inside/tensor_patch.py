@@ -45,7 +45,11 @@ class Holder:
             from kpatch.inside.dynamo import run_in_graph
 
             return run_in_graph(self.key, tuple(names), *values)
-        return self(names, *values)
+        try:
+            return self(names, *values)
+        except PatchError:
+            backends.current().rescue()
+            raise
 
 
 class TensorPatch(Holder):

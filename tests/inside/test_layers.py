@@ -367,6 +367,23 @@ def test_patched_layer_updates_the_entries_that_the_patch_leaves_alone():
     assert (to_numpy(layer(x))[:, 0] < 0).all()  # as with a mean of 5
 
 
+def test_patched_layer_goes_on_from_its_states_and_seeds():
+    """As the same layer, edited by hand, does from call to call."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
+    hand, inner = (keras.layers.LSTM(2, stateful=True, dropout=0.5, seed=1, name="rnn") for _ in range(2))
+    for layer in (hand, inner):
+        layer.build(x.shape)
+    inner.set_weights(hand.get_weights())
+    kpatch.apply(hand, "cell.kernel[0] = 1")
+    patched = PatchedLayer(inner, "cell.kernel[0] = 1")
+    for _ in range(2):
+        got, expected = (to_numpy(layer(x, training=True)) for layer in (patched, hand))
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    for got, expected in zip((*inner.states, *inner.variables[3:]), (*hand.states, *hand.variables[3:]), strict=True):
+        np.testing.assert_allclose(to_numpy(got.value), to_numpy(expected.value), rtol=1e-5, atol=1e-6)
+        assert np.any(to_numpy(got.value))
+
+
 @trains
 @pytest.mark.parametrize("jit_compile", [False, True] if BACKEND != "torch" else [False])
 def test_training_moves_what_is_not_overwritten(jit_compile):

@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 import kpatch
+from kpatch.layers import ScatterLayer
 
 X = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
 
@@ -105,18 +106,54 @@ if keras.backend.backend() != "numpy":
     STEPS["train_on_batch"] = lambda model: model.train_on_batch(X, X[:, :1])
 
 
+keeps = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="other trainers leave the values in their variables"
+)
+
+
+@pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("step", STEPS)
-def test_an_error_costs_no_weights(step):
+def test_an_error_costs_no_weights(step, outer):
     """Keras on jax takes the values out of variables before a step, and leaves them empty if it cannot be traced."""
-    model = keras.Sequential([keras.Input((4,)), Holder(name="holder"), layers.BatchNormalization(), layers.Dense(1)])
+    inner = keras.Sequential([keras.Input((4,)), Holder(name="holder"), layers.BatchNormalization()])
+    model = keras.Sequential([keras.Input((4,)), *([inner] if outer else inner.layers), layers.Dense(1)])
     model.compile("adam", "mse")
     if step != "predict":
         STEPS[step](model)  # else Keras, which builds the metrics, wraps the error
-    before = models.snapshot(model)
-    with pytest.raises(kpatch.SubscriptError), kpatch.intervene(model, "holder.inner.output[:, 7] = 0"):
+    before = models.snapshot(model), models.snapshot(model.optimizer)
+    with pytest.raises(kpatch.SubscriptError), kpatch.intervene(inner, "holder.inner.output[:, 7] = 0"):
         STEPS[step](model)
-    assert models.snapshot(model) == before
+    assert (models.snapshot(model), models.snapshot(model.optimizer)) == before
     STEPS[step](model)
+
+
+@keeps
+def test_an_error_in_a_later_step_keeps_what_was_trained():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="a")])
+    model.compile("adam", "mse")
+    before = models.snapshot(model)
+    with pytest.raises(kpatch.SubscriptError), kpatch.intervene(model, "a.output[2] = 0"):
+        model.fit(np.ones((5, 4)), np.ones((5, 2)), batch_size=3, verbose=0)  # the second batch is one of 2
+    after = models.snapshot(model)
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert int(model.optimizer.iterations) == 1
+    model.fit(np.ones((5, 4)), np.ones((5, 2)), verbose=0)
+
+
+@keeps
+def test_an_error_of_a_layer_and_a_refused_function_cost_no_weights():
+    class Editing(layers.Layer):
+        def call(self, x):
+            if x.shape[0] == 4:
+                kpatch.apply(model, "a.kernel = 0")
+            return x
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="a"), ScatterLayer("_[2] = 0"), Editing()])
+    before = models.snapshot(model)
+    for rows, error in ((2, kpatch.SubscriptError), (4, kpatch.UnsupportedError)):
+        with pytest.raises(error):
+            model.predict(np.ones((rows, 4)), verbose=0)
+        assert models.snapshot(model) == before
 
 
 # Plans and names ------------------------------------------------------------------------------------------------------

@@ -119,8 +119,6 @@ def test_refused_in_a_training_step_and_right_after_it():
     kernel = np.array(model.get_weights()[0])
     with pytest.raises(kpatch.UnsupportedError, match=r"^kpatch\.apply cannot be called inside a function"):
         model.fit(X, X[:, :2], verbose=0)
-    if BACKEND == "jax":  # where an error inside of a step costs the model its values
-        model.set_weights([kernel, np.zeros(2, "float32")])
     kpatch.apply(model, "d.bias[0] = 5")
     np.testing.assert_array_equal(model.get_weights()[1], [5, 0])
     np.testing.assert_array_equal(model.get_weights()[0], kernel)
