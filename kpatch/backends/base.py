@@ -98,6 +98,14 @@ class Backend(Protocol):
         """
         return None
 
+    def give_back(self, variable, values) -> Any:
+        """Gives a variable the tensor `values` again, which it had before, if nothing can write into that.
+
+        Returns:
+            What keeps the values, whatever becomes of the variable; or `None` if they must be written.
+        """
+        return None
+
     def view(self, tensor) -> np.ndarray | None:
         """The tensor's memory as a NumPy array to read, or `None` if the host cannot address it."""
         return None

@@ -94,6 +94,17 @@ class Jax(Backend):
         _set(variable, values)
         return old
 
+    def give_back(self, variable, values):
+        """An array of NumPy keeps the values then: jax copies the buffer before it is donated."""
+        current = _array(variable)
+        if in_stateless_scope() or not isinstance(values, jax.Array) or not host.is_on_host(values):
+            return None
+        if current.sharding != values.sharding or current._committed != values._committed:
+            return None
+        kept = np.asarray(values)
+        variable._value = values
+        return kept
+
     def settle(self, variable):
         """jax computes asynchronously: running out of memory is noticed only here."""
         _array(variable).block_until_ready()

@@ -17,7 +17,9 @@ from kpatch.indexing import Mask, Point, Positions, Region
 BUDGET = 2**26  # bytes that are copied before work of one shape is compiled: about the time that this takes
 OVERHEAD = 2**20  # bytes that could be copied in the time that any call takes
 REDUCED = 2**26  # bytes of the largest array that NumPy reduces
-BLOCK = 2**16  # entries that stay in the processor's cache
+BLOCK = 2**15  # entries that stay in the processor's cache
+ALIGNMENT = 64  # bytes, of memory that jax takes over
+SMALL = 2**12  # bytes that are copied in no time
 REMEMBERED = 2**12  # kinds of work whose copies are counted
 
 _copied: dict = {}  # bytes by the kind of work
@@ -34,7 +36,7 @@ def pays(work, array):
     """Whether work on the array is done by NumPy rather than compiled; counts what it copies."""
     work = array.shape, array.dtype, work
     copied = _copied.get(work, 0)
-    if copied > BUDGET or not _is_on_host(array):
+    if copied > BUDGET or not is_on_host(array):
         return False
     if len(_copied) >= REMEMBERED:
         _copied.clear()
@@ -46,7 +48,7 @@ def pays(work, array):
 def reduces(x):
     """Whether NumPy reduces the tensor."""
     suits = isinstance(x, jax.Array) and x.dtype in (np.float32, np.int32, bool)
-    return suits and _is_on_host(x) and x.nbytes <= REDUCED
+    return suits and is_on_host(x) and x.nbytes <= REDUCED
 
 
 def take(array, selection):
@@ -56,7 +58,7 @@ def take(array, selection):
 
 def put(array, selection, values):
     """A new array, with values in the selected entries."""
-    new = np.array(array, order="C")
+    new = _own(array)
     if type(selection) is Mask:
         selection = Mask(np.asarray(selection.mask, bool), selection.shape)
     arrays.put(new, selection, np.asarray(values, new.dtype))
@@ -89,11 +91,16 @@ class _Ops(ArrayOps):
 
 def _choice(function):
     def choose(x, y):
-        if np.any((x == 0) & (y == 0) & (np.signbit(x) != np.signbit(y))):
+        if not (_is_one(x) or _is_one(y)) and np.any((x == 0) & (y == 0) & (np.signbit(x) != np.signbit(y))):
             raise OtherBitsError("")
         return function(x, y)
 
     return choose
+
+
+def _is_one(number):
+    """Whether that is one number, and not zero."""
+    return np.ndim(number) == 0 and number != 0
 
 
 def _best(function):
@@ -118,7 +125,7 @@ class Interpreter(arrays.Numpy):
         """A tensor of jax as an array that is only read."""
         if isinstance(x, np.ndarray | np.generic):
             return x
-        if not _is_on_host(x):
+        if not is_on_host(x):
             raise OtherBitsError("")
         return self.accepted(np.asarray(x))
 
@@ -134,9 +141,14 @@ INTERPRETER = Interpreter()
 def _is_normal(values):
     """Whether no entry is denormal, infinite or NaN."""
     flat, limits = values.reshape(-1), np.finfo(values.dtype)
+    sizes, flags = np.empty(min(BLOCK, flat.size), flat.dtype), np.empty(min(BLOCK, flat.size), bool)
     for start in range(0, flat.size, BLOCK):
-        size = np.abs(flat[start : start + BLOCK])
-        if not np.max(size) <= limits.max or np.count_nonzero(size < limits.tiny) != np.count_nonzero(size == 0):
+        block = flat[start : start + BLOCK]
+        size, flag = np.abs(block, out=sizes[: block.size]), flags[: block.size]
+        few = np.count_nonzero(np.less(size, limits.tiny, out=flag))
+        if few and few != np.count_nonzero(np.equal(size, 0, out=flag)):
+            return False
+        if not size.max() <= limits.max:
             return False
     return True
 
@@ -148,7 +160,8 @@ def _detail(selection):
     return selection.size.bit_length() if type(selection) is Positions else None
 
 
-def _is_on_host(array):
+def is_on_host(array):
+    """Whether that is one array in the memory of a CPU."""
     return not isinstance(array, jax.core.Tracer) and on_one_device(array) and _platform(array) == "cpu"
 
 
@@ -158,4 +171,16 @@ def _platform(array):
 
 def placed(values, array):
     """An array of NumPy as one of jax, where `array` is."""
+    if values.nbytes > SMALL and values.__array_interface__["data"][0] % ALIGNMENT:
+        values = _own(values)
     return jax.device_put(values, array.sharding if array._committed else None)
+
+
+def _own(array):
+    """A copy that jax takes over as it is, in the memory of a CPU: jax copies what is not aligned, more slowly."""
+    dtype = np.dtype(array.dtype)
+    memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
+    new = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    new[...] = array
+    return new

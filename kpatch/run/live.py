@@ -271,7 +271,18 @@ class Live(Named):
                 return True
         return False
 
+    def _give_back(self, record):
+        """Gives a variable that was replaced as a whole its former tensor, where tensors are immutable."""
+        if not isinstance(record.selection, indexing.Region) or not record.selection.full:
+            return False
+        kept = self.writer.give_back(record.step.place.variable, record.before)
+        if kept is not None:
+            record.before = kept
+        return kept is not None
+
     def _write_back(self, record):
+        if self._give_back(record):
+            return
         variable, selection, before = record.step.place.variable, record.selection, record.before
         if isinstance(selection, indexing.PackedMask):
             mask = selection.mask

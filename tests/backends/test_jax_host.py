@@ -145,3 +145,41 @@ def test_arrays_that_are_traced_or_on_several_devices_are_not_for_numpy():
     jax.make_jaxpr(lambda x: seen.append(host.serves(x, SELECTIONS["point"])) or x)(jnp.zeros(SHAPE))
     jax.make_jaxpr(lambda x: seen.append(host.serves(jnp.zeros(SHAPE), SELECTIONS["point"], x)) or x)(1.0)
     assert seen == [False, False]
+
+
+def test_jax_takes_over_memory_as_it_is():
+    x = jnp.asarray(bits((40, 50), "float32"))
+    own = host._own(x)
+    placed = host.placed(own, x)
+    assert placed.unsafe_buffer_pointer() == own.ctypes.data
+    unaligned = np.frombuffer(b"0" + own.tobytes(), "uint8")[1:].view("float32").reshape(40, 50)
+    assert as_bytes(host.placed(unaligned, x)) == as_bytes(own)
+
+
+def test_undo_gives_back_the_former_array_and_its_values_stay():
+    layer = keras.layers.Dense(50, use_bias=False, name="head")
+    model = keras.Sequential([keras.Input((40,)), layer])
+    former = layer._kernel._value
+    start = as_bytes(former)
+    applied = kpatch.apply(model, "head.kernel = _ * 0.5 - 1")
+    applied.undo()
+    assert layer._kernel._value is former
+    del former
+    trained = jax.jit(lambda x: x + 1, donate_argnums=0)(layer._kernel._value)  # as a trainer does it
+    assert as_bytes(applied.writes[0].before) == start
+    layer._kernel._value = trained
+    other = kpatch.apply(model, "head.kernel[0, 0] = 3")
+    assert as_bytes(applied.writes[0].before) == start
+    other.undo()
+    assert as_bytes(layer._kernel._value) == as_bytes(trained)
+
+
+def test_a_former_array_that_somebody_else_holds_keeps_its_values():
+    layer = keras.layers.Dense(400, use_bias=False, name="head")
+    model = keras.Sequential([keras.Input((300,)), layer])
+    held = layer._kernel._value
+    start = as_bytes(held)
+    kpatch.apply(model, "head.kernel *= 2").undo()
+    for _ in range(2):
+        kpatch.apply(model, "head.kernel[1, 1] = 3")
+    assert as_bytes(held) == start
