@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-INPUTS, EDITS, OUTPUTS, AROUND = range(4)  # ranks of functions, from the inside out: recordings see what edits leave
+INSTEAD, INPUTS, EDITS, OUTPUTS, AROUND = range(5)  # ranks of functions, from the inside out: recordings see edits
 
 CALLED = ("call", "quantized_call")  # the latter if the layer is quantised
 _changing = threading.Lock()  # held while functions are added or removed

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from keras.ops import softmax as renamed
 
 import kpatch
 
@@ -53,14 +54,82 @@ class Fused(layers.Layer):
         return self.output_dense(ops.reshape(heads, (-1, x.shape[1], 8)) if self.joined else heads)
 
 
+class Own(layers.Layer):
+    """As users write it, and T5 of keras_hub: a function computes the softmax."""
+
+    def build(self, shape):
+        self.num_heads = 4
+        self.projection = layers.Dense(24, name="projection")
+        self.projection.build(shape)
+        self.o_proj = layers.Dense(8, name="o_proj")
+        self.o_proj.build(shape)
+        self.gate = layers.Activation("softmax", name="gate")
+
+    def call(self, x):
+        q, k, v = self.qkv(x)
+        return self.gate(self.o_proj(ops.reshape(self.attend(q, k, v), (-1, x.shape[1], 8))))
+
+    qkv = Fused.qkv
+
+
+def logits(q, k):
+    return ops.einsum("btnh,bsnh->bnts", q, k)
+
+
+def mixed(scores, v):
+    return ops.einsum("bnts,bsnh->btnh", scores, v)
+
+
+def in_batches(self, q, k, v):
+    q, k, v = (ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, x.shape[1], 2)) for x in (q, k, v))
+    heads = keras.ops.nn.softmax(ops.matmul(q, ops.transpose(k, (0, 2, 1)))) @ v
+    return ops.transpose(ops.reshape(heads, (-1, 4, q.shape[1], 2)), (0, 2, 1, 3))
+
+
+def in_branches(self, q, k, v):
+    def inner():
+        return renamed(logits(q, k), axis=-1)
+
+    return mixed(inner() if q is not k else ops.nn.softmax(logits(q, k)), v)
+
+
+def apart(q, k, v):
+    return mixed(keras.activations.softmax(logits(q, k)), v)
+
+
+GROUP = 1 if keras.backend.backend() == "numpy" else 2  # heads to a key; Keras cannot group them on numpy
+WAYS = {  # the method of an `Own`, and the mask of its scores, if it has one
+    "ops": (lambda self, q, k, v: mixed(ops.softmax(logits(q, k)), v), None),
+    "heads in the batch": (in_batches, None),
+    "in a function inside": (in_branches, None),
+    "in a function of the module": (lambda self, q, k, v: apart(q, k, v), None),
+    "fused": (lambda self, q, k, v: ops.dot_product_attention(q, k, v, scale=1.0), None),
+    "fused, grouped, masked": (
+        lambda self, q, k, v: ops.dot_product_attention(
+            q, k[:, :, ::GROUP], v[:, :, ::GROUP], mask=MASK[:1, None], scale=1.0
+        ),
+        MASK[:1, None],
+    ),
+    "fused, causal": (
+        lambda self, q, k, v: ops.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True),
+        np.tril(np.ones((5, 5), bool)),
+    ),
+}
+
+
+def of_way(way):
+    return type("OwnAttention", (Own,), {"attend": WAYS[way][0], "__module__": __name__})
+
+
 def host(x):
     return np.array(ops.convert_to_numpy(x))
 
 
-def model_of(layer, **kwargs):
+def model_of(layer, second=None, **kwargs):
     inputs = keras.Input((5, 8))
     keras.utils.set_random_seed(3)
-    return keras.Model(inputs, layer(inputs) if isinstance(layer, Fused) else layer(inputs, inputs, **kwargs))
+    x = layer(inputs) if isinstance(layer, (Fused, Own)) else layer(inputs, inputs, **kwargs)
+    return keras.Model(inputs, x if second is None else second(x))
 
 
 LAYERS = {
@@ -143,6 +212,29 @@ def test_as_in_keras_hub(options, monkeypatch):
     assert np.array_equal(keras.Model(model.inputs, model.outputs).predict(X, verbose=0), result)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_softmax_by_a_function(way):
+    """The layer calls another function in the place of Keras's: this layer, in its own code, while the block lasts."""
+    layer, other = (of_way(way)(name=name) for name in ("att", "other"))
+    model = model_of(layer, second=other)
+    plain = host(model(X))
+    with kpatch.intervene(model, "att.scores[:, 2] = 0"), kpatch.record(model, ["att.scores", "*.heads"]) as edited:
+        silenced = ROUTES["predict" if way == "ops" else "call"](model)
+    q, k, v = (host(x) for x in layer.qkv(ops.convert_to_tensor(X)))
+    if "grouped" in way:
+        k, v = (np.repeat(x[:, :, ::GROUP], GROUP, 2) for x in (k, v))
+    scores = np.exp(np.where(True if WAYS[way][1] is None else WAYS[way][1], np.einsum("btnh,bsnh->bnts", q, k), -1e9))
+    scores /= scores.sum(-1, keepdims=True)
+    scores[:, 2] = 0
+    np.testing.assert_allclose(host(edited["att.scores"]), scores, rtol=1e-4, atol=1e-6)
+    heads = np.einsum("bnts,bsnh->btnh", scores, v)
+    np.testing.assert_allclose(host(edited["att.heads"]), heads, rtol=1e-4, atol=1e-6)
+    assert host(edited["other.heads"]).any((0, 1, 3)).all()  # the other layer is as it was
+    assert not np.allclose(silenced, plain)
+    assert not vars(layer).keys() & {"attend", "call"}
+    assert np.array_equal(host(model(X)), plain)
+
+
 def test_blocks_end_in_any_order():
     layer = layers.MultiHeadAttention(4, 2, name="att")
     model = model_of(layer)
@@ -181,6 +273,25 @@ def test_the_name_of_a_weight_comes_first():
     assert host(layer.scores).tolist() == [0, 5, 0]
 
 
+class OtherAttention(layers.Layer):
+    """Attends without a softmax of Keras."""
+
+    def call(self, x):
+        weights = ops.exp(x @ ops.transpose(x, (0, 2, 1)))
+        return weights @ x
+
+
+class TwiceAttention(layers.Layer):
+    def _first(self, x):
+        return ops.softmax(x)
+
+    def _second(self, x):
+        return keras.activations.softmax(x)
+
+    def call(self, x):
+        return self._second(self._first(x))
+
+
 def message(function, *args):
     with pytest.raises(kpatch.PatchError) as caught:
         function(*args)
@@ -189,15 +300,18 @@ def message(function, *args):
 
 def test_errors():
     inputs = keras.Input((5, 8))
-    x = layers.Dense(8, name="dense")(layers.Attention(name="single")([inputs, inputs]))
+    x = layers.Dense(8, name="dense")(OtherAttention(name="single")(TwiceAttention(name="twice")(inputs)))
     x = layers.MultiHeadAttention(4, 2, name="one")(x, x)
     model = keras.Model(inputs, layers.MultiHeadAttention(4, 2, name="two")(x, x))
     assert message(kpatch.intervene, model, "single.scores[:, 0] = 0") == (
-        "'single', a Attention, has no 'scores': it computes no softmax by a layer of its own\n"
+        "'single', a OtherAttention, has no 'scores': it calls no softmax of Keras\n"
         "  line 1, column 1\n    single.scores[:, 0] = 0\n    ^^^^^^^^^^^^^"
     )
     assert message(kpatch.record, model, "single.heads").splitlines()[0] == (
-        "'single', a Attention, has no 'heads': it projects no heads"
+        "'single', a OtherAttention, has no 'heads': it projects no heads"
+    )
+    assert message(kpatch.record, model, "twice.scores").splitlines()[0] == (
+        "'twice', a TwiceAttention, has no 'scores': it computes several softmaxes, in '_first' and '_second'"
     )
     assert message(kpatch.apply, model, "one.scores = 0").splitlines()[0] == (
         "'one.scores' is an activation; kpatch.rewrite and kpatch.intervene edit those"
