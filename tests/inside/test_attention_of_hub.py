@@ -155,7 +155,11 @@ def host(x):
     return np.array(ops.convert_to_numpy(x))
 
 
-@pytest.mark.parametrize("case", BY_A_FUNCTION, ids=lambda case: case.path.split(".")[-1])
+# On jax some: each block compiles each operation anew there.
+ON_THIS = BY_A_FUNCTION[2::10] if keras.backend.backend() == "jax" else BY_A_FUNCTION
+
+
+@pytest.mark.parametrize("case", ON_THIS, ids=lambda case: case.path.split(".")[-1])
 def test_softmax_by_a_function(case):
     if case.path.endswith("RoformerAttention") and keras.backend.backend() == "numpy":
         pytest.skip("keras_hub's RoFormer does not run on numpy")
