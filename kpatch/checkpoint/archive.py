@@ -1,6 +1,7 @@
 """The weights in a `.keras` archive: their place and that of their checksum."""
 
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -21,6 +22,7 @@ VERIFIED = (
 )  # bytes: the checksum of weights up to this size is verified; a wrong one of larger weights stays wrong
 COPIED = 2**20  # bytes copied at a time
 
+_DRIVE = re.compile("[A-Za-z]:")  # a place on another drive of Windows
 _LOCAL, _CENTRAL, _DESCRIPTOR = b"PK\3\4", b"PK\1\2", b"PK\7\x08"
 
 
@@ -87,7 +89,7 @@ def check(path, infos):
     names = [info.filename for info in infos]
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or (parts.parts[:1] and parts.parts[0].endswith(":")):
+        if parts.is_absolute() or ".." in parts.parts or _DRIVE.match(name):
             raise FileError(f"'{path}' is refused: its entry '{name}' leads out of the archive")
     if len(set(names)) < len(names):
         raise FileError(f"'{path}' is refused: it holds two entries of one name")
@@ -179,23 +181,20 @@ class Checksum:
         return self._value ^ _shifted(self._difference, self._length - self._at)
 
     def replace(self, at, old, new):
-        self.change(at, np.frombuffer(old, "uint8") ^ np.frombuffer(new, "uint8"))
+        self.change(at, len(old), linear(np.frombuffer(old, "uint8") ^ np.frombuffer(new, "uint8")))
 
-    def change(self, at, changed):
-        """Updates the sum for bytes of which the exclusive or of old and new is given."""
-        end = at + changed.nbytes
+    def change(self, at, count, difference):
+        """Updates the sum for `count` bytes: `difference` is the linear sum of the exclusive or of old and new ones."""
+        end = at + count
         if end < self._at:  # backwards: the changes so far are shifted to the end of the bytes
             self._value, self._difference, self._at = self.value, 0, end
-        if at == self._at:
-            self._difference = _raw(changed, self._difference)
-        else:
-            self._difference = _shifted(self._difference, end - self._at) ^ _raw(changed)
+        self._difference = _shifted(self._difference, end - self._at) ^ difference
         self._at = end
 
 
-def _raw(data, before=0):
-    """The sum without CRC-32's initial and final inversion, so that it is linear; of `before` and then the data."""
-    return zlib.crc32(data, before ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+def linear(data):
+    """The sum without CRC-32's initial and final inversion, so that it is linear."""
+    return zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
 def _times(a, b):

@@ -13,7 +13,7 @@ from kpatch.checkpoint.disk import Source, read_at
 from kpatch.errors import FileError
 from kpatch.values.dtypes import NUMPY
 
-BLOCK = 2**18  # bytes read, processed and written at a time, to stay in the processor's cache
+BLOCK = 2**19  # bytes read, processed and written at a time, to stay in the processor's cache
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 BY_NAME = {**NUMPY, **{name: np.dtype(getattr(ml_dtypes, name)) for name in _FLOAT8}}

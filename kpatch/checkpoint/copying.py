@@ -22,7 +22,7 @@ from kpatch.view import progress
 
 SMALL = 2**24  # bytes: smaller files are copied at once, and written without threads
 CHUNK = 2**24  # bytes copied at a time
-WAITING = 4  # blocks that wait to be written
+WAITING = 2  # blocks that wait to be written
 UNSYNCED = 2**24  # bytes written before the system is asked to bring them to the disk
 END = 2**63  # beyond every file
 NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)  # a file system without copies
@@ -177,6 +177,10 @@ class Behind:
         """Has a job done after those before it."""
         self._raise()
         self._jobs.put(job)
+
+    def is_full(self) -> bool:
+        """Whether `put` would wait."""
+        return self._jobs.full()
 
     def drain(self) -> None:
         """Waits until all is done."""

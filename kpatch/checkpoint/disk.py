@@ -7,8 +7,10 @@ file is complete before it is renamed.
 import contextlib
 import functools
 import os
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,7 @@ from typing import IO, Any
 from kpatch.errors import FileError, PatchError, reason
 
 BINARY = getattr(os, "O_BINARY", 0)  # else Windows changes the ends of lines
+TRIES, PAUSE = 10, 0.1  # of a renaming on Windows, and seconds between two of them
 RENAMES_OPEN = os.name != "nt"  # whether a file that is open or mapped can be renamed, replaced and removed
 _SYNC_FILE_RANGE_WRITE = 2
 TO_DISK = "writing to disk"  # what the progress bar says while the system does it
@@ -165,6 +168,46 @@ def _lock_of_windows(path: Path) -> Iterator[None]:
 
 def _busy(path: Path) -> FileError:
     return FileError(f"'{path}' is being edited by another process")
+
+
+def replace(path: Path, target: Path) -> None:
+    """Renames a file, and replaces what has the name.
+
+    Windows replaces no file that is read-only, nor one that a scanner of viruses looks at for a moment.
+    """
+    for left in reversed(range(1 if RENAMES_OPEN else TRIES)):
+        try:
+            with contextlib.nullcontext() if RENAMES_OPEN else _writable(target):
+                os.replace(path, target)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """A block in which a file, if it is there, is not read-only; an error in it leaves the file as it was."""
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    if mode is not None and not mode & stat.S_IWRITE:
+        path.chmod(mode | stat.S_IWRITE)
+    try:
+        yield
+    except BaseException:
+        if mode is not None:
+            path.chmod(mode)
+        raise
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder with all that is in it, as far as the system allows that."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not RENAMES_OPEN and folder.is_dir():  # Windows removes no file that is read-only
+        for each in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                each.chmod(stat.S_IMODE(each.stat().st_mode) | stat.S_IWRITE)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

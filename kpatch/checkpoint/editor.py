@@ -13,7 +13,7 @@ import struct
 import numpy as np
 
 from kpatch.checkpoint import journal, packed, recovery
-from kpatch.checkpoint.archive import Checksum
+from kpatch.checkpoint.archive import Checksum, linear
 from kpatch.checkpoint.arrays import BLOCK, as_bits
 from kpatch.checkpoint.copying import END, Copy
 from kpatch.checkpoint.disk import BINARY, TO_DISK, Source, close, failing, lock, read_at, write_all
@@ -99,7 +99,9 @@ class Editor:
             return None
         self.flush()
         self._settle(array)
-        return os.fdopen(os.dup(self._descriptors[array.file]), "rb")
+        if hasattr(os, "pread"):
+            return os.fdopen(os.dup(self._descriptors[array.file]), "rb")
+        return open(self.paths[array.file], "rb")  # a position of its own; on Windows the name of an open file stays
 
     def _settle(self, array):
         """Has an array in the copy, as it is written so far."""
@@ -169,15 +171,16 @@ class Editor:
             copy.ensure(offset, offset + new.nbytes)  # holes stay holes
             return
         copy.claim(offset, offset + new.nbytes)
-        copy.behind.put(functools.partial(self._overwrite, array.file, offset, old, new, changed))
+        difference = None if self._sum is None else functools.partial(_difference, old, new, changed)
+        if difference and copy.behind.is_full():  # this thread would wait, and does some of the work
+            difference = functools.partial(int, difference())
+        copy.behind.put(functools.partial(self._overwrite, array.file, offset, new, difference))
 
-    def _overwrite(self, file, offset, old, new, changed):
+    def _overwrite(self, file, offset, new, difference):
         """Writes over a part of a copy, which may be absent; the checksum is updated."""
-        new = np.ascontiguousarray(new)
         if self._sum is not None:
-            changed = as_bits(old) ^ as_bits(new) if changed is None else changed
-            self._sum.change(offset - self._entry.start, changed)
-        write_all(self._descriptors[file], new.view("u1"), offset)
+            self._sum.change(offset - self._entry.start, new.nbytes, difference())
+        write_all(self._descriptors[file], np.ascontiguousarray(new).view("u1"), offset)
         self._copies[file].count(new.nbytes)
 
     def restore(self, file, offset, old):
@@ -232,6 +235,11 @@ class Editor:
                 os.fsync(descriptor)
 
 
+def _difference(old, new, changed):
+    """The linear sum of the exclusive or of two blocks, which may be known."""
+    return linear(as_bits(old) ^ as_bits(new) if changed is None else changed)
+
+
 def _is_same(old, new):
     """Whether two blocks have the same bits; mostly the first few tell."""
     old, new = as_bits(old), as_bits(new)
@@ -263,7 +271,7 @@ def aside(outputs, entry, keep, texts, inputs, unchanged, decoded):
         with of_copies(copies, entry, named, keep, files[-1], decoded) as editor:
             yield editor
         for (_, text), file in zip(texts, files[len(copies) : len(results)], strict=True):
-            file.write_text(text, encoding="utf-8")
+            file.write_text(text, encoding="utf-8", newline="\n")
     if kept:
         recovery.forget(main, kept[-1].path)
 

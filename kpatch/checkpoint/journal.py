@@ -147,7 +147,7 @@ class Journal:
         if not disk.RENAMES_OPEN:
             self.close()
         taken = path.exists()  # by the journal that is played back: there is no way back once this one has its name
-        os.replace(self._place, path)
+        disk.replace(self._place, path)
         self._place = self.path = path
         if not disk.RENAMES_OPEN:
             self._descriptor = os.open(path, os.O_RDWR | BINARY)
@@ -263,7 +263,16 @@ def damaged(journal, path, why):
 
 def way_out(path):
     """The note on what to do with a journal that cannot be played back."""
-    return f"'kpatch undo --discard {shlex.quote(str(path))}' removes the journal and does not change the file"
+    return f"'kpatch undo --discard {quoted(path)}' removes the journal and does not change the file"
+
+
+def quoted(path):
+    """A path as the system's shell takes it."""
+    if disk.RENAMES_OPEN:
+        return shlex.quote(str(path))
+    import subprocess
+
+    return subprocess.list2cmdline([str(path)])
 
 
 def _contents(file):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kpatch.checkpoint.disk import TO_DISK, Source, dress, failing, sync
+from kpatch.checkpoint import disk
+from kpatch.checkpoint.disk import TO_DISK, Source, dress, failing, replace, sync
 from kpatch.checkpoint.workplaces import workplace
 from kpatch.errors import FileError
 from kpatch.view import progress
@@ -171,7 +172,7 @@ def _take_places(files: list[Path], targets: list[Path]) -> None:
     try:
         for file, target in zip(files, targets, strict=True):
             begun.append((file, _way_back(file, target)))
-            os.replace(file, target)
+            replace(file, target)
         for folder in {target.parent for target in targets}:
             sync(folder)
     except BaseException:
@@ -186,11 +187,13 @@ def _way_back(file: Path, target: Path) -> Callable[[], None]:
     if not target.exists():
         return target.unlink
     before = file.with_name("old" if file.name != "old" else "before")
+    if not disk.RENAMES_OPEN and not target.stat().st_mode & stat.S_IWRITE:
+        return lambda: None  # the name could not be removed without a change of the file
     try:
         os.link(target, before)
     except OSError:  # a file system without hard links
         return lambda: None
-    return lambda: os.replace(before, target)
+    return lambda: replace(before, target)
 
 
 def _dress(outputs: Sequence[Output], files: list[Path], targets: list[Path], inputs: Inputs) -> None:

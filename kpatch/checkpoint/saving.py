@@ -34,7 +34,7 @@ def write(found, patch, page=None, title=""):
     parts = parts if found.bindings else parts[1:]
     with outputs.written([*pages, *parts], inputs, found.sources) as files:
         for file in files[: len(pages)]:
-            file.write_text(html.page(found.overview(), title, GENERATOR), encoding="utf-8")
+            file.write_text(html.page(found.overview(), title, GENERATOR), encoding="utf-8", newline="\n")
         if parts:
             _write_patch(found, *files[len(pages) :])
     return [output.path for output in reversed(parts)]

@@ -6,11 +6,12 @@ A process locks its folders, so a folder that can be locked is one that nobody w
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from kpatch.checkpoint.disk import remove
 
 PREFIX = ".kpatch-"
 DAY = 86_400  # seconds: on a system without locks a folder is left behind if it is older
@@ -28,7 +29,7 @@ def workplace(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         _own.discard(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         _release(lock)
 
 
@@ -39,7 +40,7 @@ def sweep(parent: Path) -> None:
         for folder in filter(lambda each: each not in _own, found):
             lock = _lock(folder)
             if lock is not None or _is_old(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
                 _release(lock)
 
 

@@ -1,5 +1,6 @@
 """Patches as they are handed in: a `Patch`, a text, a file, a `Diff`, or several of them."""
 
+import codecs
 import os
 import reprlib
 import sys
@@ -152,12 +153,14 @@ def unreadable(name: str, error: OSError) -> FileError:
 
 
 def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:
-    """The text that the bytes of a file mean.
+    """The text that the bytes of a file mean; a mark of UTF-16 decides, since PowerShell writes that.
 
     Example:
         >>> decode(b"a.b = 1", "a.kpatch")
         'a.b = 1'
     """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

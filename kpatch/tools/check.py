@@ -1,5 +1,6 @@
 """`kpatch check`: checks the patches in files and directories, and reports errors like a linter."""
 
+import glob
 import json
 import os
 import re
@@ -83,6 +84,12 @@ def check_files(paths: tuple[str, ...], model: Any = None) -> Report:
         for patch in found.patches:
             findings += _findings(_shown(path), patch, model)
     return Report(findings, len(files), patches, computed)
+
+
+def expanded(paths: tuple[str, ...], windows: bool = os.name == "nt") -> tuple[str, ...]:
+    """The paths; on Windows, whose shells leave that to the commands, the files that they mean by stars."""
+    found = [sorted(glob.glob(path)) if windows and not os.path.exists(path) else [] for path in paths]
+    return tuple(each for path, files in zip(paths, found, strict=True) for each in files or [path])
 
 
 def _files(paths: tuple[str, ...], findings: list[Finding]) -> Iterator[str]:

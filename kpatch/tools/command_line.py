@@ -12,13 +12,17 @@ import click
 from kpatch.checkpoint import formats, remembered
 from kpatch.errors import PatchError
 from kpatch.tools import applying, completion, loading, printing
-from kpatch.tools.check import check_files, show_report
+from kpatch.tools.check import check_files, expanded, show_report
 
 AT_FAULT = {"diff": 2}  # how a command ends on an error; others end with 1
 
 
 class _Commands(click.Group):
     """Shows a `PatchError` as its text, without a traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """On Windows click would take stars in patches for names of files, and `$name` for a variable of the system."""
+        return super().main(*args, **{"windows_expand_args": False, **options})
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -180,7 +184,7 @@ def check(paths: tuple[str, ...], model: Path | None, form: str) -> None:
       kpatch check src/ --model digits.keras
       kpatch check . --format github
     """
-    report = check_files(paths, None if model is None else loading.load(model).model)
+    report = check_files(expanded(paths), None if model is None else loading.load(model).model)
     show_report(report, form)
     printing.current().code = int(bool(report.findings))
 

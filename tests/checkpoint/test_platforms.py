@@ -4,6 +4,7 @@ No `pread`, no `fcntl`, no open directories; files that are open keep their name
 only what is open for writing is flushed; the time of a file is that at which it was closed.
 """
 
+import ast
 import errno
 import os
 import shutil
@@ -75,11 +76,17 @@ def closed(call):
         for path in map(os.path.realpath, paths):
             if any(f"{each}/".startswith(f"{path}/") for each in held):
                 raise PermissionError(errno.EACCES, "The process cannot access the file", path)
+        if call.__name__ in ("replace", "unlink") and is_read_only(paths[-1]):
+            raise PermissionError(errno.EACCES, "Access is denied", paths[-1])
         if call.__name__ == "rename" and os.path.lexists(paths[1]):
             raise FileExistsError(errno.EEXIST, "Cannot create a file when that file already exists", paths[1])
         return call(*paths, **options)
 
     return checked
+
+
+def is_read_only(path):
+    return os.path.isfile(path) and not os.stat(path).st_mode & 0o200
 
 
 def only_files(call):
@@ -217,3 +224,117 @@ def test_a_system_without_any_locks(monkeypatch):
     save_file({"w": np.zeros(5, "float32")}, "a.safetensors")
     checkpoint.apply("a.safetensors", "w = 1", in_place=True)
     assert checkpoint.open("a.safetensors")["w"].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("patch", ["a = 0.5 * _ + 0.5 * b", "a = b", "a = _ + mean(b)", "a[1:] = b[1:]"])
+def test_a_compressed_array_is_read_while_its_file_is_edited(patch):
+    """Both read from one file, each from a position of its own."""
+    import h5py
+
+    rng = np.random.default_rng(0)
+    values = {name: rng.standard_normal((900, 700), "float32") for name in "ab"}
+    with h5py.File("m.weights.h5", "w") as file:
+        file["a"] = values["a"]
+        file.create_dataset("b", data=values["b"], chunks=(50, 70), compression="gzip")
+    checkpoint.apply("m.weights.h5", patch, "copy.weights.h5")
+    checkpoint.apply("m.weights.h5", patch, in_place=True)
+    expected = kpatch.edit(
+        values["a"], patch.replace("a[", "_[").replace("a =", "_ =").replace("b", "$b"), b=values["b"]
+    )
+    for name in ("copy", "m"):
+        np.testing.assert_array_equal(checkpoint.open(f"{name}.weights.h5")["a"], np.asarray(expected))
+
+
+def test_a_file_that_is_read_only_is_replaced(monkeypatch):
+    save_file({"w": np.zeros(5, "float32")}, "a.safetensors")
+    save_file({"w": np.ones(5, "float32")}, "b.safetensors")
+    os.chmod("b.safetensors", 0o444)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", _refusing(errno.EIO))
+        with pytest.raises(FileError, match=r"^cannot write 'b.safetensors': input/output error$"):
+            checkpoint.apply("a.safetensors", "w = 7", "b.safetensors", overwrite=True)
+    assert (os.listdir(), is_read_only("b.safetensors")) == (["a.safetensors", "b.safetensors"], True)
+    checkpoint.apply("a.safetensors", "w = 7", "b.safetensors", overwrite=True)
+    assert checkpoint.open("b.safetensors")["w"].tolist() == [7] * 5
+    assert (sorted(os.listdir()), is_read_only("b.safetensors")) == (["a.safetensors", "b.safetensors"], True)
+
+
+def _refusing(number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_scanner_that_holds_a_file_for_a_moment(monkeypatch, times):
+    """Windows renames no file that another program looks at."""
+    save_file({"w": np.zeros(5, "float32")}, "a.safetensors")
+    known, calls, pauses = os.replace, [], []
+
+    def held(*paths):
+        calls.append(paths)
+        if len(calls) <= times:
+            raise PermissionError(errno.EACCES, "The process cannot access the file")
+        known(*paths)
+
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr(disk.time, "sleep", pauses.append)
+    if times < disk.TRIES:
+        checkpoint.apply("a.safetensors", "w = 1", "b.safetensors")
+        assert checkpoint.open("b.safetensors")["w"].tolist() == [1] * 5
+        assert len(pauses) == times
+    else:
+        with pytest.raises(FileError, match=r"^cannot write 'b.safetensors': "):
+            checkpoint.apply("a.safetensors", "w = 1", "b.safetensors")
+        assert (len(calls), os.listdir()) == (disk.TRIES, ["a.safetensors"])
+
+
+def test_a_command_that_is_told_is_one_of_this_system(monkeypatch):
+    assert journal.quoted("my files/a.keras") == '"my files/a.keras"'
+    monkeypatch.setattr(disk, "RENAMES_OPEN", True)
+    assert journal.quoted("my files/a.keras") == "'my files/a.keras'"
+
+
+def test_stars_and_dollars_of_a_patch_are_no_files_and_no_variables(monkeypatch):
+    """click would expand both on Windows, whose shells leave that to the commands."""
+    import click.core
+
+    from kpatch.tools.command_line import main
+
+    save_file({"w": np.zeros(5, "float32")}, "a.safetensors")
+    Path("w = $os").write_text("")
+    monkeypatch.setenv("os", "Windows_NT")
+    monkeypatch.setattr(click.core, "os", types.SimpleNamespace(**{**vars(os), "name": "nt"}))
+    options = ["--bind", "os=3", "-o", "b.safetensors"]
+    monkeypatch.setattr(sys, "argv", ["kpatch", "apply", "a.safetensors", "-e", "* = $os", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert checkpoint.open("b.safetensors")["w"].tolist() == [3] * 5
+
+
+def test_the_stars_of_check_mean_files():
+    from kpatch.tools.check import expanded
+
+    for name in ("b.kpatch", "a.kpatch", "[x].kpatch"):
+        Path(name).write_text("w = 1")
+    assert expanded(("?.kpatch", "[x].kpatch", "*.py", "-"), windows=True) == (
+        "a.kpatch", "b.kpatch", "[x].kpatch", "*.py", "-"
+    )  # fmt: skip
+    assert expanded(("*.kpatch",), windows=False) == ("*.kpatch",)
+
+
+def test_texts_that_are_written_say_how_their_lines_end():
+    """Else Windows writes other bytes, and what kpatch wrote is not known as its own."""
+    texts = [call for path in Path(kpatch.__file__).parent.rglob("*.py") for call in _writing(path)]
+    assert texts
+    assert [call for call in texts if "newline=" not in call] == []
+
+
+def _writing(path):
+    source = path.read_text(encoding="utf-8")
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [
+        text for call in calls if ".write_text(" in (text := ast.unparse(call)) and "write_text" in ast.dump(call.func)
+    ]

@@ -245,3 +245,11 @@ def test_each_function_that_takes_a_patch_says_its_types(path):
     signature = inspect.signature(function)
     assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
     assert inspect.isclass(function) or signature.return_annotation is not signature.empty
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_encodings_of_a_patch_file(tmp_path, encoding):
+    """PowerShell writes UTF-16, with its mark."""
+    (tmp_path / "a.kpatch").write_text('head.bias = 0  # "\u2026"', encoding=encoding)
+    assert kpatch.load(tmp_path / "a.kpatch").source == 'head.bias = 0  # "\u2026"'
