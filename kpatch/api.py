@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 from kpatch import backends
+from kpatch.errors import PatchError
 from kpatch.names import keywords
 from kpatch.names.patches import PatchLike, bound, together
-from kpatch.run import checking, live, pure, repeated
+from kpatch.run import agreeing, checking, live, pure, repeated
 from kpatch.run.plan import Plan
 from kpatch.run.resetting import optimizers_for
 from kpatch.run.undo import AppliedPatch
@@ -129,8 +130,12 @@ def apply(
         [14.0, 2.0, 2.0]
     """
     backends.current().refuse_traces("kpatch.apply")
-    checked = checking.check_all(model, *bound(patch, bindings, named), expect)
-    optimizers = () if slots == "keep" else optimizers_for(slots, checked.names.models)
+    try:
+        checked = checking.check_all(model, *bound(patch, bindings, named), expect)
+        optimizers = () if slots == "keep" else optimizers_for(slots, checked.names.models)
+    except PatchError:
+        agreeing.refuse(model)
+        raise
     return live.apply(checked, donate, undo, optimizers)
 
 

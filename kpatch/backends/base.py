@@ -110,6 +110,28 @@ class Backend(Protocol):
         """The tensor's memory as a NumPy array to read, or `None` if the host cannot address it."""
         return None
 
+    def is_spread(self, x) -> bool:
+        """Whether this process lacks values of a tensor, which other processes hold."""
+        return False
+
+    def gathered(self, x) -> Any:
+        """A tensor that is spread over processes, as an array with all values; others as they are.
+
+        All processes that hold parts of the tensor must call it.
+        """
+        return x
+
+    def process(self) -> tuple[int, int]:
+        """The number of this process, and how many processes run one program together."""
+        return 0, 1
+
+    def exchanged(self, variable, message: Callable[[], bytes]) -> dict[int, bytes]:
+        """The message of each process that holds parts of a variable, by its number. All of them must call it.
+
+        Empty if this process holds the variable alone. All messages have one length, a multiple of 4.
+        """
+        return {}
+
     def settle(self, variable) -> None:
         """Waits for the variable's value if the backend computes asynchronously; raises its errors."""
         return

@@ -16,12 +16,13 @@ import jax
 import numpy as np
 from jax import export, lax
 from jax import numpy as jnp
-from keras import ops
+from keras import distribution, ops
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpatch.backends import jax_donation as donation
 from kpatch.backends import jax_entries as entries
 from kpatch.backends import jax_host as host
+from kpatch.backends import jax_processes as processes
 from kpatch.backends import jax_shards as shards
 from kpatch.backends import jax_trainer as trainer
 from kpatch.backends.base import Backend, Cell
@@ -115,6 +116,19 @@ class Jax(Backend):
             return None
         return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
+    def process(self):
+        return _process()
+
+    def exchanged(self, variable, message):
+        value = variable._value
+        return {} if value is None or value.is_fully_addressable else processes.exchanged(value, message())
+
+    def is_spread(self, x):
+        return processes.is_spread(x)
+
+    def gathered(self, x):
+        return processes.gathered(x)
+
     def interpreter(self, work, x):
         return host.INTERPRETER if host.pays(work, x) and not self.is_tracing() else None
 
@@ -172,10 +186,16 @@ class Jax(Backend):
 
     def hand_out(self, take, x):
         """The values go through the host: a compiled function of jax gives nothing else out while it runs."""
-        if self.is_traced(x):
-            jax.debug.callback(lambda values: take(np.array(values)), x, ordered=True)
-        else:
+        if not self.is_traced(x):
             take(x)
+            return
+        if _several() is not None:  # jax hands out nothing there in order
+            self.rescue()
+            raise UnsupportedError(
+                "activations cannot be recorded in a function that is compiled for several devices",
+                notes=["call the model by itself, as in model(x), instead of predict, evaluate or fit"],
+            )
+        jax.debug.callback(lambda values: take(np.array(values)), x, ordered=True)
 
     def distinguish(self, key):
         """By a context that is a part of the key of every cache of traces; jax 0.4 has none."""
@@ -227,7 +247,7 @@ class RefCell(Cell):
 
     def __init__(self, value: np.ndarray) -> None:
         self._value: Any = None
-        self._ref: Any = jax.new_ref(jnp.asarray(value)) if hasattr(jax, "new_ref") else None
+        self._ref: Any = jax.new_ref(_everywhere(value)) if hasattr(jax, "new_ref") else None
         if self._ref is None:
             self._value = value
 
@@ -242,6 +262,25 @@ class RefCell(Cell):
             self._value = value
         else:
             self._ref[...] = jnp.asarray(value)
+
+
+@functools.cache
+def _process():
+    return jax.process_index(), jax.process_count()
+
+
+def _several():
+    """Keras's mesh of devices if there are several, on which it compiles functions; or `None`."""
+    parallel = distribution.distribution()
+    return None if parallel is None or parallel.device_mesh.devices.size == 1 else parallel.device_mesh
+
+
+def _everywhere(value):
+    """The value as an array on each device on which Keras compiles functions."""
+    mesh, array = _several(), jnp.asarray(value)
+    if mesh is None:
+        return array
+    return distribution.distribute_tensor(array, distribution.TensorLayout([None] * array.ndim, mesh))
 
 
 @functools.cache

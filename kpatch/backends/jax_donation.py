@@ -34,7 +34,7 @@ def private(variable):
         return not aliases or (
             aliases == {id(array.addressable_data(0))} and _handle_references(array) == _handle_alone()
         )
-    if not ours or _shard_references(array) != _shards_alone(frozenset(array.sharding.device_set)):
+    if not ours or _shard_references(array) != _shards_alone(frozenset(array.sharding.addressable_devices)):
         return False
     return not _aliases(array, [shard.data for shard in array.addressable_shards], ours)
 

@@ -1,6 +1,10 @@
 """Entries of a sharded jax array, without gathering it: each shard is an array of its own.
 
 The part of a selection in a shard is an ordinary selection of the shard's array; the values are joined on the host.
+
+An array can be *spread*: each of several processes holds some of its shards. Then all of them run the same patch. Each
+process writes to its own shards, which needs no other. To read entries the processes add what they hold up, so that
+all of them get the same values.
 """
 
 import functools
@@ -11,22 +15,25 @@ from jax import numpy as jnp
 
 from kpatch import indexing
 from kpatch.backends import jax_entries as entries
-from kpatch.errors import UnsupportedError
+from kpatch.backends.jax_processes import gathered, is_spread, joined
 from kpatch.indexing import Mask, Point, Positions, Region
 
 
 def take(array, selection):
-    parts = parts_of(array)
-    kind = type(selection)
-    if kind is Point:
-        number, index = _owners(selection.index, array.sharding, array.shape)[0]
-        return jnp.asarray(np.asarray(entries.take_point(parts[number], index)))
+    parts, kind = parts_of(array), type(selection)
     if kind is Mask or (kind is Region and selection.full):
         return rebuilt(array, [entries.copy(part) for part in parts])
-    taken = np.empty(_lengths(selection), array.dtype)
-    for number, local, places in _split(selection, array.sharding, array.shape, replicas=False):
-        taken[places] = np.asarray(entries.take(parts[number], local))
-    return jnp.asarray(taken.reshape(selection.shape))
+    told = _told(array.sharding, array.shape)
+    taken = np.zeros(_lengths(selection), array.dtype)
+    if kind is Point:
+        for number, index in _owners(selection.index, array.sharding, array.shape):
+            if number in told:
+                taken[()] = np.asarray(entries.take_point(parts[number], index))
+    else:
+        for number, local, places in _split(selection, array.sharding, array.shape):
+            if number in told:
+                taken[places] = np.asarray(entries.take(parts[number], local))
+    return jnp.asarray(joined(taken, array).reshape(selection.shape))
 
 
 def put(parts, array, selection, values):
@@ -37,7 +44,7 @@ def put(parts, array, selection, values):
         entries.call_into(parts.__setitem__, number, call)
 
     if kind is Point:
-        values = np.asarray(values, array.dtype)
+        values = np.asarray(gathered(values), array.dtype)
         for number, index in _owners(selection.index, array.sharding, array.shape):
             put(number, entries.put_point, parts[number], index, values)
     elif kind is Mask:
@@ -48,14 +55,14 @@ def put(parts, array, selection, values):
         for number, (part, piece) in enumerate(zip(parts, _pieces(values, array), strict=True)):
             put(number, *entries.put_call(part, indexing.whole(part.shape), piece))
     else:
-        values = np.broadcast_to(np.asarray(values, array.dtype), selection.shape).reshape(_lengths(selection))
+        values = np.broadcast_to(np.asarray(gathered(values), array.dtype), selection.shape)
+        values = values.reshape(_lengths(selection))
         for number, local, places in _split(selection, array.sharding, array.shape):
             put(number, *entries.put_call(parts[number], local, values[places]))
 
 
 def parts_of(array):
-    if not array.is_fully_addressable:
-        raise UnsupportedError("a variable whose shards are spread over several processes cannot be edited")
+    """The shards that this process holds."""
     return [shard.data for shard in array.addressable_shards]
 
 
@@ -66,10 +73,13 @@ def rebuilt(array, parts):
 def _pieces(values, array):
     """The part of the values for each shard; the values broadcast to the array."""
     if np.ndim(values) == 0:
-        return [np.asarray(values)] * len(array.addressable_shards)
+        return [np.asarray(gathered(values))] * len(array.addressable_shards)
     if values.shape != array.shape:
-        values = np.broadcast_to(np.asarray(values), array.shape)
-    return parts_of(jax.device_put(values, array.sharding))
+        values = np.broadcast_to(np.asarray(gathered(values)), array.shape)
+    if array.is_fully_addressable or is_spread(values):
+        return parts_of(jax.device_put(values, array.sharding))
+    values = np.asarray(values)  # the same in every process, which `device_put` would have them compare
+    return [values[index] for index in array.sharding.addressable_devices_indices_map(array.shape).values()]
 
 
 def _lengths(selection):
@@ -87,23 +97,22 @@ def _owners(index, sharding, shape):
     ]
 
 
-def _split(selection, sharding, shape, replicas=True):
+def _split(selection, sharding, shape):
     """For each shard with selected entries: its number, its local selection, and the index of its values."""
     coordinates = selection.coordinates(shape) if type(selection) is Positions else None
-    every = _bounds(sharding, shape)
-    for number, bounds in enumerate(every):
-        if replicas or every.index(bounds) == number:
-            within = (
-                _region_within(selection, bounds) if coordinates is None else _positions_within(coordinates, bounds)
-            )
-            if within:
-                yield number, *within
+    for number, bounds in enumerate(_bounds(sharding, shape)):
+        within = _region_within(selection, bounds) if coordinates is None else _positions_within(coordinates, bounds)
+        if within:
+            yield number, *within
 
 
 @functools.lru_cache(maxsize=256)
 def _bounds(sharding, shape):
     """The `(start, stop)` of each shard on each axis."""
-    indices = sharding.addressable_devices_indices_map(shape).values()
+    return _limits(sharding.addressable_devices_indices_map(shape).values(), shape)
+
+
+def _limits(indices, shape):
     return [tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True)) for index in indices]
 
 
@@ -130,3 +139,12 @@ def _positions_within(coordinates, bounds):
     local = tuple(axis[places] - low for axis, (low, _) in zip(coordinates, bounds, strict=True))
     flat = np.ravel_multi_index(local, tuple(high - low for low, high in bounds))
     return Positions(flat, places.shape), places
+
+
+@functools.lru_cache(maxsize=256)
+def _told(sharding, shape):
+    """The numbers of the shards from which this process tells entries: of shards that are alike the first alone."""
+    own = sharding.addressable_devices_indices_map(shape)
+    every = own if sharding.is_fully_replicated else sharding.devices_indices_map(shape)
+    first = dict(reversed(list(zip(_limits(every.values(), shape), every, strict=True))))
+    return {number for number, device in enumerate(own) if device in first.values()}

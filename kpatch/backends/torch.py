@@ -114,6 +114,11 @@ class Torch(Backend):
                     notes=["edit the model before it is sharded, or its checkpoint"],
                 )
 
+    def process(self):
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return 0, 1
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
     def kept(self, mask, held):
         """Only for a constant mask with few entries and constant values."""
         if not isinstance(mask, np.ndarray) or not isinstance(held, np.ndarray) or held.shape not in ((), mask.shape):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kpatch import backends
 from kpatch.checkpoint import destinations, editor, formats, journal, recovery
 from kpatch.checkpoint.arrays import Array
 from kpatch.checkpoint.disk import Source, failing
@@ -168,6 +169,8 @@ def apply(
     checked = _check(opened, *bound(patch, bindings, named), expect)
     if in_place or journal:
         _check_rewritable(checked, in_place)
+    if in_place:
+        _check_first(opened.path)
     told = checked.patch.source if journal else None
     with destinations.editor_of(opened, out, _written(checked), told, overwrite, _donors(checked)) as made:
         store = Stored(checked.names, made)
@@ -207,6 +210,7 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         [0.0, 0.0]
     """
     path = as_path(path)
+    _check_first(path)
     if discard:
         recovery.discard(Source(formats.main(path)).real)
         return
@@ -219,6 +223,16 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         for source, offset, old in recovery.replacements(kept, opened.real, opened.files, made):
             made.restore(source, offset, old)
     recovery.undoable(opened.real)  # removes it
+
+
+def _check_first(path: Path) -> None:
+    """Refuses to edit a file in all processes of a job but the first: each of them would edit it."""
+    number, _ = backends.current().process()
+    if number:
+        raise UnsupportedError(
+            f"process {number} of this job does not edit '{path}', as process 0 does: each would edit it once more",
+            notes=["call it in process 0 alone, or have each process write a file of its own: out=..."],
+        )
 
 
 class Logged(NamedTuple):

@@ -252,7 +252,8 @@ class Statistics:
     MORE = ("std", "zeros", "nan", "inf")
 
     def __init__(self, array: Any) -> None:
-        self.size = 0 if isinstance(array, Opaque) else array.size
+        unread = isinstance(array, Opaque) or getattr(array, "is_spread", False)
+        self.size = 0 if unread else array.size
         self.low: Any = np.inf
         self.high: Any = -np.inf
         self.sum = self.squares = 0.0

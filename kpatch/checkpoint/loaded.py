@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.checkpoint.arrays import in_blocks
+from kpatch.errors import UnsupportedError
 from kpatch.names.index import index
 from kpatch.run.encoding import of_variable
 from kpatch.values.tensors import to_numpy
@@ -27,7 +29,19 @@ class Held:
     def __array__(self, dtype=None, copy=None):
         return np.array(self.view(), dtype)
 
+    @property
+    def is_spread(self):
+        """Whether this process lacks values, which others hold: nothing is asked of these."""
+        entry, backend = self._entry, backends.current()
+        variables = [entry.variable] if entry.weight is None else entry.owner.item.variables
+        return any(backend.is_spread(backend.tensor_of(variable)) for variable in variables)
+
     def view(self):
+        if self.is_spread:
+            raise UnsupportedError(
+                f"the values of '{self.path}' lie in several processes",
+                notes=["compare files, or models that each process holds as a whole"],
+            )
         weight = self._entry.weight
         return to_numpy(self._entry.variable) if weight is None else weight.values(of_variable)
 

@@ -32,6 +32,10 @@ class Bindings:
     def __bool__(self):
         return bool(self._given)
 
+    def values(self):
+        """Pairs of a name and what it stands for."""
+        return self._given.items()
+
     @property
     def named(self):
         """The variables of models handed in that were looked up so far."""

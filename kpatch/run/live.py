@@ -8,7 +8,7 @@ import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
-from kpatch.run import derived, encoding, execute, resetting
+from kpatch.run import agreeing, derived, encoding, execute, resetting
 from kpatch.run.execute import Named, picked
 from kpatch.run.records import Record, enter, latest_link, with_inherited
 from kpatch.run.undo import AppliedPatch
@@ -179,6 +179,8 @@ class Live(Named):
 
     def _write(self, step, target, values, after):
         record = self.records[-1]
+        if self.writer.is_spread(values) and not self.writer.is_spread(record.before):
+            values = after = self.writer.gathered(values)  # so that what is written to a part can be looked at
         record.after = None if self.lets_go else after
         record.begun = True
         self.writer.write(step.place.variable, target, values, self.donate)
@@ -340,6 +342,7 @@ def apply(checked, donate=True, keep=True, optimizers=()):
     """
     live = Live(checked, backends.current(), donate, keep, to_the_end=len(optimizers) > 0)
     live.sync()
+    agreeing.agree(checked, donate, keep, len(optimizers))
     try:
         try:
             execute.run(checked, live)

@@ -93,7 +93,7 @@ def _starts(optimizer: Any, variable: Any) -> dict[str, np.ndarray]:
     found = {}
     for name, of in state_of(fresh).slots.items():
         slot = of[id(variable)]
-        start = tensors.to_numpy(variable if any(slot is each for each in averages) else slot)
+        start = tensors.to_numpy(tensors.of_variable(variable if any(slot is each for each in averages) else slot))
         uniform = start.size > 0 and (start == start.flat[0]).all() and not np.signbit(start).any()
         found[name] = start.reshape(-1)[0].reshape(()) if uniform else start
     return found

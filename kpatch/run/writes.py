@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kpatch import indexing
+from kpatch import backends, indexing
+from kpatch.errors import UnsupportedError
 from kpatch.run import semantics
 from kpatch.run.batch import BatchStep
 from kpatch.run.encoding import StoredStep
@@ -22,6 +23,7 @@ from kpatch.view.pictures import Map
 DRAWN = 2**24  # of more entries a picture shows a sample: the offsets of so many take 128 MiB
 SAMPLE = 2**21  # entries of a sample
 BLOCK = 2**18  # entries that are computed together
+SPREAD = "in several processes"  # in place of values, in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,49 @@ class Write:
         return drawn
 
 
+class SpreadWrite(Write):
+    """A `Write` to a variable whose values lie in several processes.
+
+    Each process may look at it alone, as nothing is asked of the others: so it has no values, and to read `before`,
+    `after`, `asked` or `flat` is an `UnsupportedError`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, statement: str, place: Any, entries: Any) -> None:
+        known = {"statement": statement, "path": place.path, "shape": place.shape, "dtype": place.dtype}
+        for name, value in {**known, "entries": entries}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def flat(self) -> np.ndarray:
+        raise self._refusal()
+
+    before = after = asked = flat
+
+    def to_dict(self) -> dict[str, Any]:
+        known = {name: getattr(self, name) for name in ("statement", "path", "shape", "dtype", "entries")}
+        return {**known, "shape": list(self.shape), "before": None, "after": None, "asked": None}
+
+    @property
+    def is_rounded(self) -> bool:
+        return False
+
+    def map(self) -> Map:
+        empty = Map(self.shape)
+        empty.note = "not drawn: the values lie in several processes"
+        return empty
+
+    def __repr__(self) -> str:
+        return f"SpreadWrite(statement={self.statement!r}, path={self.path!r}, entries={self.entries})"
+
+    def _refusal(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"the values of '{self.path}' lie in several processes",
+            notes=["a 'let' or an assertion of a patch, which every process applies, can look at them"],
+        )
+
+
 def writes(records: Iterable[Any], patch: Patch) -> tuple[Write, ...]:
     """A `Write` for each statement and variable, in the order of the statements."""
     found = []
@@ -98,6 +143,10 @@ def writes(records: Iterable[Any], patch: Patch) -> tuple[Write, ...]:
 
 
 def _write(record: Any, patch: Patch) -> Write:
+    if backends.current().is_spread(record.before):
+        selected = record.selection
+        entries = selected.count if isinstance(selected, indexing.Mask) else selected.size
+        return SpreadWrite(text_in(record.step.statement, patch), record.step.place, entries)
     before = tensors.to_numpy(record.before)
     after = np.broadcast_to(_after(record, before), before.shape)
     if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
@@ -182,16 +231,19 @@ def columns(asked: bool = False) -> tuple[Column, ...]:
     )
 
 
+def _samples(write: Write, rounds: bool) -> list[str]:
+    return [sample(write.before), *[sample(write.asked)] * rounds, sample(write.after)]
+
+
 def overview(found: Iterable[Write]) -> Overview:
     """The writes as rows, with pictures."""
     found = tuple(found)
     rounds = any(w.is_rounded for w in found)
     rows = [
         (
-            *(w.statement, w.path, shape(w.shape), f"{w.entries:,}", sample(w.before)),
-            *[sample(w.asked)] * rounds,
-            sample(w.after),
+            *(w.statement, w.path, shape(w.shape), f"{w.entries:,}"),
+            *([SPREAD] * (2 + rounds) if isinstance(w, SpreadWrite) else _samples(w, rounds)),
         )
         for w in found
     ]
-    return Overview(columns(rounds), rows, pictures=[w.map for w in found])
+    return Overview(columns(rounds), rows, pictures=[None if isinstance(w, SpreadWrite) else w.map for w in found])

@@ -423,7 +423,7 @@ def _check_loss(value, result):
         if is_floating(value.dtype) and any_true(bad):
             bad = ops.logical_and(bad, ops.isfinite(x))
     if any_true(bad):
-        mask = np.asarray(ops.convert_to_numpy(bad))
+        mask = np.asarray(ops.convert_to_numpy(backends.current().gathered(bad)))
         place = tuple(int(i) for i in np.unravel_index(np.flatnonzero(mask)[0], mask.shape))
         entry = x[place] if place else x
         if value.dtype == "bfloat16":

@@ -126,6 +126,8 @@ def detached(variable):
 
 def to_numpy(tensor):
     """The tensor as a NumPy array; for 0-d bfloat16, TensorFlow needs an axis."""
+    if not isinstance(tensor, np.ndarray | np.generic):
+        tensor = backends.current().gathered(tensor)
     if isinstance(tensor, np.ndarray | np.generic):
         return np.asarray(tensor)
     ops = backends.current().ops

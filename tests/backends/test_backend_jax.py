@@ -778,3 +778,36 @@ def test_a_variable_on_another_device():
         assert not uncommitted.value._committed
         """
     )
+
+
+def test_a_model_on_several_devices():
+    """What is compiled for them hands nothing out in order: a recording refuses it, and the weights are kept."""
+    run(
+        """
+        import kpatch
+        from keras import distribution as d
+        layouts = d.LayoutMap(d.DeviceMesh((2, 2), ("batch", "model"), d.list_devices()))
+        layouts["net/a/kernel"] = ("batch", "model")
+        d.set_distribution(d.ModelParallel(layout_map=layouts, batch_dim_name="batch"))
+        layer = keras.layers.Dense(4, use_bias=False, kernel_initializer="ones", name="a")
+        model = keras.Sequential([keras.Input((4,)), layer], name="net")
+        x = np.ones((4, 4), "float32")
+        with kpatch.record(model, "a.output") as recorded:
+            model(x)
+            try:
+                model.predict(x, verbose=0)
+            except kpatch.UnsupportedError as error:
+                told = str(error)
+        assert told.startswith("activations cannot be recorded in a function that is compiled for several devices")
+        assert recorded["a.output"].tolist() == [[4] * 4] * 4
+        assert model.predict(x, verbose=0).tolist() == [[4] * 4] * 4
+        total = lambda: model.predict(x, verbose=0).sum()
+        swept = kpatch.sweep(model, "a.output[:, $i] = $i", i=range(3), metric=total)
+        assert swept.values.tolist() == [48, 52, 56]
+        with kpatch.apply(model, "a.kernel[0, 0] = 9; a.kernel[_ < 2] = 0; a.kernel *= 2; assert sum(a.kernel) == 18"):
+            assert model.predict(x, verbose=0).tolist() == [[18, 0, 0, 0]] * 4
+        assert model.predict(x, verbose=0).tolist() == [[4] * 4] * 4
+        assert str(layer.kernel.value.sharding.spec) == "P('batch', 'model')"
+        """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    )
