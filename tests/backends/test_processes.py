@@ -96,7 +96,7 @@ def test_processes_that_would_edit_otherwise_edit_nothing(seen):
 def test_what_is_looked_at_asks_nothing_of_others(seen):
     applied, plan, listed, write = seen[0]["looked at"]
     whole, row = applied.splitlines()[3:5]
-    assert whole.split("   ")[-2:] == ["in several processes", "in several processes"]
+    assert whole.count("in several processes") == 2
     assert "a.kernel[0] = 1" in row
     assert row.endswith("1 … 1, mean 1")
     assert [line.split()[-1] for line in plan.splitlines()[3:5]] == ["0", "96"]
