@@ -99,7 +99,7 @@ def test_what_is_looked_at_asks_nothing_of_others(seen):
     assert whole.count("in several processes") == 2
     assert "a.kernel[0] = 1" in row
     assert row.endswith("1 … 1, mean 1")
-    assert [line.split()[-1] for line in plan.splitlines()[3:5]] == ["0", "96"]
+    assert [line.split()[-1] for line in plan.splitlines()[3:5]] == ["0", "?"]
     assert listed.splitlines()[3].split()[-3:] == ["-", "-", "-"]
     assert write == "SpreadWrite(statement='a.kernel *= 2', path='a.kernel', entries=96)"
     refused, after, told, drawn = seen[0]["values"]
