@@ -136,7 +136,8 @@ def apply(
     except PatchError:
         agreeing.refuse(model)
         raise
-    return live.apply(checked, donate, undo, optimizers)
+    run = live.apply_with_bar if checked.lasts else live.apply
+    return run(checked, donate, undo, optimizers)
 
 
 @keywords.checked("kpatch.edit")

@@ -56,7 +56,7 @@ class Stored(execute.Named):
     """
 
     implied = None
-    lets_go = False  # old values are in the editor's journal
+    hears = False
 
     def __init__(self, names, editor=None):
         self.names = names

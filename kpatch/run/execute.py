@@ -42,7 +42,7 @@ def _run(checked, store, budget):
         scope = ev.Scope(*read, traced=checked.traced, budget=budget, unproved=unproved, source=source)
     try:
         for number, step in enumerate(checked.steps):
-            if store.lets_go:
+            if store.hears:
                 store.begin(number)
             if scope is None:
                 _write(step, store, None)

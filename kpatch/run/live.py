@@ -4,11 +4,13 @@ The order of things makes that hold for an interrupt too, which can come between
 journal before it is made, and restoring twice is the same as restoring once.
 """
 
+from typing import Any
+
 import numpy as np
 
 from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
-from kpatch.run import agreeing, derived, encoding, execute, resetting
+from kpatch.run import agreeing, derived, encoding, execute, resetting, steps
 from kpatch.run.execute import Named, picked
 from kpatch.run.records import Record, enter, latest_link, with_inherited
 from kpatch.run.undo import AppliedPatch
@@ -30,17 +32,19 @@ class Live(Named):
         records: a `Record` for each write, in order.
         counts: how many entries were written, by the step, if that depended on values.
         lets_go: old values are not for `undo`.
+        hears: `begin` is called for each step.
         ended: after a failure all was restored that could be.
     """
 
     stream = None
+    _bar: Any = None
 
     def __init__(self, checked, writer, donate=True, keep=True, to_the_end=False):
         self._checked = checked
         self.names = checked.names
         self.writer = writer
         self.donate = donate
-        self.lets_go = not keep
+        self.hears = self.lets_go = not keep
         self.ended = False
         self.records = []
         self.counts = {}
@@ -94,10 +98,24 @@ class Live(Named):
     # Writing
 
     def begin(self, number):
-        """A step begins; asked for with `keep=False` alone."""
+        """A step begins."""
+        if self._bar is not None and number:
+            self._advance(steps.nbytes(self._checked.steps[number - 1]))
+        if not self.lets_go:
+            return
         self._keeps_all = number <= self._doubtful
         if not self._keeps_all and self._size > KEPT:
             self._let_go()
+
+    def tell(self, bar):
+        """Has each step told to a bar."""
+        self._bar, self.hears = bar, True
+
+    def _advance(self, count):
+        """Tells the bar of a step, when what it wrote is there."""
+        if self.records and self.records[-1].done:
+            self.writer.settle(self.records[-1].step.place.variable)
+        self._bar.advance(count)
 
     def open(self, step, selection, target, last):
         """Enters a write into the journal; gives the old values of the selection, if they are needed."""
@@ -330,17 +348,32 @@ def _has_entries(record):
     return record.selection is None or record.selection.size > 0
 
 
-def apply(checked, donate=True, keep=True, optimizers=()):
+def apply_with_bar(checked, donate=True, keep=True, optimizers=()):
+    """`apply` of steps that may take long, with a progress bar if somebody watches."""
+    from kpatch.view import progress
+
+    bar = progress.of_call("applying the patch", checked.nbytes)
+    try:
+        return apply(checked, donate, keep, optimizers, bar)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def apply(checked, donate=True, keep=True, optimizers=(), bar=None):
     """Executes steps on variables: all of them, or on any failure none.
 
     Args:
         keep: the old values, for `undo`.
         optimizers: those whose slots are reset for what is written.
+        bar: a `progress.Bar`, or `None`.
 
     Raises:
         PatchError: everything is as it was, or the error says what is not. So it is with an interrupt.
     """
     live = Live(checked, backends.current(), donate, keep, to_the_end=len(optimizers) > 0)
+    if bar is not None:
+        live.tell(bar)
     live.sync()
     agreeing.agree(checked, donate, keep, len(optimizers))
     try:
@@ -350,6 +383,8 @@ def apply(checked, donate=True, keep=True, optimizers=()):
                 resetting.reset(live, optimizers)
             live.settle()
             live.derive()
+            if bar is not None:
+                bar.close()
             return AppliedPatch(checked, live)
         except BaseException as error:  # noqa: BLE001 (it is raised, or what says more)
             raise _ended(live, error, checked.patch)  # noqa: B904 (it has its cause)

@@ -33,7 +33,7 @@ class Pure:
     """The store of one tensor, which each write replaces."""
 
     read = reduced = stream = None
-    lets_go = False
+    hears = False
 
     def __init__(self, value, names):
         self.tensor = value

@@ -78,7 +78,8 @@ class Repeated:
         backends.current().refuse_traces("Plan.apply")
         if not self._links.hold():
             self._check_anew()
-        return live.apply(self._checked, donate, undo)
+        run = live.apply_with_bar if self._checked.lasts else live.apply
+        return run(self._checked, donate, undo)
 
     def _check_anew(self) -> None:
         """Checks the patch as if it were new; it must mean the same variables."""

@@ -1,5 +1,6 @@
 """The steps of a checked patch: one for each statement and variable."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -7,6 +8,9 @@ from typing import Any
 
 from kpatch.names.meanings import Names, Place
 from kpatch.syntax import Patch, ast
+from kpatch.values.dtypes import NUMPY
+
+MANY, LARGE = 1_000, 2**24  # steps, and bytes of entries: with fewer of both an edit takes less than a second
 
 
 @dataclass(eq=False, slots=True)
@@ -85,6 +89,14 @@ def copied(step, place, stream):
     return result
 
 
+def nbytes(step):
+    """The bytes of the entries that a step writes: of the whole place, if values decide which; 0 if it writes none."""
+    if isinstance(step, (AssertStep, LetStep)):
+        return 0
+    size = math.prod(step.place.shape) if step.selection is None else step.selection.size
+    return size * NUMPY[step.place.dtype].itemsize
+
+
 def writing(steps):
     """The steps that write."""
     return tuple(step for step in steps if not isinstance(step, (AssertStep, LetStep)))
@@ -137,6 +149,16 @@ class Checked:
     def doubtful(self):
         """The position of the last step that can still fail, depending on values; or -1."""
         return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)
+
+    @cached_property
+    def lasts(self):
+        """Whether the steps may take over a second, so that a caller is shown how far they are."""
+        return len(self.steps) >= MANY or self.nbytes >= LARGE
+
+    @cached_property
+    def nbytes(self):
+        """The bytes of the entries that are written, as a progress bar counts them."""
+        return sum(map(nbytes, self.edits))
 
     @cached_property
     def dynamic(self):

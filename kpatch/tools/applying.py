@@ -121,7 +121,7 @@ def _apply_to_model(order: Order, patch: Patch) -> None:
     if order.dry_run:
         told.show(kpatch.plan(loaded.model, patch, expect=order.expect, bindings=bindings))
     else:
-        with told.status("applying the patch"):
+        with told.progress("applying the patch"):
             applied = kpatch.apply(loaded.model, patch, expect=order.expect, bindings=bindings)
         with told.status(f"saving {order.out or order.model}"):
             _save(order, loaded, [each.source for each in (loaded, *given)])

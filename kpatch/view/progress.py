@@ -1,14 +1,19 @@
-"""A progress bar for long work, on a terminal: what does the work counts bytes, and who calls it shows the bar.
+"""A progress bar for long work, on a terminal or in a notebook.
+
+What does the work counts bytes, and who calls it shows the bar.
 
 Without a bar the counts go nowhere, so that the work need not know whether one is shown.
 """
 
 import contextlib
 import datetime
+import html
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 from rich import filesize
@@ -18,37 +23,37 @@ SECONDS = 1.0  # shorter work has no bar
 EVERY = 0.1  # seconds between two pictures of the bar
 BAR, NUMBERS = 20, 34  # columns of the bar, and of what is told beside it
 
-_shown: ContextVar["Bar | None"] = ContextVar("bar", default=None)
+_shown: ContextVar["Bar | None"] = ContextVar("bar")  # not set: nobody has decided whether there is one
 
 
 def expect(count: int) -> None:
     """Tells that `count` bytes more are to be done."""
-    if (bar := _shown.get()) is not None:
+    if (bar := _shown.get(None)) is not None:
         bar.total += count
 
 
 def advance(count: int) -> None:
     """Tells that `count` bytes are done."""
-    if (bar := _shown.get()) is not None:
+    if (bar := _shown.get(None)) is not None:
         bar.advance(count)
 
 
 def phase(what: str) -> contextlib.AbstractContextManager[None]:
     """A block of work without a rate, such as waiting for the disk: the bar says what it is."""
-    bar = _shown.get()
+    bar = _shown.get(None)
     return contextlib.nullcontext() if bar is None else bar.phase(what)
 
 
 @contextlib.contextmanager
 def shown(what: str, console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """A block whose work has a bar, if the console is a terminal and the work takes over a second.
+    """A block whose work has a bar, if the console is a terminal or a notebook, and the work takes over a second.
 
     Args:
         what: the work, in words.
         console: where the bar is shown; it is gone at the end.
         clock: a function that tells the time in seconds.
     """
-    bar = Bar(what, console, clock) if console.is_terminal and not console.quiet else None
+    bar = _made(what, console, clock)
     token = _shown.set(bar)
     try:
         yield
@@ -56,6 +61,30 @@ def shown(what: str, console: Console, clock: Callable[[], float] = time.monoton
         _shown.reset(token)
         if bar is not None:
             bar.close()
+
+
+def of_call(what: str, count: int, clock: Callable[[], float] = time.monotonic) -> "Bar | None":
+    """The bar of a function that somebody waits for, of `count` bytes; the caller closes it.
+
+    It is that of the block around the call. Without one it is the call's own if standard error is a terminal, or in a
+    notebook; not in a thread beside the main one.
+    """
+    try:
+        bar = _shown.get()
+    except LookupError:
+        main = threading.current_thread() is threading.main_thread()
+        bar = _made(what, Console(stderr=True), clock) if main else None
+    if bar is not None:
+        bar.total += count
+    return bar
+
+
+def _made(what: str, console: Console, clock: Callable[[], float]) -> "Bar | None":
+    if console.quiet:
+        return None
+    if console.is_jupyter:
+        return NotebookBar(what, console, clock)
+    return Bar(what, console, clock) if console.is_terminal and not console.is_dumb_terminal else None
 
 
 class Bar:
@@ -78,12 +107,12 @@ class Bar:
         if now < self._next:
             return
         self._next = now + EVERY
-        self._draw(self._told(now))
+        self._show(self._told(now))
 
     @contextlib.contextmanager
     def phase(self, what: str) -> Iterator[None]:
         """As the function: a timer draws the bar, since the work itself tells nothing."""
-        timer = threading.Timer(max(0.0, self._next - self._clock()), self._draw, [what])
+        timer = threading.Timer(max(0.0, self._next - self._clock()), self._show, [what])
         timer.daemon = True
         timer.start()
         try:
@@ -91,6 +120,12 @@ class Bar:
         finally:
             timer.cancel()
             timer.join()
+
+    def _show(self, told: str) -> None:
+        try:
+            self._draw(told)
+        except (OSError, ValueError):  # a terminal that is gone does not end the work
+            self._next = math.inf
 
     def _draw(self, told: str) -> None:
         started = self._progress is not None
@@ -127,5 +162,34 @@ class Bar:
         return made
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        """Takes the bar away, for good."""
+        self._next = math.inf
+        with contextlib.suppress(OSError, ValueError):
+            self._clear()
+
+    def _clear(self) -> None:
+        made, self._progress = self._progress, None
+        if made is not None:
+            made.stop()
+
+
+class NotebookBar(Bar):
+    """The same in the output of a notebook's cell, which is empty at the end."""
+
+    _handle: Any = None
+
+    def _draw(self, told: str) -> None:
+        share = self._done / max(1, self._whole)
+        what, told = html.escape(self._what), html.escape(f"{share:.0%} {told}")
+        self._put(f"{self._what} {share:.0%}", f'{what} <progress max="1" value="{share:.3f}"></progress> {told}')
+
+    def _put(self, text: str, page: str) -> None:
+        data = {"text/plain": text, "text/html": page}
+        if self._handle is None:
+            self._handle = import_module("IPython.display").display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+    def _clear(self) -> None:
+        if self._handle is not None:
+            self._put("", "")

@@ -2,9 +2,13 @@
 
 import functools
 import io
+import sys
 import threading
+from types import SimpleNamespace
+from unittest import mock
 
 import h5py
+import models
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,6 +17,7 @@ from safetensors.numpy import save_file
 import kpatch
 from kpatch import checkpoint
 from kpatch.checkpoint import copying
+from kpatch.run import steps
 from kpatch.tools import printing
 from kpatch.view import progress
 
@@ -134,7 +139,7 @@ def test_an_error_ends_the_bar():
     with pytest.raises(KeyboardInterrupt):
         work()
     assert console.file.getvalue().endswith("\x1b[2K")
-    assert progress._shown.get() is None
+    assert progress._shown.get(None) is None
 
 
 @pytest.fixture
@@ -201,4 +206,116 @@ def test_the_commands_have_a_bar(tmp_path, monkeypatch):
         assert "100%" in consoles[-1].file.getvalue()
     CliRunner().invoke(main, ["apply", "-q", str(path), "-e", "a *= 2", "--in-place"])
     assert consoles[-1].file.getvalue() == ""
-    assert [len(consoles), progress._shown.get()] == [4, None]
+    assert [len(consoles), progress._shown.get(None)] == [4, None]
+
+
+# Calls of the library -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Every edit takes long; gives a function that says what standard error is."""
+    monkeypatch.setattr(steps, "LARGE", 0)
+    monkeypatch.setattr(progress, "SECONDS", -1)
+    monkeypatch.setattr(progress, "EVERY", 0)
+
+    def stderr(console):
+        monkeypatch.setattr(progress, "Console", lambda stderr: console)
+        return console.file
+
+    return stderr
+
+
+PATCH = "dense_1.bias = 1; ** *= 2; assert all(dense_1.bias == 2); dense_2.kernel[abs(_) > 0.1] = 0"
+
+
+@pytest.mark.every_backend
+def test_an_edit_of_a_model_on_a_terminal(slow):
+    model, alone = models.dense(), models.dense()
+    kpatch.apply(alone, PATCH)
+    file = slow(terminal())
+    applied = kpatch.apply(model, PATCH)
+    assert "applying the patch" in file.getvalue()
+    assert " 81% " in file.getvalue()  # 104 of 128 bytes; the last statement writes the rest
+    assert file.getvalue().endswith("\x1b[2K")
+    for a, b in zip(model.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    plan, size = kpatch.plan(model, "** += 1"), len(file.getvalue())
+    plan.apply(undo=False)
+    assert len(file.getvalue()) > size
+    assert applied.writes[0].after.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("console", [Console(file=io.StringIO(), width=80), terminal(quiet=True)])
+def test_an_edit_without_a_terminal(slow, console, capsys):
+    file = slow(console)
+    kpatch.apply(models.dense(), PATCH)
+    assert (file.getvalue(), capsys.readouterr()) == ("", ("", ""))
+
+
+def test_a_dumb_terminal_has_no_bar(slow, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    file = slow(terminal())
+    kpatch.apply(models.dense(), PATCH)
+    assert file.getvalue() == ""
+
+
+def test_an_edit_in_a_thread_has_no_bar(slow):
+    file = slow(terminal())
+    thread = threading.Thread(target=kpatch.apply, args=(models.dense(), PATCH))
+    thread.start()
+    thread.join()
+    assert file.getvalue() == ""
+
+
+def test_an_edit_in_a_block_uses_the_bar_of_the_block(slow):
+    """So is the quiet of a command the quiet of what it calls."""
+    file, other = slow(terminal()), terminal()
+    with progress.shown("editing", terminal(quiet=True)):
+        kpatch.apply(models.dense(), PATCH)
+    with progress.shown("editing", other):
+        kpatch.apply(models.dense(), PATCH)
+    assert file.getvalue() == ""
+    assert "editing" in other.file.getvalue()
+
+
+def test_an_edit_in_a_notebook(slow, monkeypatch):
+    pages = []
+
+    class Handle:
+        def update(self, data, raw):
+            pages.append(data)
+
+    def display(data, raw, display_id):
+        pages.append(data)
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    slow(Console(file=io.StringIO(), force_jupyter=True))
+    kpatch.apply(models.dense(), PATCH)
+    assert pages[0]["text/plain"] == "applying the patch 9%"
+    assert pages[0]["text/html"].startswith('applying the patch <progress max="1" value="0.094"></progress> 9% ')
+    assert pages[-1] == {"text/plain": "", "text/html": ""}
+
+
+@pytest.mark.parametrize("failure", [OSError, ValueError])
+def test_a_terminal_that_is_gone_does_not_end_an_edit(slow, failure, monkeypatch):
+    slow(terminal())
+    monkeypatch.setattr(progress.Bar, "_draw", mock.Mock(side_effect=failure))
+    assert len(kpatch.apply(models.dense(), PATCH).writes) == 6
+
+
+def test_an_interrupt_while_the_bar_is_drawn(slow, monkeypatch):
+    file, model = slow(terminal()), models.dense()
+    before = model.get_weights()
+    monkeypatch.setattr(progress.Bar, "_told", mock.Mock(side_effect=["", KeyboardInterrupt]))
+    with pytest.raises(KeyboardInterrupt):
+        kpatch.apply(model, PATCH)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert file.getvalue().endswith("\x1b[2K")
+
+
+def test_a_point_edit_asks_nobody(monkeypatch):
+    monkeypatch.setattr(progress, "of_call", mock.Mock(side_effect=AssertionError))
+    kpatch.apply(models.dense(), "dense_1.kernel[0, 0] = 1")
