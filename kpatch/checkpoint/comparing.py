@@ -145,7 +145,7 @@ class Diff(Shown):
 
     def overview(self) -> Overview:
         columns = (
-            Column("variable"),
+            Column("variable", pictured=True),
             Column("shape", drop=2),
             Column("dtype", drop=3),
             Column("entries", right=True),

@@ -13,6 +13,8 @@ from kpatch.names.tree import LayerNode
 from kpatch.syntax import ast, parse
 from kpatch.values.dtypes import Value, dtype_name, tensor
 from kpatch.values.numerics import from_numpy
+from kpatch.view.overview import Column, Overview, shape
+from kpatch.view.shown import Shown
 
 SHOWN = 8  # activations that a text or an error lists
 
@@ -78,7 +80,7 @@ class Tape:
         return f"{count} call{'s' * (count != 1)}"
 
 
-class Recorded(Mapping[str, Any]):
+class Recorded(Shown, Mapping[str, Any]):
     """Activations by name: what `Recording.call` returns, and what a `Recording` is.
 
     A name is a selector, and a layer that gives several tensors has a name for each, `lstm.output.1`. Another
@@ -116,6 +118,29 @@ class Recorded(Mapping[str, Any]):
     def __len__(self) -> int:
         self._tape.finish()
         return len(self._tape.names)
+
+    def _rows(self) -> Iterator[tuple[str, list[int] | None, str, int]]:
+        """Of each name the shape, if all calls gave the same, the dtype and the number of calls."""
+        self._tape.finish()
+        for name, place in self._tape.names.items():
+            taken = self._tape.taken[place]
+            shapes = {tuple(x.shape) for x in taken}
+            yield name, list(shapes.pop()) if len(shapes) == 1 else None, dtype_name(taken[0].dtype), len(taken)
+
+    def overview(self) -> Overview:
+        columns = Column("name"), Column("shape"), Column("dtype"), Column("calls", right=True)
+        rows = []
+        for name, lengths, dtype, calls in self._rows():
+            rows.append((name, "several" if lengths is None else shape(lengths), dtype, f"{calls:,}"))
+        return Overview(columns, rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was recorded, without the values, as data that `json.dumps` takes; the shape is null if it differs."""
+        names = "path", "shape", "dtype", "calls"
+        return {"rows": [dict(zip(names, row, strict=True)) for row in self._rows()]}
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def __repr__(self) -> str:
         self._tape.finish()

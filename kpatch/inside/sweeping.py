@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kpatch.errors import BindingError, FileError
+from kpatch.errors import BindingError, FileError, PatchSyntaxError
 from kpatch.inside.intervening import Intervention
 from kpatch.names import keywords
 from kpatch.names.patches import as_patch, bound, together
@@ -20,7 +20,7 @@ from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, ast
 from kpatch.view.data import number, numbers
 from kpatch.view.overview import Column, Overview
-from kpatch.view.pictures import Map, heat_map
+from kpatch.view.pictures import Map, heat_map, nearest_to_zero
 from kpatch.view.shown import Shown
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class Sweep(Shown):
         if self.values.ndim != len(self.axes) or self.values.ndim > 2:
             return html
         picture = Map((1, *self.values.shape)[-2:])
-        picture.add(np.arange(self.values.size), np.nan_to_num(self.values).reshape(-1))
+        values = self.values.reshape(-1)
+        picture.add(np.arange(values.size), np.nan_to_num(values - nearest_to_zero(values)))
         told = f"{NUMBER(np.nanmin(self.values))} to {NUMBER(np.nanmax(self.values))}"
         return picture.html(" by ".join(self.axes), told) + html
 
@@ -242,7 +243,13 @@ class _Runs:
             text = self._text
             for name, value in zip(self._in_names, key, strict=True):
                 text = value.join(_in_name(name).split(text))
-            self._patches[key] = as_patch(text)
+            try:
+                self._patches[key] = as_patch(text)
+            except PatchSyntaxError as error:
+                if begun := re.fullmatch(r"\$(\w+)", text[slice(*error.span or (0, 0))]):
+                    hint = f"a name that begins so is written '${{{begun[1]}}}', with axes={{'{begun[1]}': [...]}}"
+                    error.notes = (*error.notes, hint)
+                raise
         return self._patches[key]
 
 

@@ -222,7 +222,7 @@ def columns(asked: bool = False) -> tuple[Column, ...]:
     """The columns of what writes did; `asked` adds the values asked for, if others were stored."""
     return (
         Column("statement"),
-        Column("variable"),
+        Column("variable", pictured=True),
         Column("shape", drop=3),
         Column("entries", right=True, drop=1),
         Column("before", breaks=True),

@@ -4,18 +4,19 @@ import html
 
 from kpatch.view.overview import Column, Overview
 
-# Colours are the reader's own, so that light and dark themes both work.
+# Colours are the reader's own, so that light and dark themes both work. The class stands twice to come before the
+# rules that notebooks have for tables.
 STYLE = """
-.kpatch table { border-collapse: collapse; font-size: 13px }
-.kpatch th, .kpatch td { padding: 3px 10px; text-align: left; vertical-align: top; white-space: nowrap }
-.kpatch th { border-bottom: 1px solid rgba(128,128,128,.6) }
-.kpatch td { border-bottom: 1px solid rgba(128,128,128,.2) }
-.kpatch .breaks { white-space: normal }
 .kpatch { overflow-x: auto }
-.kpatch .right { text-align: right; font-variant-numeric: tabular-nums }
-.kpatch code { background: none; color: inherit; white-space: pre-wrap }
-.kpatch-map { image-rendering: pixelated; max-width: none; border: 1px solid rgba(128,128,128,.6) }
-.kpatch .warning { margin: 4px 10px }
+.kpatch.kpatch table { border-collapse: collapse; font-size: 13px }
+.kpatch.kpatch th, .kpatch.kpatch td { padding: 3px 10px; text-align: left; vertical-align: top; white-space: nowrap }
+.kpatch.kpatch th { border-bottom: 1px solid rgba(128,128,128,.6) }
+.kpatch.kpatch td { border-bottom: 1px solid rgba(128,128,128,.2) }
+.kpatch.kpatch td.breaks { white-space: normal; min-width: 9em }
+.kpatch.kpatch .right { text-align: right; font-variant-numeric: tabular-nums }
+.kpatch.kpatch code { background: none; color: inherit; padding: 0; white-space: pre-wrap }
+.kpatch-map { image-rendering: pixelated; border: 1px solid rgba(128,128,128,.6) }
+.kpatch.kpatch .warning { margin: 4px 10px }
 """
 
 
@@ -23,7 +24,9 @@ def fragment(overview: Overview) -> str:
     """The overview as a table. A row with a picture shows where its entries lie, and by how much they changed."""
     pictured = any(overview.pictures)
     shown = [n for n, column in enumerate(overview.columns) if not (pictured and column.drawn)]
-    heads = "".join(_cell("th", overview.columns[n], html.escape(overview.columns[n].name)) for n in shown)
+    at = next((place + 1 for place, n in enumerate(shown) if overview.columns[n].pictured), len(shown))
+    heads = [_cell("th", overview.columns[n], html.escape(overview.columns[n].name)) for n in shown]
+    heads[at:at] = ["<th>change</th>"] * pictured
     rows = []
     for group in overview.groups():
         name = f"<code>{html.escape(group.name)}</code>"
@@ -31,13 +34,13 @@ def fragment(overview: Overview) -> str:
             texts = [name, *map(html.escape, cells)]
             drawn = picture() if picture is not None else None
             parts = [_cell("td", overview.columns[n], texts[n]) for n in shown]
-            parts += ["<td>" + (drawn.html() if drawn is not None else "") + "</td>"] * pictured
+            parts[at:at] = ["<td>" + (drawn.html() if drawn is not None else "") + "</td>"] * pictured
             rows.append(f"<tr>{''.join(parts)}</tr>")
             name = ""
         if group.more:
             rows.append(f'<tr><td></td><td colspan="{len(shown)}">... and {group.more:,} more</td></tr>')
     warnings = "".join(f'<p class="warning">⚠ {html.escape(text)}</p>' for text in overview.warnings)
-    head = f"<thead><tr>{heads}{'<th>change</th>' * pictured}</tr></thead>"
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
     return (
         f'<div class="kpatch"><style>{STYLE}</style><table>{head}<tbody>{"".join(rows)}</tbody></table>{warnings}</div>'
     )
@@ -62,7 +65,9 @@ def code(text: str) -> str:
     from kpatch.view.highlighting import PatchLexer, PatchStyle
 
     return highlight(
-        text, PatchLexer(stripnl=False), HtmlFormatter(noclasses=True, nobackground=True, style=PatchStyle)
+        text,
+        PatchLexer(stripnl=False),
+        HtmlFormatter(noclasses=True, nobackground=True, style=PatchStyle, prestyles="font-family: monospace"),
     )
 
 

@@ -20,6 +20,7 @@ class Column:
         drop: columns of a higher number are left out earlier if the space is narrow; 0 is never left out.
         breaks: whether its cells may have several lines on a page.
         drawn: whether a page shows the same as a picture, and leaves it out.
+        pictured: whether a page shows the picture behind it, and not at the end.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Column:
     drop: int = 0
     breaks: bool = False
     drawn: bool = False
+    pictured: bool = False
 
 
 @dataclass(frozen=True)

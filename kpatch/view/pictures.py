@@ -116,7 +116,7 @@ class Map:
         image = self.image()
         height, width = image.shape[:2]
         scale = PIXELS / max(height, width)
-        size = f"width:{max(6, round(width * scale))}px;height:{max(6, round(height * scale))}px"
+        size = f"max-width:none;width:{max(6, round(width * scale))}px;height:{max(6, round(height * scale))}px"
         return (
             f'<img class="kpatch-map" style="{size}" alt="{alt}" title="{told or self._told()}" '
             f'src="data:image/png;base64,{base64.b64encode(png(image)).decode()}">'
@@ -203,14 +203,23 @@ def heat_map(axes: Mapping[str, Sequence[Any]], values: np.ndarray) -> Any:
     if values.ndim == 1:
         plot.plot(values, color=np.array(LESS) / 255, marker="o")
     else:
-        largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-        image = plot.imshow(values, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+        colours: dict[str, Any] = {"cmap": "cividis"}
+        if nearest_to_zero(values) == 0:
+            largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+            colours = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
+        image = plot.imshow(values, **colours, aspect="auto", interpolation="nearest")
         drawn.colorbar(image)
         plot.set_ylabel(names[0])
         _tick(plot.yaxis, labels[0])
     plot.set_xlabel(names[-1])
     _tick(plot.xaxis, labels[-1])
     return drawn
+
+
+def nearest_to_zero(values: np.ndarray) -> float:
+    """The value that a picture starts from: 0, unless all values are on one side of it."""
+    known = values[np.isfinite(values)]
+    return float(max(known.min(initial=np.inf), 0.0) + min(known.max(initial=-np.inf), 0.0)) if known.size else 0.0
 
 
 def _tick(axis: Any, labels: Sequence[str]) -> None:

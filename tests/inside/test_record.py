@@ -486,3 +486,22 @@ def test_gradients_with_respect_to_activations(dense):
     kernel = host(dense.get_layer("dense_2").kernel)
     output = host(dense(X))
     np.testing.assert_allclose(gradient.numpy(), 2 * output[:, :1] * kernel[:, 0], rtol=1e-5)
+
+
+def test_a_recording_shows_itself():
+    model = models.dense()
+    with kpatch.record(model, "**.output") as found:
+        model(np.ones((2, 4), "float32"))
+        model(np.ones((3, 4), "float32"))
+        model.get_layer("dense_2")(np.ones((3, 3), "float32"))
+    rows = found.to_dict()["rows"]
+    assert {"path": "dense_1.output", "shape": None, "dtype": "float32", "calls": 2} in rows
+    assert {"path": "dense_2.output", "shape": None, "dtype": "float32", "calls": 3} in rows
+    assert {"path": "dense_1.output", "shape": [3, 3], "dtype": "float32", "calls": 1} in found.call(1).to_dict()[
+        "rows"
+    ]
+    page = found._repr_html_()
+    assert "<code>dense_2.output</code>" in page
+    assert "<td>several</td>" in page
+    assert str(found) == repr(found)
+    assert str(found).startswith("<Recording of 3 calls: ")

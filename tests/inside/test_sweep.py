@@ -143,3 +143,11 @@ def test_a_bar_on_a_terminal_alone(model, monkeypatch, capsys):
     assert (run().out, run().err) == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert run().out == ""
+
+
+def test_a_name_that_begins_with_a_binding_is_told_its_form():
+    with pytest.raises(kpatch.PatchSyntaxError) as info:
+        kpatch.sweep(models.dense(), "$layer.output[0] = $v", metric=lambda: 0, layer=["dense_1"], axes={"v": [1]})
+    assert (
+        str(info.value).splitlines()[-1] == "  a name that begins so is written '${layer}', with axes={'layer': [...]}"
+    )

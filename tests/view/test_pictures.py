@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kpatch
-from kpatch.view.pictures import Map, png
+from kpatch.view.pictures import Map, heat_map, nearest_to_zero, png
 
 pytestmark = pytest.mark.backend_free
 
@@ -131,3 +131,15 @@ def test_plot():
         "dense_1.kernel\ndense_1.kernel[0] = 1", "dense_2.bias\ndense_2.bias = 2"
     ]  # fmt: skip
     assert applied.plot()._repr_png_().startswith(b"\x89PNG")  # a notebook shows it without pyplot
+
+
+@pytest.mark.parametrize(
+    ("values", "start"), [([1.5, 2], 1.5), ([-3, -1], -1), ([-1, 2], 0), ([0, 2], 0), ([np.nan, 4], 4), ([np.nan], 0)]
+)
+def test_a_heat_map_of_one_sign_starts_at_its_values(values, start):
+    """Else its colours could not be told apart."""
+    pytest.importorskip("matplotlib")
+    values = np.array([values, values], "float64")
+    assert nearest_to_zero(values) == start
+    [image] = heat_map({"a": [0, 1], "b": range(values.shape[1])}, values).axes[0].images
+    assert image.get_cmap().name == ("cividis" if start else "PuOr_r")

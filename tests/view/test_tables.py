@@ -203,7 +203,9 @@ def test_a_page_leaves_out_what_a_picture_shows():
     assert "▁█" not in page
     assert "where" not in page
     assert page.count("PICTURE") == 1
-    assert '<td class="breaks">0 … 1</td>' in page
+    assert '<td class="breaks">0 … 1</td><td>PICTURE</td></tr>' in page
+    columns = (Column("name", pictured=True), *columns[1:])  # in sight also if the table is wide
+    assert "</code></td><td>PICTURE</td><td" in pages.fragment(Overview(columns, rows, pictures=[drawn]))
 
 
 def test_show_activations():
