@@ -82,6 +82,9 @@ def apply(
 ) -> AppliedPatch:
     """Edits the weights of a model in place: all statements of the patch, or on any failure none.
 
+    If it takes over a second, a progress bar is shown on a terminal or in a notebook, and nowhere else. With the
+    environment variable `KPATCH_PROGRESS=off` there is none.
+
     Args:
         model: a built Keras model or layer; or a `keras.Variable`, which the patch calls `_`; or several of them, in
             one edit: of a list each is edited by the whole patch, and of a dict the names begin with its keys (the key

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import html
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from rich.console import Console
 
 SECONDS = 1.0  # shorter work has no bar
 EVERY = 0.1  # seconds between two pictures of the bar
+SWITCH = "KPATCH_PROGRESS"  # the environment variable: with "off", calls of the library have no bar
 BAR, NUMBERS = 20, 34  # columns of the bar, and of what is told beside it
 
 _shown: ContextVar["Bar | None"] = ContextVar("bar")  # not set: nobody has decided whether there is one
@@ -67,13 +69,13 @@ def of_call(what: str, count: int, clock: Callable[[], float] = time.monotonic) 
     """The bar of a function that somebody waits for, of `count` bytes; the caller closes it.
 
     It is that of the block around the call. Without one it is the call's own if standard error is a terminal, or in a
-    notebook; not in a thread beside the main one.
+    notebook; not in a thread beside the main one, and not if `KPATCH_PROGRESS` is "off".
     """
     try:
         bar = _shown.get()
     except LookupError:
-        main = threading.current_thread() is threading.main_thread()
-        bar = _made(what, Console(stderr=True), clock) if main else None
+        wanted = os.environ.get(SWITCH) != "off" and threading.current_thread() is threading.main_thread()
+        bar = _made(what, Console(stderr=True), clock) if wanted else None
     if bar is not None:
         bar.total += count
     return bar

@@ -260,6 +260,13 @@ def test_a_dumb_terminal_has_no_bar(slow, monkeypatch):
     assert file.getvalue() == ""
 
 
+def test_the_bar_can_be_switched_off(slow, monkeypatch):
+    monkeypatch.setenv("KPATCH_PROGRESS", "off")
+    file = slow(terminal())
+    kpatch.apply(models.dense(), PATCH)
+    assert file.getvalue() == ""
+
+
 def test_an_edit_in_a_thread_has_no_bar(slow):
     file = slow(terminal())
     thread = threading.Thread(target=kpatch.apply, args=(models.dense(), PATCH))
