@@ -75,6 +75,10 @@ class Backend(Protocol):
     def read(self, variable, selection: Selection) -> Any:
         """A copy of the selected entries; for a `Mask`, of the whole tensor."""
 
+    def keep(self, variable, selection: Selection) -> Any:
+        """The same in the form that is kept most cheaply: what `write` takes, but nothing to compute with."""
+        return self.read(variable, selection)
+
     def write(self, variable, selection: Selection, values, donate: bool = True) -> None:
         """Writes values of the variable's dtype, in place if nothing else refers to the memory.
 

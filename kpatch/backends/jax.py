@@ -28,7 +28,7 @@ from kpatch.backends import jax_trainer as trainer
 from kpatch.backends.base import Backend, Cell
 from kpatch.backends.jax_entries import OPERATORS, is_converted, on_one_device
 from kpatch.errors import UnsupportedError
-from kpatch.indexing import Positions
+from kpatch.indexing import Point, Positions
 
 
 class Jax(Backend):
@@ -48,7 +48,17 @@ class Jax(Backend):
             return jnp.zeros(selection.shape, array.dtype)
         if host.serves(array, selection):
             return host.take(array, selection)
-        return _present((entries if on_one_device(array) else shards).take(array, selection))
+        return _taken(array, selection)
+
+    def keep(self, variable, selection):
+        """An array of NumPy in the memory of a CPU: each edit looks through the arrays of jax that live."""
+        array = _array(variable)
+        if not selection.size:
+            return self.read(variable, selection)
+        if host.serves(array, selection):
+            return host.taken(array, selection)
+        taken = _taken(array, selection)
+        return np.array(taken) if type(selection) is Point and host.is_on_host(array) else taken
 
     def write(self, variable, selection, values, donate=True):
         """With `donate=False` the variable gets a new array; the old one is unchanged."""
@@ -57,7 +67,7 @@ class Jax(Backend):
         if _by_host(variable, selection, values):
             _set(variable, host.put(_array(variable), selection, values))
             return
-        _replace(variable, _writable(variable, donate), selection, _present(values))
+        _replace(variable, _writable(variable, donate), selection, _present(values, selection))
 
     def prepare(self, variable, selection, array):
         """Puts the array on the variable's device; for shards and positions it stays on the host."""
@@ -81,7 +91,7 @@ class Jax(Backend):
             _become(variable, array, entries.region_call(array, region, old, operand, op=op))
             return
         operand = operand if isinstance(operand, jax.Array) else np.asarray(operand, array.dtype)
-        _replace(variable, array, region, _present(OPERATORS[op](old, operand)))
+        _replace(variable, array, region, _present(OPERATORS[op](old, operand), region))
 
     def whole(self, variable):
         return _array(variable)
@@ -302,6 +312,11 @@ def _array(variable):
     return array
 
 
+def _taken(array, selection):
+    """The selected entries by a compiled function."""
+    return _present((entries if on_one_device(array) else shards).take(array, selection), selection)
+
+
 def _by_host(variable, selection, *values):
     return host.serves(_array(variable), selection, *values) and not in_stateless_scope()
 
@@ -341,8 +356,10 @@ def _become(variable, array, call):
     donation.remember(new)
 
 
-def _present(values):
+def _present(values, selection):
     """The values. Waits for large ones, so that a failed computation overwrites nothing."""
+    if type(selection) is Point:
+        return values
     if isinstance(values, jax.Array) and values.nbytes > donation.SMALL and not isinstance(values, jax.core.Tracer):
         values.block_until_ready()
     return values

@@ -53,7 +53,12 @@ def reduces(x):
 
 def take(array, selection):
     """The selected entries, for a `Mask` all entries: a new array."""
-    return placed(np.asarray(arrays.take(np.asarray(array), selection)), array)
+    return placed(taken(array, selection), array)
+
+
+def taken(array, selection):
+    """The same as an array of NumPy."""
+    return np.asarray(arrays.take(np.asarray(array), selection))
 
 
 def put(array, selection, values):

@@ -241,8 +241,10 @@ def _components(variable):
 
 def _take(component, selection):
     tensor = raw.ReadVariableOp(resource=component.handle, dtype=component.dtype)  # shares the variable's buffer
-    shape = tuple(component.shape)
     kind = type(selection)
+    if kind is Point and selection.index:
+        return raw.StridedSlice(input=tensor, **_bounds(selection))
+    shape = tuple(component.shape)
     if kind is Positions:
         flat = raw.Reshape(tensor=tensor, shape=_vector((-1,)))
         taken = raw.GatherV2(params=flat, indices=selection.flat, axis=0)
@@ -257,8 +259,11 @@ def _take(component, selection):
 
 
 def _put(component, selection, values):
-    handle, shape = component.handle, tuple(component.shape)
-    kind = type(selection)
+    handle, kind = component.handle, type(selection)
+    if kind is Point and selection.index:
+        _assign(handle, selection, values)
+        return
+    shape = tuple(component.shape)
     if kind is Mask and shape and values.shape.rank == 0 and selection.size > BLOCK:
         _put_mask_by_parts(component, selection.mask, values)
         return
@@ -270,18 +275,25 @@ def _put(component, selection, values):
     if kind is Mask or not shape or (kind is Region and selection.full):  # the tensor becomes the variable's buffer
         raw.AssignVariableOp(resource=handle, value=raw.Reshape(tensor=values, shape=_vector(shape)))
         return
+    rows = None if kind is Positions else _rows(selection, shape)
+    if kind is Region and rows is None:
+        _assign(handle, selection, values)
+        return
     try:
-        if kind is Positions:
+        if rows is None:
             places = np.stack(selection.coordinates(shape), axis=-1)
             values = raw.Reshape(tensor=values, shape=_vector((-1,)))
             raw.ResourceScatterNdUpdate(ref=handle, indices=places, updates=values)
-            return
-        rows = _rows(selection, shape)
-        if rows is None:
-            raw.ResourceStridedSliceAssign(ref=handle, value=values, **_bounds(selection))
         else:
             values = raw.Reshape(tensor=values, shape=_vector((-1, *shape[1:])))
             raw.ResourceScatterUpdate(resource=handle, indices=rows, updates=values)
+    finally:
+        raw.DisableCopyOnRead(resource=handle)
+
+
+def _assign(handle, selection, values):
+    try:
+        raw.ResourceStridedSliceAssign(ref=handle, value=values, **_bounds(selection))
     finally:
         raw.DisableCopyOnRead(resource=handle)
 

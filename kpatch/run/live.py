@@ -132,7 +132,8 @@ class Live(Named):
         if step.constant is not None and not keeps:
             self._enter(step, target, None)
             return None
-        old = self.writer.read(step.place.variable, selection)
+        read = self.writer.read if step.constant is None else self.writer.keep
+        old = read(step.place.variable, selection)
         self._enter(step, target, old if last is None else picked(old, selection.shape, last))
         return old
 
@@ -175,7 +176,7 @@ class Live(Named):
         """Writes a weight as its layer stores it: each stored variable is a write of its own in the journal."""
         for stored, selection, new in encoding.writes(step, target, values, self._stored, shown=not self.lets_go):
             keeps = self._keeps_all or self._has_room(stored, selection)
-            self._enter(stored, selection, self.writer.read(stored.place.variable, selection) if keeps else None)
+            self._enter(stored, selection, self.writer.keep(stored.place.variable, selection) if keeps else None)
             self._write(stored, selection, new, new)
 
     def reset(self, step, selection, start):
@@ -189,7 +190,7 @@ class Live(Named):
         if type(selection) is indexing.Mask:
             before = self._masked(place, tensors.to_numpy(selection.mask))
         else:
-            before = self.writer.read(place.variable, selection)
+            before = self.writer.keep(place.variable, selection)
         if start.shape:
             start = start.reshape(-1)[tensors.positions(selection, place.shape).flat].reshape(selection.shape)
         self._enter(step, selection, before)

@@ -147,6 +147,31 @@ def test_arrays_that_are_traced_or_on_several_devices_are_not_for_numpy():
     assert seen == [False, False]
 
 
+@pytest.mark.parametrize("budget", [host.BUDGET, -1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "bool", "float8_e4m3fn"])
+@pytest.mark.parametrize("name", ["point", "row", "positions"])
+def test_what_is_kept_is_written_back_with_the_same_bits(name, dtype, budget, monkeypatch):
+    monkeypatch.setattr(host, "BUDGET", budget)
+    writer, selection = backends.current(), SELECTIONS[name]
+    variable = keras.Variable(jnp.asarray(bits(SHAPE, dtype)), dtype=dtype, trainable=False)
+    start = as_bytes(variable._value)
+    kept = writer.keep(variable, selection)
+    assert as_bytes(kept) == as_bytes(writer.read(variable, selection))
+    writer.write(variable, selection, jnp.asarray(bits(selection.shape, dtype, seed=1)))
+    writer.write(variable, selection, kept)
+    assert as_bytes(variable._value) == start
+
+
+def test_kept_edits_of_one_entry_leave_no_arrays_behind():
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(50, name="head")])
+    host._copied.clear()
+    kpatch.apply(model, "head.kernel[0, 0] = 1")
+    alive = len(jax.devices()[0].client.live_arrays())
+    applied = [kpatch.apply(model, "head.kernel[0, 0] = 1") for _ in range(20)]
+    assert len(jax.devices()[0].client.live_arrays()) <= alive + 2
+    assert applied[-1].writes[0].before == 1
+
+
 def test_jax_takes_over_memory_as_it_is():
     x = jnp.asarray(bits((40, 50), "float32"))
     own = host._own(x)
