@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from rich.cells import cell_len
+
 from kpatch.view.overview import Overview, Section
 
 WIDTH = 120  # columns of a table printed as text
@@ -29,8 +31,8 @@ def measured(overview: Overview, console: Any, options: Any) -> Any:
     overview = _printable(overview, options)
     rows = [row for group in overview.groups() for row in _whole_rows(group)]
     wide = _natural(_table(overview.columns, rows, options.ascii_only), console, options)
-    longest = max((len(cell) for row in overview.rows for cell in row), default=0)
-    return Measurement(min(longest, wide), max(wide, *map(len, overview.warnings or [""])))
+    longest = max((cell_len(cell) for row in overview.rows for cell in row), default=0)
+    return Measurement(min(longest, wide), max(wide, *map(cell_len, overview.warnings or [""])))
 
 
 def _printable(overview: Overview, options: Any) -> Overview:
@@ -104,7 +106,7 @@ def _packed(parts: list[str], width: int) -> list[str]:
     lines: list[str] = []
     for part in parts:
         longer = f"{lines[-1]}   {part}" if lines else ""
-        if lines and len(longer) <= width:
+        if lines and cell_len(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(INDENT + part)

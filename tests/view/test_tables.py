@@ -187,6 +187,12 @@ def test_show():
         kpatch.show(model, "dense_3")
 
 
+def test_wide_characters_take_two_columns():
+    columns = Column("name"), Column("before"), Column("after")
+    lines = text(Overview(columns, [("卷" * 30, "卷" * 12, "积" * 12)]), 50).splitlines()
+    assert [line.strip() for line in lines[-2:]] == ["before: " + "卷" * 12, "after: " + "积" * 12]
+
+
 def test_a_text_is_not_displayed_by_rich(overview, monkeypatch):
     """In a notebook rich would show it beside the page."""
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
