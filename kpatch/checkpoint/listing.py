@@ -18,7 +18,7 @@ from kpatch.names import attention
 from kpatch.names.globs import ANY_DEPTH
 from kpatch.names.index import index, keys_of
 from kpatch.names.tree import LAYER, spelled
-from kpatch.syntax import ast, parse
+from kpatch.syntax import ast, nearest, parse
 from kpatch.view import progress
 from kpatch.view.data import number
 from kpatch.view.overview import Column, Overview, shape
@@ -213,7 +213,8 @@ def _meant(names: Any, selector: ast.Selector) -> Iterable[tuple[Any, str, tuple
                 layers = [node for keys in within for node in names.nodes_before(keys)]
             means = list(_every(names, layers))
         if not means:
-            raise ResolutionError(f"no layer or activation '{each}'")
+            near = nearest(str(each), names.layer_names())
+            raise ResolutionError(f"no layer or activation '{each}'" + (f"; did you mean '{near}'?" if near else ""))
         found += means
     return dict.fromkeys(found)
 

@@ -128,8 +128,8 @@ class Checkpoint(names.FileDonor):
             FileError: the file has no configuration, or the model cannot be built.
         """
         if self._config is None:
-            message = f"'{self.path}' holds weights and no architecture, so it tells no activations"
-            raise FileError(message, notes=["a .keras file does, and a folder with a config.json"])
+            told = "kpatch reads the architecture of .keras files, and of folders with a config.json"
+            raise FileError(f"the activations of '{self.path}' are not known: {told}")
         from kpatch.checkpoint import architecture
 
         try:

@@ -233,8 +233,10 @@ def test_show_activations():
     assert kpatch.show(model, "head", activations=True).to_dict() == {
         "rows": [{"path": "head.output", "shape": [None, 3], "dtype": "float32"}]
     }
-    with pytest.raises(kpatch.ResolutionError, match=r"^no layer or activation 'heat'$"):
+    with pytest.raises(kpatch.ResolutionError, match=r"^no layer or activation 'heat'; did you mean 'head'\?$"):
         kpatch.show(model, "heat", activations=True)
+    with pytest.raises(kpatch.ResolutionError, match=r"^no layer or activation 'zzz'$"):
+        kpatch.show(model, "zzz", activations=True)
     with pytest.raises(kpatch.UnsupportedError) as info:
         kpatch.show(model, stats=True, activations=True)
     assert str(info.value) == "activations have values only while the model runs; leave out stats (--stats)"
@@ -291,8 +293,8 @@ def test_show_activations_of_files(tmp_path):
     with pytest.raises(kpatch.FileError) as info:
         kpatch.show(tmp_path / "a.weights.h5", activations=True)
     assert str(info.value) == (
-        f"'{tmp_path / 'a.weights.h5'}' holds weights and no architecture, so it tells no activations\n"
-        "  a .keras file does, and a folder with a config.json"
+        f"the activations of '{tmp_path / 'a.weights.h5'}' are not known: "
+        "kpatch reads the architecture of .keras files, and of folders with a config.json"
     )
 
 
