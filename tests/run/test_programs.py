@@ -330,3 +330,25 @@ def test_quantiles_of_a_large_variable(shape, q):
 
 def eval_list(text):
     return [float(part) for part in text.strip("[]").split(",")] if "[" in text else float(text)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [ranks.SMALL + 1, ranks.LARGE, ranks.LARGE + 1])
+def test_each_way_to_order_statistics_gives_the_bits_of_all_digits(size, dtype, monkeypatch):
+    rng = np.random.default_rng(size)
+    normal = rng.standard_normal(size).astype(dtype)
+    zeros, lost, odd = (
+        np.where(rng.random(size) < 0.5, np.copysign(0, normal), -abs(normal)),
+        normal.copy(),
+        normal.copy(),
+    )
+    lost[5:7] = -np.nan, np.nan
+    odd[5:7] = -np.inf, np.inf
+    for array in (normal, np.round(normal), zeros.astype(dtype), lost, odd):
+        for places in ([0], [size - 1], [size // 2, size // 2 + 1, size - 1], [size // 3, size // 2]):
+            found = ranks.order_statistics(array, places)
+            with monkeypatch.context() as only:
+                only.setattr(ranks, "SMALL", -1)  # nothing is gathered
+                expected = ranks._in_blocks(array, places)
+            assert found.tobytes() == expected.tobytes()
