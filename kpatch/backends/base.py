@@ -287,6 +287,10 @@ class Backend(Protocol):
         """A tensor with the values of `x`, which keeps them when the memory of `x` is written in place."""
         return x
 
+    def exported(self, call) -> Any:
+        """The result of `call()`; in a graph that Keras exports, an error if the format lacks an operation of it."""
+        return call()
+
     # -- dtypes --------------------------------------------------------------------------------------------------------
 
     def refusal(self, dtype: str) -> str | None:
@@ -312,6 +316,10 @@ class Backend(Protocol):
     def bits(self, x, dtype: str) -> Any:
         """The same memory in another dtype of that width, also of unknown lengths."""
         return self.ops.view(x, dtype)
+
+    def reads_bits(self) -> bool:
+        """Whether `bits` works in the current context: not in a graph for a format that has no such operation."""
+        return True
 
     def erfc(self, x) -> Any:
         """`1 - erf(x)`, with all digits where the backend has that function."""

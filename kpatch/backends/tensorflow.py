@@ -26,6 +26,7 @@ except ImportError:
 from kpatch import indexing
 from kpatch.backends.base import Backend, Cell
 from kpatch.backends.generic import Generic
+from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 raw = tf.raw_ops
@@ -35,7 +36,8 @@ BLOCK = 2**18  # entries written at a time under a mask
 SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
-WITHOUT_UPDATES = tuple(f"keras.src.export.{name}" for name in ("litert", "onnx", "openvino"))
+WITHOUT_UPDATES = ("litert", "onnx", "openvino")  # formats that have no `TensorStridedSliceUpdate`
+WITHOUT_BITS = ("onnx", "openvino")  # nor `Bitcast`
 
 
 class TensorFlow(Backend):
@@ -125,6 +127,18 @@ class TensorFlow(Backend):
         else:
             take(x)
 
+    def exported(self, call):
+        if not _exports(("onnx",)):
+            return call()
+        graph = tf.compat.v1.get_default_graph()
+        known = {operation.name for operation in graph.get_operations()}
+        result = call()
+        new = {operation.type for operation in graph.get_operations() if operation.name not in known}
+        if lacking := sorted(_without_onnx(new)):
+            message = f"this patch cannot be exported to onnx, which has nothing for {', '.join(lacking)} of tensorflow"
+            raise UnsupportedError(message)
+        return result
+
     def nbytes(self, x):
         return math.prod(x.shape) * (x.dtype.itemsize if isinstance(x, np.ndarray) else x.dtype.size)
 
@@ -145,6 +159,9 @@ class TensorFlow(Backend):
         """Not Keras's function, which needs the length of the last axis."""
         return tf.bitcast(x, dtype)
 
+    def reads_bits(self):
+        return not _exports(WITHOUT_BITS)
+
     def erfc(self, x):
         return tf.math.erfc(x)
 
@@ -157,7 +174,7 @@ class TensorFlow(Backend):
         return tf.executing_eagerly()
 
     def replaces_slices(self):
-        return not _for_others()
+        return not _exports(WITHOUT_UPDATES)
 
     def replace_slices(self, tensor, starts, counts, values):
         """Not `keras.ops.slice_update`, which has no gradient."""
@@ -219,12 +236,24 @@ def _erf(x):
     return tf.math.erf(tf.clip_by_value(x, -30.0, 30.0))
 
 
-def _for_others():
-    """Whether Keras is exporting to a format without `TensorStridedSliceUpdate`; only the stack shows it."""
+def _exports(formats):
+    """Whether Keras is exporting to one of the formats; only the stack shows it."""
+    names = [f"keras.src.export.{name}" for name in formats]
     frame = None if tf.executing_eagerly() else sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") not in WITHOUT_UPDATES:
+    while frame is not None and frame.f_globals.get("__name__") not in names:
         frame = frame.f_back
     return frame is not None
+
+
+def _without_onnx(kinds):
+    """The operations that tf2onnx does not convert, and would write as they are, or that fail once converted."""
+    try:
+        import tf2onnx.convert  # registers what it converts
+        from tf2onnx.handler import tf_op
+    except ImportError:  # of which Keras will tell
+        return set()
+    converted = {kind for opsets in tf_op.get_opsets().values() for each in opsets for kind in each}
+    return kinds - converted - {"Assert"} | kinds & {"Roll", "UnsortedSegmentMax"}
 
 
 def _packed(numbers):

@@ -4,6 +4,7 @@ Layers, initializers and constraints hold one. They serialise its source text an
 """
 
 import base64
+import functools
 import zlib
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ class Holder:
 
             return run_in_graph(self.key, tuple(names), *values)
         try:
-            return self(names, *values)
+            return backends.current().exported(functools.partial(self, names, *values))
         except PatchError:
             backends.current().rescue()
             raise

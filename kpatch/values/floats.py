@@ -36,9 +36,10 @@ COMPARISONS = {
 
 def compared(op, x, y, dtype):
     """`x op y` of tensors of one dtype, exactly."""
-    if dtype not in _BITS or not backends.current().flushes_denormals:
+    backend = backends.current()
+    if dtype not in _BITS or not backend.flushes_denormals or not backend.reads_bits():
         return COMPARISONS[op](x, y)
-    ops = backends.current().ops
+    ops = backend.ops
     found = COMPARISONS[op](ranked(x, dtype), ranked(y, dtype))
     if op == "!=":
         return ops.logical_or(found, ops.logical_or(_not_equal(x, x), _not_equal(y, y)))

@@ -3,6 +3,9 @@
 These are the formats in which Keras exports a plain `Dense` on the backend of this process, with what is installed.
 """
 
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -92,21 +95,56 @@ def test_it_gives_the_same_numbers(make, kind, tmp_path):
         np.testing.assert_allclose(run(x), to_numpy(model(x)), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="an operation of tensorflow")
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_formats_without_updates_of_slices(kind):
-    """Keras traces the model in a module of this name; what converts the graph is not installed."""
+# Formats whose converters are not installed ---------------------------------------------------------------------------
+
+of_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="operations of tensorflow")
+
+
+def operations(kind, text):
+    """Those of the graph of a model, traced in a module that is called as Keras's exporter is."""
     import tensorflow as tf
 
     namespace = {"__name__": f"keras.src.export.{kind}"}
     exec("def trace(function, spec): return function.get_concrete_function(spec).graph", namespace)  # noqa: S102
-    model = keras.Sequential([keras.Input((4,)), ScatterLayer("_[:, 1:3] = 0.5; _[..., -1] -= 1")])
-    spec = tf.TensorSpec((None, 4), "float32")
-    kinds = [
-        {operation.type for operation in graph.get_operations()}
-        for graph in (
-            namespace["trace"](tf.function(model), spec),
-            tf.function(model).get_concrete_function(spec).graph,
-        )
-    ]
-    assert ["TensorStridedSliceUpdate" in found for found in kinds] == [False, True]
+    model = keras.Sequential([keras.Input((4,)), ScatterLayer(text)])
+    graph = namespace["trace"](tf.function(model), tf.TensorSpec((None, 4), "float32"))
+    return {operation.type for operation in graph.get_operations()}
+
+
+@of_tensorflow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_formats_without_updates_of_slices_and_bits_of_floats(kind):
+    text = "_[:, 1:3] = 0.5; _[..., -1] -= 1; _[_ > 0] = 1; _ = sort(_); _[_[:, 0] == 0] = 0"
+    missing = {"TensorStridedSliceUpdate", "Bitcast"}
+    assert not missing & operations(kind, text)
+    assert missing & operations("litert", text) == {"Bitcast"}
+    assert missing <= operations("saved_model", text)
+
+
+@of_tensorflow
+def test_what_onnx_lacks_is_refused_before_a_file_is_written(monkeypatch):
+    """tf2onnx would write the operation as it is, in a file that nothing reads."""
+    converted = dict.fromkeys(operations("onnx", "_[_ > 0] = exp(_)") - {"Assert"}, "how")
+    handler = types.SimpleNamespace(tf_op=types.SimpleNamespace(get_opsets=lambda: {"": [{}, converted]}))
+    for name in ("tf2onnx", "tf2onnx.convert"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "tf2onnx.handler", handler)
+    assert "Exp" in operations("onnx", "_[_ > 0] = exp(_)")
+    for text, lacking in (("_ = log1p(_)", "Log1p"), ("_[:, argmax(_, axis=0)] = 0", "UnsortedSegmentMax")):
+        with pytest.raises(kpatch.UnsupportedError, match=f"^this patch cannot be exported to onnx, .* for .*{lacking}"):
+            operations("onnx", text)
+        assert lacking in operations("openvino", text)
+
+
+@of_tensorflow
+def test_float64_is_not_sorted_where_bits_cannot_be_read(monkeypatch):
+    from kpatch.backends import current
+
+    x = keras.ops.convert_to_tensor([3.0, np.nan, 1.0], "float64")
+    assert to_numpy(kpatch.edit(x, "_ = sort(_)"))[0] == 1
+    monkeypatch.setattr(current(), "reads_bits", lambda: False)
+    with pytest.raises(kpatch.UnsupportedError, match="^no float64 is sorted in a model that is exported to this format"):
+        kpatch.edit(x, "_ = sort(_)")
+    special = [3.0, np.nan, -np.inf, np.inf, 1e-40, -np.nan, 3e38]
+    got = kpatch.edit(keras.ops.convert_to_tensor(special, "float32"), "_ = sort(_)")
+    np.testing.assert_array_equal(to_numpy(got), np.sort(np.asarray(special, "float32")))
