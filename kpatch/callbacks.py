@@ -152,9 +152,10 @@ class PatchCallback(keras.callbacks.Callback):
     def _run(self, patch: Patch, number: int) -> int:
         """Applies a patch. Returns how many entries it wrote."""
         optimizers = optimizers_for(self.slots, [self.model])
-        masks = written(live.apply(self._checked(patch, number), optimizers=optimizers))
+        applied = live.apply(self._checked(patch, number), optimizers=optimizers)
+        masks = written(applied)
         if isinstance(self.held, GrowingHold):
-            self.held.add(masks)
+            self.held.add(masks, applied)
         return sum(int(mask.sum()) for _, mask in masks)
 
     def _release(self) -> None:

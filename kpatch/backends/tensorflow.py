@@ -11,6 +11,7 @@ If TensorFlow has no kernel (most of float8, more than seven axes), `Generic` do
 """
 
 import functools
+import importlib
 import math
 import sys
 
@@ -248,11 +249,11 @@ def _exports(formats):
 def _without_onnx(kinds):
     """The operations that tf2onnx does not convert, and would write as they are, or that fail once converted."""
     try:
-        import tf2onnx.convert  # registers what it converts
-        from tf2onnx.handler import tf_op
+        importlib.import_module("tf2onnx.convert")  # registers what it converts
+        registered = importlib.import_module("tf2onnx.handler").tf_op.get_opsets()
     except ImportError:  # of which Keras will tell
         return set()
-    converted = {kind for opsets in tf_op.get_opsets().values() for each in opsets for kind in each}
+    converted = {kind for opsets in registered.values() for each in opsets for kind in each}
     return kinds - converted - {"Assert"} | kinds & {"Roll", "UnsortedSegmentMax"}
 
 

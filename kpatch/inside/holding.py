@@ -76,10 +76,12 @@ def hold(
             raise UnsupportedError(message).locate(step.statements[0].target.span, checked.patch.source)
     applied = live.apply(checked)
     try:
-        return Hold(model, written(applied))
+        held = Hold(model, written(applied))
     except BaseException:
         applied._withdraw()
         raise
+    held._keeps(applied)
+    return held
 
 
 class Hold:
@@ -113,6 +115,10 @@ class Hold:
         if end := backends.current().after_own_steps(place.variable, restore):
             self._stack.callback(end)
 
+    def _keeps(self, applied: AppliedPatch) -> None:
+        """Until it is released, no edit before this one is undone, whose entries are held."""
+        self._stack.callback(applied._of_hold())
+
     def _constraint(self, place: Place, mask: np.ndarray) -> Any:
         from kpatch.constraints import HELD, PatchConstraint
 
@@ -130,6 +136,8 @@ class Hold:
 
     def release(self) -> None:
         """Ends it: what was held trains again. Other holds go on, and other constraints are as they were.
+
+        The values stay. What was edited before can be undone now.
 
         Raises:
             UndoError: it is ended, and did not hold all the time, as LoRA was enabled or float8 chosen meanwhile.
@@ -178,8 +186,9 @@ class GrowingHold(Hold):
         made = self._constraints[id(place.variable)] = PatchConstraint.growing(mask, held_values(place, mask))
         return made
 
-    def add(self, masks: list[tuple[Place, np.ndarray]]) -> None:
-        """Holds the present values of more entries."""
+    def add(self, masks: list[tuple[Place, np.ndarray]], applied: AppliedPatch) -> None:
+        """Holds the present values of more entries, which an edit has written."""
+        self._keeps(applied)
         for place, mask in masks:
             held = self._constraints[id(place.variable)]
             every = held.patch.bindings["mask"] | mask

@@ -1,5 +1,6 @@
 """`sweep`: an intervention for every combination of some values, and a number measured in the block of each."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from kpatch.names import keywords
 from kpatch.names.patches import as_patch, bound, together
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, ast
+from kpatch.values.tensors import to_numpy
 from kpatch.view.data import number, numbers
 from kpatch.view.overview import Column, Overview
 from kpatch.view.pictures import Map, heat_map, nearest_to_zero
@@ -37,7 +39,7 @@ def sweep(
     *,
     metric: Callable[[], Any],
     axes: Mapping[str, Sequence[Any]] | None = None,
-    resume: "str | os.PathLike[str] | None" = None,
+    resume: "str | os.PathLike[str] | Sweep | None" = None,
     expect: int | None = None,
     bindings: Mapping[str, Any] | None = None,
     **named: Any,
@@ -53,7 +55,8 @@ def sweep(
             is a `$name` as in any patch.
         metric: a function without arguments that runs the model, and returns a number, or an array of one shape.
         axes: `{name: values}`, in the order of the axes of the result; those of keywords come after.
-        resume: the path of a file, which keeps what has been measured. If it exists, only the rest is measured.
+        resume: the path of a file, which keeps what has been measured. If it exists, only the rest is measured. Or an
+            earlier `Sweep` of the same patch: what it measured of the same values is taken from it.
         expect: how many variables and activations the patch must match, each time.
         bindings: the values of the patch's other `$names`.
         **named: a `range` is an axis, `l=range(12)`; anything else the value of a `$name`.
@@ -62,8 +65,8 @@ def sweep(
         A `Sweep`, an array with names for its axes.
 
     Raises:
-        PatchError: for anything wrong with the patch, for any combination; an axis is not used; the file of `resume`
-            is of another sweep.
+        PatchError: for anything wrong with the patch, for any combination; an axis is not used; `resume` is of another
+            sweep.
 
     Example:
         >>> import keras, kpatch
@@ -79,7 +82,9 @@ def sweep(
     runs = _Runs(model, patch, {name: list(each) for name, each in swept.items()}, values, expect)
     runs.check()
     result = Sweep(runs.axes, patch)
-    path = None if resume is None else as_path(resume)
+    if isinstance(resume, Sweep):
+        result._take(resume)
+    path = None if resume is None or isinstance(resume, Sweep) else as_path(resume)
     if path is not None and path.exists():
         result._load(path)
     left = [place for place in runs.places() if place not in result._done]
@@ -171,7 +176,20 @@ class Sweep(Shown):
         self._done.add(place)
 
     def _key(self) -> str:
-        return json.dumps([self._patch, {name: list(map(repr, values)) for name, values in self.axes.items()}])
+        return json.dumps([self._patch, {name: list(map(_key_of, values)) for name, values in self.axes.items()}])
+
+    def _take(self, earlier: "Sweep") -> None:
+        """Takes what an earlier sweep has measured of the same values."""
+        if (self._patch, list(self.axes)) != (earlier._patch, list(earlier.axes)):
+            raise BindingError("resume= is another sweep: its patch, or the names of its axes, differ")
+        known = [{_key_of(value): at for at, value in enumerate(values)} for values in earlier.axes.values()]
+        there = [
+            [at.get(_key_of(value)) for value in values] for at, values in zip(known, self.axes.values(), strict=True)
+        ]
+        for place in itertools.product(*map(range, map(len, there))):
+            old: Any = tuple(at[index] for at, index in zip(there, place, strict=True))
+            if old in earlier._done:
+                self._enter(place, earlier.values[old])
 
     def _save(self, path: Path) -> None:
         """Replaces the file, in one step."""
@@ -267,6 +285,14 @@ def _shown(places: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
     from rich.progress import track
 
     return iter(track(places, "sweep", console=Console(stderr=True), transient=True))
+
+
+def _key_of(value: Any) -> str:
+    """A value of an axis as a text that no other value has, unless it is an object that says little of itself."""
+    if hasattr(value, "__array__") and np.size(value) > 1:
+        array = to_numpy(value)
+        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    return repr(value)
 
 
 def _plain(value: Any) -> Any:

@@ -49,17 +49,29 @@ class Link:
     Attributes:
         number: of two edits, of whatever variables, the later one has the larger number.
         ends: the edit is one of a block, which ends it for certain.
+        held: the edit is one of a hold that was not released.
         inherited: records of earlier edits that were withdrawn: what this one restores after its own.
     """
 
-    __slots__ = ("__weakref__", "bits", "ends", "inherited", "next", "number", "selection", "statement", "undone")
+    __slots__ = (
+        "__weakref__",
+        "bits",
+        "ends",
+        "held",
+        "inherited",
+        "next",
+        "number",
+        "selection",
+        "statement",
+        "undone",
+    )
 
     def __init__(self, record: Record) -> None:
         self.statement = record.step.statement  # not the step, which would keep the variable alive
         self.selection = record.selection
         self.bits = record.bits
         self.number = next(_numbers)
-        self.undone = self.ends = False
+        self.undone = self.ends = self.held = False
         self.next: Any = None
         self.inherited: tuple[Record, ...] = ()
 

@@ -1,6 +1,7 @@
 """What an edit can take back: `AppliedPatch`."""
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,18 @@ class AppliedPatch(Shown):
             record.link.ends = True
         return self
 
+    def _of_hold(self) -> Callable[[], None]:
+        """Says that a hold keeps what was written; returns what says that it was released, and stands in no way."""
+        links = [weakref.ref(record.link) for record in self._records]  # which earlier edits keep, if any
+        for record in self._records:
+            record.link.held = True
+
+        def released() -> None:
+            for link in filter(None, (each() for each in links)):
+                link.undone = True
+
+        return released
+
     def _withdraw(self) -> None:
         """Undoes the edits, if need be out of order: entries that a later edit has written keep its values.
 
@@ -133,7 +146,10 @@ class AppliedPatch(Shown):
         for owner, each in every:
             since = last[id(each.step.place.variable)] if each is owner else each.link
             for later in overlapping(each, since, own):
-                message = f"a later edit of '{each.step.place.path}' overlaps this one; undo that first"
+                path = each.step.place.path
+                message = f"a later edit of '{path}' overlaps this one; undo that first"
+                if later.held:
+                    message = f"a later hold of '{path}' overlaps this edit; release that first"
                 raise UndoError(message, notes=_both(later, each))
 
     def _check_kept(self) -> None:

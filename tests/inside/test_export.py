@@ -131,7 +131,9 @@ def test_what_onnx_lacks_is_refused_before_a_file_is_written(monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx.handler", handler)
     assert "Exp" in operations("onnx", "_[_ > 0] = exp(_)")
     for text, lacking in (("_ = log1p(_)", "Log1p"), ("_[:, argmax(_, axis=0)] = 0", "UnsortedSegmentMax")):
-        with pytest.raises(kpatch.UnsupportedError, match=f"^this patch cannot be exported to onnx, .* for .*{lacking}"):
+        with pytest.raises(
+            kpatch.UnsupportedError, match=f"^this patch cannot be exported to onnx, .* for .*{lacking}"
+        ):
             operations("onnx", text)
         assert lacking in operations("openvino", text)
 
@@ -143,7 +145,9 @@ def test_float64_is_not_sorted_where_bits_cannot_be_read(monkeypatch):
     x = keras.ops.convert_to_tensor([3.0, np.nan, 1.0], "float64")
     assert to_numpy(kpatch.edit(x, "_ = sort(_)"))[0] == 1
     monkeypatch.setattr(current(), "reads_bits", lambda: False)
-    with pytest.raises(kpatch.UnsupportedError, match="^no float64 is sorted in a model that is exported to this format"):
+    with pytest.raises(
+        kpatch.UnsupportedError, match="^no float64 is sorted in a model that is exported to this format"
+    ):
         kpatch.edit(x, "_ = sort(_)")
     special = [3.0, np.nan, -np.inf, np.inf, 1e-40, -np.nan, 3e38]
     got = kpatch.edit(keras.ops.convert_to_tensor(special, "float32"), "_ = sort(_)")

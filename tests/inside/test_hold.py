@@ -458,6 +458,38 @@ def test_holds_and_blocks_begin_and_end_while_fit_runs():
     assert [bool((row == 0.5).all()) for row in rows] == [False, False, True, False]
 
 
+def test_a_released_hold_stands_in_no_way_of_undo():
+    """A hold that lasts does; and so do edits that were made in it, which are undone before."""
+    model = models.dense()
+    before = models.snapshot(model)
+    first = kpatch.apply(model, "dense_1.kernel[0] = 1")
+    held = kpatch.hold(model, "dense_1.kernel[0, :2] = 2; dense_1.bias = 3")
+    assert raised(first.undo) == (
+        "a later hold of 'dense_1.kernel' overlaps this edit; release that first\n"
+        "  the later edit: dense_1.kernel[0, :2] = 2\n"
+        "  this edit: dense_1.kernel[0] = 1"
+    )
+    later = kpatch.apply(model, "dense_1.kernel[0, 1] = 4")
+    held.release()
+    assert to_numpy(model.layers[0].kernel.value)[0].tolist() == [2, 4, 1]  # what was held stays
+    assert raised(first.undo).startswith("a later edit of 'dense_1.kernel' overlaps this one; undo that first")
+    later.undo()
+    first.undo()
+    assert models.snapshot(model)[0] == before[0]
+
+
+@trains
+def test_what_a_callback_has_held_stands_in_no_way_of_undo():
+    model = network()
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    before = models.snapshot(model)
+    first = kpatch.apply(model, "a.kernel = 0.5")
+    callback = PatchCallback("a.kernel[0] = $epoch", on="epoch_begin", hold=True)
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[callback])
+    first.undo()
+    assert models.snapshot(model)[0] == before[0]
+
+
 @trains
 def test_a_block_around_an_evaluation_while_fit_runs():
     model = network()
@@ -472,6 +504,12 @@ def test_a_block_around_an_evaluation_while_fit_runs():
 
     model.fit(X, Y, epochs=2, verbose=0, callbacks=[Look()])
     assert seen == [True, False, True, False]
+
+
+def raised(function):
+    with pytest.raises(kpatch.PatchError) as caught:
+        function()
+    return str(caught.value)
 
 
 def test_callback_arguments():

@@ -112,6 +112,30 @@ def test_going_on_after_an_interrupt(model, tmp_path):
 
 
 @pytest.mark.backend_free
+def test_an_earlier_sweep_is_gone_on_with(model):
+    """Whatever is the same in it is not measured again; the earlier one stays as it is."""
+    text, ran = "block_$l.output[:, $t] += sum($v)", []
+
+    def metric():
+        ran.append(1)
+        return measured(model)
+
+    vectors = [np.full(1024, 1.0), np.full(1024, 1.0)]  # which `repr` does not tell apart
+    vectors[1][500] = 2
+    few = kpatch.sweep(model, text, l=range(2), axes={"v": vectors[:1]}, metric=metric, t=range(4))
+    known = few.values.copy()
+    del ran[:]
+    more = kpatch.sweep(model, text, l=range(1, 3), axes={"v": vectors}, resume=few, metric=metric, t=range(4))
+    assert len(ran) == 2 * 4 * 2 - 4
+    whole = kpatch.sweep(model, text, l=range(1, 3), axes={"v": vectors}, metric=metric, t=range(4))
+    np.testing.assert_array_equal(more.values, whole.values)
+    np.testing.assert_array_equal(few.values, known)
+    with pytest.raises(kpatch.BindingError) as caught:
+        kpatch.sweep(model, "block_0.output[:, $t] = 0", resume=few, metric=metric, t=range(4))
+    assert str(caught.value) == "resume= is another sweep: its patch, or the names of its axes, differ"
+
+
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("text", "given", "message"),
     [
