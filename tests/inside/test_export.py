@@ -145,9 +145,7 @@ def test_float64_is_not_sorted_where_bits_cannot_be_read(monkeypatch):
     x = keras.ops.convert_to_tensor([3.0, np.nan, 1.0], "float64")
     assert to_numpy(kpatch.edit(x, "_ = sort(_)"))[0] == 1
     monkeypatch.setattr(current(), "reads_bits", lambda: False)
-    with pytest.raises(
-        kpatch.UnsupportedError, match="^no float64 is sorted in a model that is exported to this format"
-    ):
+    with pytest.raises(kpatch.UnsupportedError, match=r"^no float64 is sorted in a model"):
         kpatch.edit(x, "_ = sort(_)")
     special = [3.0, np.nan, -np.inf, np.inf, 1e-40, -np.nan, 3e38]
     got = kpatch.edit(keras.ops.convert_to_tensor(special, "float32"), "_ = sort(_)")
