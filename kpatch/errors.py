@@ -336,7 +336,13 @@ def boundary(function: Callable[P, R]) -> Callable[P, R]:
             raise outward(error) from error.__cause__
 
     vars(called)["__signature__"] = inspect.signature(function)  # Keras asks constructors, and looks into no wrapper
-    return called
+    return left_alone(called)
+
+
+def left_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which TensorFlow's autograph calls as it is: it would rewrite all of kpatch, as far as it can."""
+    vars(function)["autograph_info__"] = {}
+    return function
 
 
 def outer_frames(frames: TracebackType | None) -> TracebackType | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kpatch import backends
 from kpatch.backends.base import Cell
-from kpatch.errors import PatchError, ResolutionError, UnsupportedError
+from kpatch.errors import PatchError, ResolutionError, UnsupportedError, left_alone
 from kpatch.inside import attention, shapes
 from kpatch.inside.activations import Activations, loop_around, tensor_in, why_not_called
 from kpatch.inside.calls import end, is_rehearsed, patch_call
@@ -161,10 +161,12 @@ class Intervention:
         """Has no warning come if there is no block, as of an intervention that was only checked."""
         self._dropped.detach()
 
+    @left_alone
     def start(self) -> "Self":
         """Begins the block; `release()` ends it. For what a `with` statement cannot enclose."""
         return self.__enter__()
 
+    @left_alone
     def release(self) -> None:
         """Ends the block, as leaving a `with` statement does. Without a block it does nothing.
 

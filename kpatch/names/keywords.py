@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from kpatch.errors import BindingError, PatchError, is_brief, of_backend, outward
+from kpatch.errors import BindingError, PatchError, is_brief, left_alone, of_backend, outward
 from kpatch.names.bindings import OPTIONS
 from kpatch.names.patches import as_patch
 from kpatch.syntax import ast
@@ -111,7 +111,7 @@ def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except ModuleNotFoundError as error:
                 raise of_backend(error) from None
 
-        return called
+        return left_alone(called)
 
     return decorate
 

@@ -1,6 +1,7 @@
 """Inside of functions that are being traced: what works at once is refused, and nothing of a trace is kept."""
 
 import gc
+import traceback
 import types
 import weakref
 
@@ -365,3 +366,27 @@ def test_what_failed_in_a_trace_works_at_once(text, message, compiler):
             assert caught.value.span is not None
         assert to_numpy(kpatch.edit(x, text)).sum() != 6
         assert to_numpy(layer(x)).sum() == 7
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's autograph")
+def test_autograph_rewrites_no_function_of_kpatch():
+    """It could not transform some, and said so."""
+    import tensorflow as tf
+
+    files = []
+
+    class Value:
+        shape = ()
+
+        def __array__(self, dtype=None, copy=None):
+            files[:] = [frame.filename for frame in traceback.extract_stack()]
+            return np.array(5.0)
+
+    @tf.function
+    def function(x):
+        return kpatch.edit(x, "_[0] = $v", v=Value())
+
+    assert to_numpy(function(tf.zeros(2))).tolist() == [5, 0]
+    generated = [number for number, file in enumerate(files) if "autograph_generated" in file]
+    assert len(generated) == 1, "of the user's function alone"
+    assert any("kpatch" in file for file in files[generated[0] :])
