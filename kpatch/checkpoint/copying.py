@@ -10,6 +10,7 @@ A copy of a small file is made at once. Of a large one
 
 import contextlib
 import errno
+import functools
 import os
 import queue
 import threading
@@ -113,11 +114,12 @@ class Copy:
         done = self._copied(offset, count)
         if done == 0:
             raise FileError(f"'{self._name}' became shorter while it was copied")
-        self.count(done)
+        if self.behind is not None:
+            self.behind.put(functools.partial(self.count, done))
         return done
 
     def count(self, count: int) -> None:
-        """Notes that `count` bytes are written. It only matters to the speed, so two threads may miss some."""
+        """Notes that `count` bytes are written, in the thread that writes: the system begins to sync them."""
         self._unsynced += count
         if self._unsynced >= UNSYNCED:
             self._unsynced = 0
