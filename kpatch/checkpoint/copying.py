@@ -180,10 +180,6 @@ class Behind:
         self._raise()
         self._jobs.put(job)
 
-    def is_full(self) -> bool:
-        """Whether `put` would wait."""
-        return self._jobs.full()
-
     def drain(self) -> None:
         """Waits until all is done."""
         self._jobs.join()

@@ -171,15 +171,13 @@ class Editor:
             copy.ensure(offset, offset + new.nbytes)  # holes stay holes
             return
         copy.claim(offset, offset + new.nbytes)
-        difference = None if self._sum is None else functools.partial(_difference, old, new, changed)
-        if difference and copy.behind.is_full():  # this thread would wait, and does some of the work
-            difference = functools.partial(int, difference())
-        copy.behind.put(functools.partial(self._overwrite, array.file, offset, new, difference))
+        if self._sum is not None:  # here, where the bytes are in the processor's cache
+            changed = as_bits(old) ^ as_bits(new) if changed is None else changed
+            self._sum.change(offset - self._entry.start, new.nbytes, linear(changed))
+        copy.behind.put(functools.partial(self._overwrite, array.file, offset, new))
 
-    def _overwrite(self, file, offset, new, difference):
-        """Writes over a part of a copy, which may be absent; the checksum is updated."""
-        if self._sum is not None:
-            self._sum.change(offset - self._entry.start, new.nbytes, difference())
+    def _overwrite(self, file, offset, new):
+        """Writes over a part of a copy, which may be absent."""
         write_all(self._descriptors[file], np.ascontiguousarray(new).view("u1"), offset)
         self._copies[file].count(new.nbytes)
 
@@ -233,11 +231,6 @@ class Editor:
         with progress.phase(TO_DISK):
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
-
-
-def _difference(old, new, changed):
-    """The linear sum of the exclusive or of two blocks, which may be known."""
-    return linear(as_bits(old) ^ as_bits(new) if changed is None else changed)
 
 
 def _is_same(old, new):
