@@ -1,5 +1,6 @@
 """The Protocol of a backend. Its defaults are safe on an untested backend."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -135,6 +136,33 @@ class Backend(Protocol):
         Empty if this process holds the variable alone. All messages have one length, a multiple of 4.
         """
         return {}
+
+    def memory(self, variable) -> np.ndarray | None:
+        """The variable's memory as a flat NumPy array to write, or `None` if others may see it, or NumPy cannot.
+
+        Only float32 and float64. No other alias may be held when it is asked for.
+        """
+        return None
+
+    def overwriting(self, variable, program, given: Callable) -> Callable | None:
+        """The function that computes a whole new value in the variable's own memory; or `None`.
+
+        Args:
+            program: a `programs.Program`.
+            given: the function that gives the tensors and the numbers of the program. No alias is held before.
+        """
+        memory = self.memory(variable)
+        if memory is None:
+            return None
+        arrays, numbers = given()
+        views = [view.reshape(-1) for x in arrays if (view := self.view(x)) is not None]
+        if len(views) < len(arrays):
+            return None
+        return functools.partial(program.overwrite, memory, views, numbers)
+
+    def fused(self, operations: tuple, arrays: list, numbers: list) -> Any:
+        """The result of element-wise operations in one pass over the memory, with the same bits; or `None`."""
+        return None
 
     def settle(self, variable) -> None:
         """Waits for the variable's value if the backend computes asynchronously; raises its errors."""

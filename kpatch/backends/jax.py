@@ -21,6 +21,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from kpatch.backends import jax_donation as donation
 from kpatch.backends import jax_entries as entries
+from kpatch.backends import jax_fused as fused
 from kpatch.backends import jax_host as host
 from kpatch.backends import jax_processes as processes
 from kpatch.backends import jax_shards as shards
@@ -115,6 +116,22 @@ class Jax(Backend):
         kept = np.asarray(values)
         variable._value = values
         return kept
+
+    def overwriting(self, variable, program, given):
+        """By one compiled function, which donates the buffer, once compiling pays."""
+        if not on_one_device(_array(variable)) or host.pays(program.operations, _array(variable)):
+            return None
+        if in_stateless_scope() or not donation.private(variable):
+            return None
+        array = _array(variable)
+        call = fused.call_donating(program.operations, array, *given())
+        return functools.partial(_become, variable, array, call)
+
+    def fused(self, operations, arrays, numbers):
+        if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):
+            return None
+        function, *arguments = fused.call(operations, arrays, numbers)
+        return function(*arguments)
 
     def settle(self, variable):
         """jax computes asynchronously: running out of memory is noticed only here."""

@@ -59,6 +59,10 @@ class Numpy(Backend):
     def view(self, tensor):
         return tensor if tensor.flags.c_contiguous else None
 
+    def memory(self, variable):
+        array = variable._value if _is_private(variable) else None
+        return array.reshape(-1) if array is not None and array.flags.c_contiguous else None
+
     def holds(self, condition):
         return bool(condition())
 
@@ -168,12 +172,14 @@ def _places(array, positions):
 
 def _writable(variable, donate):
     """The variable's own array if it is private, else a copy, which the caller sets when it is complete."""
-    if donate and _references(variable) == ALONE:
-        array = variable._value
-        flags = array.flags
-        if array.base is None and flags.owndata and flags.writeable:
-            return array
-    return np.array(variable._value, order="C")
+    return variable._value if donate and _is_private(variable) else np.array(variable._value, order="C")
+
+
+def _is_private(variable):
+    if _references(variable) != ALONE:
+        return False
+    array = variable._value
+    return array.base is None and array.flags.owndata and array.flags.writeable
 
 
 def _references(variable):

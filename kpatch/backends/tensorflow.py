@@ -10,6 +10,7 @@ nothing. (The runtime does not protect foreign memory that reached the variable 
 If TensorFlow has no kernel (most of float8, more than seven axes), `Generic` does the work.
 """
 
+import ctypes
 import functools
 import importlib
 import math
@@ -90,6 +91,18 @@ class TensorFlow(Backend):
         if not tensor.device.endswith("CPU:0") or tensor.dtype not in (tf.float32, tf.float64):
             return None
         return np.asarray(memoryview(tensor))
+
+    def memory(self, variable):
+        """By a scatter of no rows, for which the runtime copies the buffer if a tensor shares it."""
+        components = _components(variable)
+        component = components[0]
+        if len(components) > 1 or component.dtype not in (tf.float32, tf.float64) or not component.shape.rank:
+            return None
+        none = _nothing(component.dtype, tuple(component.shape[1:]))
+        raw.ResourceScatterUpdate(resource=component.handle, indices=_vector(()), updates=none)
+        raw.DisableCopyOnRead(resource=component.handle)
+        view = self.view(self.whole(variable))
+        return None if view is None else _writable(view)
 
     def tensor_of(self, variable):
         """Uses TensorFlow's function: Keras's `convert_to_tensor` returns the variable itself."""
@@ -326,6 +339,19 @@ def _assign(handle, selection, values):
         raw.ResourceStridedSliceAssign(ref=handle, value=values, **_bounds(selection))
     finally:
         raw.DisableCopyOnRead(resource=handle)
+
+
+@functools.lru_cache(maxsize=1024)
+def _nothing(dtype, shape):
+    with tf.init_scope():
+        return tf.zeros((0, *shape), dtype)
+
+
+def _writable(view):
+    """A flat array over the memory of an array that is only read."""
+    memory = (ctypes.c_char * view.nbytes).from_address(view.__array_interface__["data"][0])
+    memory.of = view  # which keeps it alive
+    return np.frombuffer(memory, view.dtype)
 
 
 def _put_mask_by_parts(component, mask, value):

@@ -101,6 +101,14 @@ class Torch(Backend):
         plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
         return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
 
+    def memory(self, variable):
+        parameter = variable._value
+        view = self.view(parameter) if _alone(parameter) else None
+        if view is None or not view.flags.writeable:
+            return None
+        parameter.detach().view(-1)[:0].zero_()  # gradients whose graph holds the parameter are refused from now on
+        return view.reshape(-1)
+
     def sync(self, model):
         """Refuses a model whose parameters are sharded: Keras's variables are no longer what torch trains."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -18,7 +18,7 @@ from kpatch.checkpoint.effects import Change
 from kpatch.names.meanings import Place
 from kpatch.run import encoding, execute
 from kpatch.run.batch import BatchStep
-from kpatch.run.programs import IN_BLOCKS, compile_value, evaluated
+from kpatch.run.programs import IN_BLOCKS
 from kpatch.run.steps import EditStep
 from kpatch.syntax import ast
 from kpatch.values import tensors
@@ -155,18 +155,9 @@ class Stored(execute.Named):
         """The value of a call that reduces an array, computed in blocks, or `None`."""
         return None if self.editor is None else reducing.reduced(node, scope, self.names, self._reader)
 
-    def _program(self, step, scope):
-        """The program of the whole new value, or `None`."""
-        op = step.statement.op[:-1]
-        if not op or step.value is not None:
-            return step.value
-        node = ast.Binary(op, ast.Implied(), step.statement.value)
-        planned = evaluated(node, scope.with_implied(step.place.unknown()), self.names)
-        return compile_value(node, planned, step.place)
-
     def _computed(self, step, scope):
         """A function for a whole new value by `+ - *`, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""
-        program = self._program(step, scope)
+        program = step.value
         if program is None or program.dtype not in IN_BLOCKS:
             return None
         places = [

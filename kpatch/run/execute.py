@@ -83,7 +83,8 @@ def _write(step, store, scope):
     if store.stream is not None and store.stream(step, scope):
         return
     if step.fresh:
-        store.replace(step, _whole(step, store, scope))
+        if step.value is None or not (store.lets_go and store.overwrite(step, scope)):
+            store.replace(step, _whole(step, store, scope))
         return
     selection = step.selection if step.selection is not None else dynamic_selection(step, store, scope)
     last = _last(selection)

@@ -12,6 +12,7 @@ from kpatch import backends, indexing
 from kpatch.errors import ExecutionError, PatchError
 from kpatch.run import agreeing, derived, encoding, execute, resetting, steps
 from kpatch.run.execute import Named, picked
+from kpatch.run.programs import IN_BLOCKS
 from kpatch.run.records import Record, enter, latest_link, with_inherited
 from kpatch.run.undo import AppliedPatch
 from kpatch.values import tensors
@@ -136,6 +137,25 @@ class Live(Named):
         old = read(step.place.variable, selection)
         self._enter(step, target, old if last is None else picked(old, selection.shape, last))
         return old
+
+    def overwrite(self, step, scope):
+        """Computes a whole new value in the place's own memory, if its old values are let go; says whether it did."""
+        place, program = step.place, step.value
+        keeps = self._keeps_all or self._has_room(step, step.selection)
+        if keeps or not self.donate or place.weight is not None or program.dtype not in IN_BLOCKS:
+            return False
+
+        def given():
+            return program.given(scope.with_implied(tensor(self.value(place))))
+
+        write = self.writer.overwriting(place.variable, program, given)
+        if write is None:
+            return False
+        record = self._enter(step, step.selection, None)
+        record.begun = True
+        write()
+        record.done = True
+        return True
 
     def replace(self, step, values):
         """The place takes over a new tensor as it is, where it can."""

@@ -248,9 +248,18 @@ def _planned_edit(statement, place, stream, scope):
     value = semantics.assigned_value(statement, value, implied, place, shape, scope.traced)
     whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
     step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
-    if step.fresh and statement.op == "=" and not scope.traced:
-        step.value = compile_value(statement.value, scope.seen, place)
+    if step.fresh and not scope.traced:
+        step.value = _program(statement, value, implied, scope.seen, place)
     return step
+
+
+def _program(statement, value, implied, seen, place):
+    """The `Program` of a whole new value, or `None`."""
+    node = statement.value
+    if statement.op != "=":
+        node = ast.Binary(statement.op[:-1], ast.Implied(), node)
+        seen.update({id(node): value, id(node.left): implied})
+    return compile_value(node, seen, place)
 
 
 def _is_open_ended(value, shape, implied):

@@ -1,16 +1,14 @@
 """Compiles expressions that are element-wise in `_` when they are planned.
 
 Scalar subexpressions, such as the quantile in `abs(_) < quantile(abs(_), 0.9)`, are evaluated once beforehand. The rest
-becomes a function of arrays.
-
-* NumPy computes a mask in one pass over the tensor's memory on a CPU, on every backend, in blocks that stay in the
-  processor's cache; the evaluator would make a temporary of the tensor's size for each operation. Only operations in
-  which NumPy agrees to the bit with every backend are compiled: `+ - *`, comparisons, logic, a few functions.
-* The tensors' operators compute a whole new value, such as `0.7 * _ + 0.3 * $donor._`, without repeating the checks.
+becomes a list of operations on arrays. NumPy runs them in the memory of a CPU, on every backend (`blocks.py`); the
+evaluator would make a temporary of the tensor's size for each. Only operations in which NumPy agrees to the bit with
+every backend are compiled: `+ - *`, comparisons, logic, a few functions. Of a whole new value, such as
+`0.7 * _ + 0.3 * $donor._`, the tensors' operators compute what NumPy does not, without repeating the checks.
 """
 
 import contextlib
-import itertools
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,31 +18,33 @@ import numpy as np
 from kpatch import backends
 from kpatch.errors import PatchError
 from kpatch.names.meanings import Place
+from kpatch.run import blocks
 from kpatch.run import evaluate as ev
+from kpatch.run.blocks import ARRAY, NUMBER, RESULT, Operation
 from kpatch.syntax import ast
 from kpatch.values import arithmetic, numerics, tensors
 from kpatch.values.dtypes import FLOATS, NUMPY, fit
 
-BLOCK = 2**16  # entries of a block
 IN_BLOCKS = ("float32", "float64")
 
-_ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_ARITHMETIC = ("+", "-", "*")
 _FLUSHED = ("square", "maximum", "minimum")  # functions that take denormal numbers for zeros, where a backend does
-_LOGIC = {"and": np.logical_and, "or": np.logical_or}
-_COMPARE = {"==": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater}
-_COMPARE[">="] = np.greater_equal
-_FUNCTIONS: dict[str, Callable] = {
-    "abs": np.abs,
-    "square": np.square,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "isnan": np.isnan,
-    "isinf": np.isinf,
-    "isfinite": np.isfinite,
-    "logical_not": np.logical_not,
-    "logical_and": np.logical_and,
-    "logical_or": np.logical_or,
+_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+_LOGIC = {"and": "logical_and", "or": "logical_or"}
+_FUNCTIONS = ("isnan", "isinf", "isfinite", "logical_not", "logical_and", "logical_or", "abs", *_FLUSHED)
+_NUMPY: dict[str, Callable] = {
+    "+": np.add,
+    "-": np.subtract,
+    "*": np.multiply,
+    "==": np.equal,
+    "!=": np.not_equal,
+    "<": np.less,
+    "<=": np.less_equal,
+    ">": np.greater,
+    ">=": np.greater_equal,
+    **{name: getattr(np, name) for name in ("negative", *_FUNCTIONS)},
 }
+_OF_TENSORS: dict[str, Callable] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "negative": operator.neg}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,16 @@ class Program:
     Attributes:
         arrays: the nodes whose values are tensors of the place's shape and dtype.
         scalars: the nodes whose values are scalars.
-        compute: computes the result from the list of arrays (or blocks of them) and the list of scalars.
+        operations: the operations of the arrays and the scalars.
         dtype: the place's dtype.
+        result: the dtype of the result.
     """
 
     arrays: tuple
     scalars: tuple
-    compute: Callable
+    operations: tuple
     dtype: str
+    result: str
 
     def mask(self, view, scope):
         """The mask of a whole tensor; `_` must be the only tensor in the expression.
@@ -73,23 +75,47 @@ class Program:
         Returns:
             A boolean NumPy array of the tensor's shape.
         """
-        numbers = self.numbers(scope)
-        flat, mask = view.reshape(-1), np.empty(view.size, bool)
-        with np.errstate(all="ignore"):
-            for start in range(0, len(flat), BLOCK):
-                block = flat[start : start + BLOCK]
-                mask[start : start + BLOCK] = self.compute([block] * len(self.arrays), numbers)
-        return mask.reshape(view.shape)
+        return self.compute([view.reshape(-1)] * len(self.arrays), self.numbers(scope)).reshape(view.shape)
+
+    def compute(self, arrays, numbers):
+        """The result of flat NumPy arrays of one length, a new array unless there is nothing to compute."""
+        if not self.operations:
+            return arrays[0]
+        out = np.empty(arrays[0].shape, NUMPY[self.result])
+        blocks.run(self.operations, arrays, numbers, out)
+        return out
+
+    def overwrite(self, memory, arrays, numbers):
+        """Computes the result into a flat NumPy array, which may be one of the arrays."""
+        blocks.run(self.operations, arrays, numbers, memory, backends.current().flushes_denormals)
+
+    def given(self, scope):
+        """The tensors and the numbers that `overwrite` takes."""
+        return [ev.evaluate(node, scope).data for node in self.arrays], self.numbers(scope)
 
     def numbers(self, scope):
-        """The values of the scalars, for `compute` with NumPy arrays."""
+        """The values of the scalars, for `compute`."""
         return [number[()] for number in self._numbers(scope)]
 
     def value(self, scope):
         """The whole value, a new tensor of the backend."""
-        arrays = [ev.evaluate(node, scope).data for node in self.arrays]
+        backend, arrays = backends.current(), [ev.evaluate(node, scope).data for node in self.arrays]
+        if self.dtype in IN_BLOCKS and backend.arrays_are_tensors:
+            flat = self.compute([x.reshape(-1) for x in arrays], self.numbers(scope))
+            return flat.reshape(arrays[0].shape)
+        if self.dtype in IN_BLOCKS:
+            found = numerics.guarded(backend.fused, self.operations, arrays, self.numbers(scope))
+            if found is not None:
+                return found
         numbers = [numerics.as_tensor(number, self.dtype) for number in self._numbers(scope)]
-        return numerics.guarded(self.compute, arrays, numbers)
+        return numerics.guarded(self._of_tensors, arrays, numbers)
+
+    def _of_tensors(self, arrays, numbers):
+        results = {}
+        for op in self.operations:
+            operands = [(arrays, numbers, results)[kind][place] for kind, place in op.operands]
+            results[op.target] = _OF_TENSORS[op.name](*operands)
+        return results[op.target]
 
     def _numbers(self, scope):
         """The scalars as NumPy arrays of the place's dtype, or booleans."""
@@ -128,12 +154,16 @@ def evaluated(node, scope, names):
 
 
 def _compiled(node, planned, place, mask):
+    """The `Program`; one without operations is an array as it is."""
     compiler = _Compiler(planned, place, mask)
     try:
-        compute = compiler.array(node)
+        kind, _ = compiler.operand(node)
     except _NotCompiledError:
         return None
-    return Program(tuple(compiler.arrays), tuple(compiler.scalars), compute, place.dtype)
+    if kind == NUMBER:
+        return None
+    operations = blocks.placed(compiler.operations)
+    return Program(tuple(compiler.arrays), tuple(compiler.scalars), operations, place.dtype, planned[id(node)].dtype)
 
 
 class _NotCompiledError(Exception):
@@ -141,7 +171,7 @@ class _NotCompiledError(Exception):
 
 
 class _Compiler:
-    """Compiles nodes to functions of the list of arrays and the list of numbers."""
+    """Compiles nodes to operations on arrays, numbers and earlier results."""
 
     def __init__(self, planned, place, mask):
         self.planned = planned
@@ -149,8 +179,10 @@ class _Compiler:
         self.mask = mask
         self.arrays = []
         self.scalars = []
+        self.operations = []
 
-    def array(self, node):
+    def operand(self, node):
+        """The kind and the place of the node's value."""
         value = self.planned.get(id(node))
         if value is None:
             raise _NotCompiledError
@@ -161,11 +193,17 @@ class _Compiler:
             raise _NotCompiledError
         if type(node) is ast.Implied or (type(node) in (ast.Reference, ast.Binding) and not self.mask):
             self.arrays.append(node)
-            return _item(0, len(self.arrays) - 1)
+            return ARRAY, len(self.arrays) - 1
         if type(node) is ast.Compare and self.mask:
             return self._comparison(node)
-        function, operands = self._operation(node)
-        return _applied(function, [self.array(operand) for operand in operands])
+        name, operands = self._operation(node)
+        return self._added(name, [self.operand(operand) for operand in operands], NUMPY[value.dtype])
+
+    def _added(self, name, operands, dtype):
+        flushes = self.mask and name in (*_ARITHMETIC, *_FLUSHED) and backends.current().flushes_denormals
+        compute = functools.partial(_flushing, _NUMPY[name]) if flushes else _NUMPY[name]
+        self.operations.append(Operation(name, compute, tuple(operands), np.dtype(dtype), len(self.operations)))
+        return RESULT, len(self.operations) - 1
 
     def _scalar(self, node, value):
         if not value.weak and value.dtype not in (self.place.dtype, "bool"):
@@ -173,7 +211,7 @@ class _Compiler:
         if value.weak and value.dtype != "bool":
             self._check_literal(value)
         self.scalars.append(node)
-        return _item(1, len(self.scalars) - 1)
+        return NUMBER, len(self.scalars) - 1
 
     def _check_literal(self, value):
         """Leaves an integer that the tensor's dtype would round to the evaluator, whose comparison is exact."""
@@ -187,63 +225,38 @@ class _Compiler:
             raise _NotCompiledError
 
     def _comparison(self, node):
-        operands = [self.array(operand) for operand in node.operands]
-        links = [_applied(_COMPARE[op], pair) for op, pair in zip(node.ops, itertools.pairwise(operands), strict=True)]
-        return _every(links)
+        """The conjunction of the chain's links."""
+        operands, whole = map(self.operand, node.operands), None
+        left = next(operands)
+        for op, right in zip(node.ops, operands, strict=True):
+            link = self._added(op, (left, right), bool)
+            whole = link if whole is None else self._added("logical_and", (whole, link), bool)
+            left = right
+        return whole
 
     def _operation(self, node):
-        """The function of a node, and the operands' nodes."""
+        """The name of a node's operation, and the operands' nodes."""
         if type(node) is ast.Unary and node.op == "-":
-            return operator.neg, [node.operand]
+            return "negative", [node.operand]
         if type(node) is ast.Binary and node.op in _ARITHMETIC:
-            return self._computing(_ARITHMETIC[node.op]), [node.left, node.right]
+            return node.op, [node.left, node.right]
         if not self.mask:
             raise _NotCompiledError
         if type(node) is ast.Unary:
-            return np.logical_not, [node.operand]
+            return "logical_not", [node.operand]
         if type(node) is ast.Binary and node.op in _LOGIC:
             return _LOGIC[node.op], [node.left, node.right]
         if type(node) is ast.Call and node.function in _FUNCTIONS and not any(a.name for a in node.arguments):
-            function = _FUNCTIONS[node.function]
-            computing = self._computing(function) if node.function in _FLUSHED else function
-            return computing, [argument.value for argument in node.arguments]
+            return node.function, [argument.value for argument in node.arguments]
         raise _NotCompiledError
 
-    def _computing(self, function):
-        """A function that computes numbers, of blocks as the backend's own does."""
-        return _flushing(function) if self.mask and backends.current().flushes_denormals else function
 
-
-def _item(which, place):
-    return lambda *lists: lists[which][place]
-
-
-def _flushing(function):
+def _flushing(function, *operands, out):
     """The function of NumPy, with denormal operands and results as zeros."""
-    return lambda *operands: _flushed(function(*map(_flushed, operands)))
+    np.copyto(out, _flushed(function(*map(_flushed, operands))))
+    return out
 
 
 def _flushed(x):
     x = np.asarray(x)
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
-
-
-def _every(links):
-    """The conjunction of a chain, in a loop: it may have more links than Python has frames."""
-
-    def compute(arrays, numbers):
-        first, *others = links
-        whole = first(arrays, numbers)
-        for link in others:
-            whole = np.logical_and(whole, link(arrays, numbers))
-        return whole
-
-    return links[0] if len(links) == 1 else compute
-
-
-def _applied(function, operands):
-    if len(operands) == 1:
-        (only,) = operands
-        return lambda arrays, numbers: function(only(arrays, numbers))
-    left, right = operands
-    return lambda arrays, numbers: function(left(arrays, numbers), right(arrays, numbers))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import kpatch
 from kpatch.functions import ranks
 from kpatch.names.meanings import Place
-from kpatch.run import evaluate, programs
+from kpatch.run import blocks, evaluate, programs
 from kpatch.values.dtypes import NUMPY, Value, tensor
 from kpatch.values.tensors import to_numpy
 
@@ -136,12 +136,12 @@ def test_common_masks_are_made_in_blocks(dtype, text):
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16, 17, 24])
 def test_sizes_around_a_block(size, monkeypatch):
-    monkeypatch.setattr(programs, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "BLOCK", 8)
     check("abs(_) < 0.5 or isnan(_)", filled(size, "float32"))
     check("-1 <= _ < 1", filled(2 * size, "float32").reshape(2, size))
 
 
-@pytest.mark.parametrize("size", [programs.BLOCK - 1, programs.BLOCK, programs.BLOCK + 1, 2 * programs.BLOCK + 3])
+@pytest.mark.parametrize("size", [blocks.BLOCK - 1, blocks.BLOCK, blocks.BLOCK + 1, 2 * blocks.BLOCK + 3])
 def test_sizes_around_the_real_block(size):
     check("abs(_) < 0.5 or isnan(_)", filled(size, "float32"))
 

@@ -1,0 +1,157 @@
+"""Runs element-wise operations on arrays of NumPy in blocks that stay in the processor's cache, on several threads.
+
+A plain expression makes a new array for each operation, and the system clears the pages of each: that takes longer than
+the arithmetic. Here results lie in scratch that each thread keeps.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BLOCK = 2**16  # entries computed at a time
+SHARE = 2**17  # entries that are worth a thread
+THREADS = min(8, os.cpu_count() or 1)
+
+ARRAY, NUMBER, RESULT = range(3)  # the kinds of operands
+
+
+class Operation(NamedTuple):
+    """One operation, on operands that are pairs of a kind and a place among these.
+
+    Attributes:
+        name: the operator or function.
+        compute: its function of NumPy, which takes `out`.
+        operands: the operands.
+        dtype: NumPy's dtype of the result.
+        target: the place of the result among the results; operations that follow may take it again.
+    """
+
+    name: str
+    compute: Callable
+    operands: tuple[tuple[int, int], ...]
+    dtype: Any
+    target: int
+
+
+def placed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """The operations, whose targets count up, with targets that are taken again once a result is used up."""
+    last = {place: at for at, op in enumerate(operations) for kind, place in op.operands if kind == RESULT}
+    made: list[Operation] = []
+    free: list[int] = []
+    count = 0
+    for at, op in enumerate(operations):
+        operands = tuple((kind, made[place].target if kind == RESULT else place) for kind, place in op.operands)
+        ended = [made[place] for kind, place in op.operands if kind == RESULT and last[place] == at]
+        free += [each.target for each in ended if each.dtype == op.dtype]  # NumPy computes in place
+        if not free:
+            free.append(count)
+            count += 1
+        target = free.pop()
+        free += [each.target for each in ended if each.dtype != op.dtype]
+        made.append(op._replace(operands=operands, target=target))
+    return tuple(made)
+
+
+def run(operations: Sequence[Operation], arrays: list, numbers: list, out: np.ndarray, flushes: bool = False) -> None:
+    """Computes operations that are `placed`; the result of the last one goes to `out`.
+
+    An interrupt ends it after all threads have ended; a part of `out` may be written then.
+
+    Args:
+        arrays: flat arrays, as long as `out`; one may be `out` itself.
+        numbers: scalars of NumPy.
+        out: a flat array.
+        flushes: take denormal numbers for zeros; only if `can_flush()`.
+    """
+    threads = max(1, min(THREADS, out.size // SHARE))
+    length = -(-out.size // (threads * BLOCK)) * BLOCK
+    parts = [slice(start, start + length) for start in range(0, out.size, length or 1)]
+    jobs = [functools.partial(_run, operations, [x[part] for x in arrays], numbers, out[part]) for part in parts]
+    own, others = ([], jobs) if flushes else (jobs[:1], jobs[1:])
+    futures = [_pool(flushes).submit(job) for job in others]
+    try:
+        for job in own:
+            job()
+    finally:
+        _wait(futures)
+
+
+def _wait(futures: list[Future]) -> None:
+    """Also if it is interrupted: the threads write into memory that the caller may put back."""
+    try:
+        wait(futures)
+    except BaseException:
+        wait(futures)
+        raise
+    for future in futures:
+        future.result()
+
+
+def _run(operations, arrays, numbers, out):
+    scratch = _scratch(1 + max(op.target for op in operations))
+    length = len(scratch[0])
+    with np.errstate(all="ignore"):
+        for start in range(0, out.size, length):
+            block = slice(start, start + length)
+            _run_block(operations, ([x[block] for x in arrays], numbers), scratch, out[block])
+
+
+def _run_block(operations, given, scratch, out):
+    results = [None] * len(scratch)
+    lists = (*given, results)
+    *firsts, last = operations
+    for op in firsts:
+        result = scratch[op.target].view(op.dtype)[: out.size]
+        results[op.target] = op.compute(*[lists[kind][place] for kind, place in op.operands], out=result)
+    last.compute(*[lists[kind][place] for kind, place in last.operands], out=out)
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+_kept = threading.local()
+
+
+def _scratch(count):
+    """So many pieces of memory for blocks of 8-byte entries, which the thread keeps; more of them are shorter."""
+    if not hasattr(_kept, "scratch"):
+        _kept.scratch = np.empty(4 * BLOCK, "u8")
+    length = min(BLOCK, len(_kept.scratch) // count)
+    return [_kept.scratch[at * length : (at + 1) * length] for at in range(count)]
+
+
+@functools.cache
+def _pool(flushes):
+    return ThreadPoolExecutor(THREADS, "kpatch", _flush_denormals if flushes else None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # where its threads do not run
+
+
+@functools.cache
+def can_flush() -> bool:
+    """Whether threads can be told to take denormal numbers for zeros, as those of XLA and TensorFlow do."""
+    small, found = np.full(64, 2.0**-130, np.float32), np.ones((2, 64), np.float32)
+    _pool(True).submit(lambda: (np.multiply(small, np.float32(2), found[0]), np.add(small, small, found[1]))).result()
+    return not found.any()
+
+
+def _flush_denormals():
+    """Sets the flags of the thread's floating-point unit, where these lie as glibc has them in its `fenv_t`."""
+    place, flags = _FLAGS.get((platform.libc_ver()[0], platform.machine()), (None, 0))
+    if place is not None:
+        library, environment = ctypes.CDLL(None), (ctypes.c_uint32 * 16)()
+        library.fegetenv(environment)
+        environment[place] |= flags
+        library.fesetenv(environment)
+
+
+# The word with the flags, and those that flush the results and the operands.
+_FLAGS = {("glibc", "x86_64"): (7, 0x8040), ("glibc", "aarch64"): (0, 1 << 24)}
