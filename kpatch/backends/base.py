@@ -151,7 +151,7 @@ class Backend(Protocol):
             program: a `programs.Program`.
             given: the function that gives the tensors and the numbers of the program. No alias is held before.
         """
-        memory = self.memory(variable)
+        memory = self.memory(variable) if program.has_bits else None
         if memory is None:
             return None
         arrays, numbers = given()

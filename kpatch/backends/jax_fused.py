@@ -49,7 +49,7 @@ def _function(operations, places):
             results[op.target] = _rounded(result, zero) if op.name in ROUNDED else result
         return results[op.target]
 
-    return jax.jit(compute, donate_argnums=() if places is None else 0)
+    return jax.jit(compute) if places is None else jax.jit(compute, donate_argnums=0, keep_unused=True)
 
 
 def _rounded(x, zero):

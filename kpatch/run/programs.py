@@ -85,6 +85,11 @@ class Program:
         blocks.run(self.operations, arrays, numbers, out)
         return out
 
+    @property
+    def has_bits(self):
+        """Whether `overwrite` gives the bits of the backend's own operations."""
+        return not backends.current().flushes_denormals or blocks.can_flush()
+
     def overwrite(self, memory, arrays, numbers):
         """Computes the result into a flat NumPy array, which may be one of the arrays."""
         blocks.run(self.operations, arrays, numbers, memory, backends.current().flushes_denormals)

@@ -1,0 +1,232 @@
+"""Whole new values of `+ - *` that are computed in the variable's own memory: held to the generic way, to the bit."""
+
+import os
+import threading
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import kpatch
+from kpatch import backends
+from kpatch.run import blocks, live
+from kpatch.run.programs import Program
+from kpatch.values.tensors import to_numpy
+
+pytestmark = pytest.mark.usefixtures("compiled")
+BACKEND = keras.backend.backend()
+DTYPES = ["float32"] if BACKEND == "jax" else ["float32", "float64"]
+
+TEXTS = """
+*.kernel *= 0.7
+*.kernel = 0.7 * _ + 0.3 * $donor._
+*.kernel = -(_ * 1e-9) * _ - ($donor._ - _) * ($donor._ + 0.1)
+*.kernel += ($donor._ * 0.1 - _) * (_ - 0.5 * ($donor._ - 3 * (_ + $donor._)))
+*.kernel -= max(abs(_)) * 1e-30 * _
+*.kernel = $donor._ * 1e-20 * 1e-20
+"""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Blocks so short that an array has several on each thread; no old value is kept that need not be."""
+    monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(blocks, "SHARE", 40)
+    monkeypatch.setattr(blocks, "THREADS", 3)
+    monkeypatch.setattr(live, "KEPT", 0)
+    monkeypatch.setattr(blocks._kept, "scratch", np.empty(64, "u8"), raising=False)
+
+
+def chain(dtype="float32", seed=0):
+    """A kernel of less than a block, and one of many blocks; among the numbers are the largest and the smallest."""
+    rng = np.random.default_rng(seed)
+    built = [keras.layers.Dense(n, use_bias=False, dtype=dtype, name=f"of_{n}") for n in (3, 41)]
+    model = keras.Sequential([keras.Input((5,)), *built])
+    for variable in model.variables:
+        values = rng.standard_normal(variable.shape) * 10.0 ** rng.integers(-30, 20, variable.shape)
+        variable.assign(values.astype(dtype))
+    special = np.resize([1e-40, -1e-39, np.inf, -np.inf, 0.0, -0.0, 1e-30, 3e38], (5, 3))
+    model.layers[0].kernel.assign(special.astype(dtype))
+    kpatch.apply(model, "*.kernel[0, 0] = 7", undo=False)  # leaves memory that NumPy may share
+    return model
+
+
+def values(model):
+    return [np.array(to_numpy(variable.value)) for variable in model.variables]
+
+
+def address(variable):
+    """Where the variable's memory begins."""
+    backend = backends.current()
+    value = backend.whole(variable)
+    return value.unsafe_buffer_pointer() if BACKEND == "jax" else backend.view(value).__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", TEXTS.strip().splitlines())
+def test_the_bits_are_those_of_one_operation_after_the_other(text, dtype):
+    whole, generic, donor = chain(dtype), chain(dtype), chain(dtype, seed=1)
+    given = {"donor": donor} if "$donor" in text else {}
+    before = values(donor)
+    addresses = [address(variable) for variable in whole.variables]
+    kpatch.apply(whole, text, undo=False, **given)
+    apart = text.replace("*.kernel", "_", 1)
+    op = apart.split()[1]
+    by_let = f"let v = _ {op[:-1]} ({apart.split('=', 1)[1]}); _ = v" if op != "=" else f"let v = {apart[4:]}; _ = v"
+    kpatch.apply(generic, f"for *.kernel {{ {by_let} }}", **given)  # `let` is evaluated, one operation after the other
+    assert [v.tobytes() for v in values(whole)] == [v.tobytes() for v in values(generic)]
+    assert [v.tobytes() for v in values(donor)] == [v.tobytes() for v in before]
+    assert [address(variable) for variable in whole.variables] == addresses, "no memory was made"
+
+
+def test_old_values_that_are_kept_and_those_that_are_not_lead_to_the_same_bits():
+    kept, let_go = chain(), chain()
+    for _ in range(3):
+        applied = kpatch.apply(kept, "*.kernel = 0.9 * _ - 0.1 * (_ - 1)")
+        kpatch.apply(let_go, "*.kernel = 0.9 * _ - 0.1 * (_ - 1)", undo=False)
+    assert [v.tobytes() for v in values(kept)] == [v.tobytes() for v in values(let_go)]
+    applied.undo()
+
+
+def test_what_somebody_else_holds_keeps_its_values():
+    model = chain()
+    held, before = [backends.current().whole(variable) for variable in model.variables], values(model)
+    kpatch.apply(model, "*.kernel *= 2", undo=False)
+    assert [np.array(to_numpy(x)).tobytes() for x in held] == [v.tobytes() for v in before]
+    with np.errstate(over="ignore"):
+        assert (values(model)[1] == 2 * before[1]).all()
+
+
+def test_a_donor_that_is_the_model_itself():
+    model, before = chain(), values(chain())
+    kpatch.apply(model, "*.kernel = _ + 2 * $donor._", donor=model, undo=False)
+    np.testing.assert_array_equal(values(model)[1], before[1] + np.float32(2) * before[1])
+
+
+def test_a_variable_that_is_read_in_other_threads():
+    """With `donate=False` the memory that they read stays as it was."""
+    model = chain()
+    variable = model.layers[1].kernel
+    at, before = address(variable), values(model)[1]
+    kpatch.apply(model, "*.kernel *= 2", undo=False, donate=False)
+    assert BACKEND == "tensorflow" or address(variable) != at
+    np.testing.assert_array_equal(values(model)[1], 2 * before)
+
+
+def test_an_edit_that_can_still_fail_keeps_old_values():
+    model, before = chain(), values(chain())
+    with pytest.raises(kpatch.PatchAssertionError):
+        kpatch.apply(model, "*.kernel *= 2; assert all(of_3.kernel == 7)", undo=False)
+    assert [v.tobytes() for v in values(model)] == [v.tobytes() for v in before]
+
+
+@pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt])
+def test_a_failure_in_the_middle_is_told(kind, monkeypatch):
+    if BACKEND == "jax":
+        pytest.skip("one compiled call writes the whole")
+    model, run = chain(), Program.overwrite
+
+    def failing(program, memory, arrays, numbers):
+        if memory.size > 50:
+            raise kind
+        run(program, memory, arrays, numbers)
+
+    monkeypatch.setattr(Program, "overwrite", failing)
+    with pytest.raises((kpatch.ExecutionError, KeyboardInterrupt)) as caught:
+        kpatch.apply(model, "*.kernel *= 2", undo=False)
+    assert caught.value.written == (("*.kernel *= 2", "of_3.kernel"), ("*.kernel *= 2", "of_41.kernel"))
+    told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    assert "    '*.kernel *= 2' in of_3.kernel\n    '*.kernel *= 2' in of_41.kernel, perhaps in part\n" in told
+
+
+def test_gradients_of_a_graph_that_holds_the_parameter_are_refused():
+    """As after any write in place: torch notices it by the tensor's version."""
+    if BACKEND != "torch":
+        pytest.skip("torch's own")
+    model = chain()
+    kernel = model.layers[1].kernel._value
+    loss = (kernel * kernel).sum()
+    kpatch.apply(model, "*.kernel *= 2", undo=False)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+def doubled(size, function=np.multiply):
+    """`size` ones, doubled in place on several threads."""
+    x = np.ones(size, "float32")
+    operation = blocks.Operation("*", function, ((blocks.ARRAY, 0), (blocks.NUMBER, 0)), np.dtype("float32"), 0)
+    blocks.run((operation,), [x], [np.float32(2)], x)
+    return x
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 79, 80, 81, 96, 97, 1000])
+@pytest.mark.backend_free
+def test_each_entry_is_computed_once(size):
+    assert (doubled(size) == 2).all()
+
+
+@pytest.mark.backend_free
+def test_an_error_of_a_thread_is_raised():
+    def failing(x, y, out):
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        return np.multiply(x, y, out=out)
+
+    with pytest.raises(MemoryError):
+        doubled(1000, failing)
+
+
+@pytest.mark.backend_free
+def test_an_interrupt_waits_for_the_threads():
+    begun, ended = threading.Semaphore(0), []
+
+    def slow(x, y, out):
+        if threading.current_thread() is threading.main_thread():
+            begun.acquire()
+            raise KeyboardInterrupt
+        begun.release()
+        np.multiply(x, y, out=out)
+        ended.append(x.size)
+        return out
+
+    with pytest.raises(KeyboardInterrupt):
+        doubled(1000, slow)
+    assert sum(ended) == 1000 - 336, "what the other threads had to do is done"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.backend_free
+def test_a_process_that_was_forked_has_threads_of_its_own():
+    doubled(1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads that are running
+        child = os.fork()
+    if child == 0:
+        import signal
+
+        signal.alarm(20)  # which ends a child that waits for threads it has not
+        os._exit(0 if (doubled(1000) == 2).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.backend_free
+def test_denormal_numbers_are_zeros_in_threads_that_flush():
+    if not blocks.can_flush():
+        pytest.skip("the flags are elsewhere on this system")
+    small, out = np.full(100, 1e-39, "float32"), np.empty(100, "float32")
+    operation = blocks.Operation("+", np.add, ((blocks.ARRAY, 0), (blocks.ARRAY, 0)), np.dtype("float32"), 0)
+    blocks.run((operation,), [small, small], [], out, flushes=True)
+    assert not out.any()
+    blocks.run((operation,), [small, small], [], out)
+    assert (out > 0).all()
+
+
+@pytest.mark.backend_free
+def test_results_take_the_memory_of_those_that_are_used_up():
+    text = "((_ + 1) * (_ - 1) - (_ + 2) * (_ - 2)) * ((_ + 3) * (_ - 3))"
+    [step] = kpatch.plan(chain(), f"of_3.kernel = {text}").edits
+    assert max(op.target for op in step.value.operations) == 2
