@@ -144,12 +144,8 @@ class Live(Named):
         keeps = self._keeps_all or self._has_room(step, step.selection)
         if keeps or not self.donate or place.weight is not None or program.dtype not in IN_BLOCKS:
             return False
-
-        def given():
-            return program.given(scope.with_implied(tensor(self.value(place))))
-
-        write = self.writer.overwriting(place.variable, program, given)
-        if write is None:
+        given = lambda: program.given(scope.with_implied(tensor(self.value(place))))  # noqa: E731 (no alias before)
+        if (write := self.writer.overwriting(place.variable, program, given)) is None:
             return False
         record = self._enter(step, step.selection, None)
         record.begun = True
