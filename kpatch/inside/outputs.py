@@ -15,6 +15,8 @@ from kpatch.names.tree import spelled
 
 Keys = tuple[str, ...]
 
+# Arguments of layers of keras_hub that give more than the hidden state when these are given.
+ASKS_FOR_MORE = ("cache", "return_attention_scores", "output_attentions", "return_attns")
 ALONE_FIRST = ("Bidirectional", "MultiHeadAttention", "GroupQueryAttention", "Attention")  # and their subclasses
 SHOWN = 8  # tensors that an error lists
 
@@ -37,12 +39,14 @@ def _items(x: Any) -> Iterator[tuple[str, Any]]:
 
 
 def first_alone(layer: Any, x: Any) -> bool:
-    """Whether the layer gives several tensors, the first of which is what it gives when it gives one.
+    """Whether the layer gives several values, the first of which is what it gives when it gives one.
 
     By convention these are recurrent layers and their cells (states), attention (scores), and the layers of keras_hub
-    with a cache.
+    that are asked for a cache or for scores. And a first tensor is alone if the others are `None`.
     """
-    return isinstance(x, (list, tuple)) and len(x) > 1 and is_tensor(x[0]) and _has_convention(layer)
+    if not isinstance(x, (list, tuple)) or len(x) < 2 or not is_tensor(x[0]):
+        return False
+    return _has_convention(layer) or all(each is None for each in x[1:])
 
 
 def _has_convention(layer: Any) -> bool:
@@ -56,7 +60,11 @@ def _is_alone_first(kind: Any) -> bool:
 
     if issubclass(kind, tuple(getattr(keras.layers, name) for name in ALONE_FIRST)):
         return True
-    return kind.__module__.startswith("keras_hub.") and any("cache" in name for name in _parameters_of(kind))
+    if not kind.__module__.startswith("keras_hub."):
+        return False
+    constants = inspect.unwrap(kind.call).__code__.co_consts  # SmolLM3 takes the names out of `**kwargs`
+    read = [each for each in constants if isinstance(each, str) and each.isidentifier()]
+    return any(name in each for each in (*_parameters_of(kind), *read) for name in ASKS_FOR_MORE)
 
 
 def _parameters(layer: Any) -> tuple[str, ...]:

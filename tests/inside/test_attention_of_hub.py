@@ -195,3 +195,25 @@ def holds(case):
         assert heads.shape[:3] == (scores.shape[0], scores.shape[2], scores.shape[1])
         assert [head for head in range(heads.shape[2]) if not heads[:, :, head].any()] == [1]
     assert np.array_equal(host(model(case.call)), plain)
+
+
+SMOL_CACHE = {
+    "self_attention_cache": np.zeros((2, 2, 5, 2, 2), "float32"),
+    "self_attention_cache_update_index": np.array(0),
+}
+FIRST_ALONE = [
+    masked("llama.llama_attention.LlamaAttention", **GROUPED),  # asked for no cache, it gives one tensor
+    Case("smollm3.smollm3_layers.SmolLM3Attention", *SMOL, build=[X.shape], called=SMOL_CACHE),
+    Case("pali_gemma.pali_gemma_vit.PaliGemmaVitAttention", 8, 4),
+    Case("d_fine.d_fine_attention.DFineMultiheadAttention", 8, 4, called={"output_attentions": True}),
+    Case("gemma4.gemma4_attention.Gemma4VisionAttention", **GEMMA),
+]
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("case", FIRST_ALONE, ids=lambda case: case.path.split(".")[-1])
+def test_the_output_alone_is_the_first_tensor(case):
+    model = Around(case)
+    model(case.call)
+    with kpatch.intervene(model, "layer.output = 3"):
+        assert (host(model(case.call)) == 3).all()

@@ -351,6 +351,22 @@ class Block(keras.layers.Layer):
         return (x, {"cache": cache + 1}) if cache is not None else x
 
 
+class Alone(keras.layers.Layer):
+    """Gives one tensor, and `None` in the place of another, as in the vision tower of Gemma 4."""
+
+    def call(self, x):
+        return 2 * x, None
+
+
+class AroundAlone(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.alone = Alone(name="alone")
+
+    def call(self, x):
+        return self.alone(x)[0]
+
+
 class Cached(keras.Model):
     def __init__(self):
         super().__init__(name="cached")
@@ -413,6 +429,13 @@ def test_the_first_tensor_by_convention():
     assert (output[:, 0] == 7).all()
     assert (output[:, 1:] != 7).all()
     assert (state == 5).all()
+
+
+def test_a_tensor_beside_none():
+    model = AroundAlone()
+    with kpatch.intervene(model, "alone.output = 7"), kpatch.record(model, "alone.output") as recorded:
+        assert (np.array(model(np.ones((2, 3), "float32"))) == 7).all()
+    assert recorded["alone.output"] is recorded["alone.output.0"]
 
 
 def test_a_layer_called_by_keywords():
