@@ -7,6 +7,7 @@ from keras import layers, ops
 from keras.ops import softmax as renamed
 
 import kpatch
+from kpatch.names import softmaxes
 
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
 MASK = np.random.default_rng(1).random((2, 5, 5)) < 0.7
@@ -326,3 +327,15 @@ def test_errors():
     with kpatch.record(model, "**.scores") as recorded:
         model(X)
     assert list(recorded) == ["one.scores", "two.scores"]
+
+
+@pytest.mark.backend_free
+def test_the_copy_of_a_method():
+    """dynamo caches by code objects, and reads globals of the module that they name: it would mix the two up."""
+    method = WAYS["in_a_function"]
+    copy = softmaxes.copy_of(method, lambda function: None)
+    assert copy.__code__ is not method.__code__
+    assert "__name__" not in copy.__globals__
+    assert copy.__globals__["apart"].__globals__["keras"].activations.softmax is None
+    assert keras.activations.softmax is not None
+    assert softmaxes.copy_of(logits, lambda function: None) is logits
