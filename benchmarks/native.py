@@ -14,8 +14,13 @@ SLICES = (slice(None, 2048), slice(None, None, 2))  # [:2048, ::2]
 
 
 def wait(variable):
+    value = variable._value
     if keras.backend.backend() == "jax":
-        return variable._value.block_until_ready
+        return value.block_until_ready
+    if keras.backend.backend() == "torch" and value.is_cuda:
+        import torch
+
+        return torch.cuda.synchronize
     return lambda: None
 
 
@@ -52,7 +57,8 @@ def _numpy_region(variable):
 def _torch_point(variable):
     import torch
 
-    parameter, one = torch.nn.Parameter(torch.ones(tuple(variable.shape))), torch.tensor(1.0)
+    parameter = torch.nn.Parameter(torch.ones_like(variable._value))
+    one = torch.ones((), device=parameter.device)
 
     def edit():
         entry = parameter.detach()[0, 0]
@@ -66,7 +72,7 @@ def _torch_point(variable):
 def _torch_region(variable):
     import torch
 
-    parameter = torch.nn.Parameter(torch.ones(tuple(variable.shape)))
+    parameter = torch.nn.Parameter(torch.ones_like(variable._value))
 
     def edit():
         entries = parameter.detach()[SLICES]
@@ -188,7 +194,7 @@ def _torch_prune_by_numpy(variables):
     with torch.no_grad():
         for variable in variables:
             size = variable._value.abs()
-            variable._value.masked_fill_(size < float(np.quantile(size.numpy(), 0.9)), 0)
+            variable._value.masked_fill_(size < float(np.quantile(size.cpu().numpy(), 0.9)), 0)
 
 
 def _jax_prune(variables):

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py --backend torch jax --only point region
     python benchmarks/run.py --quick --json figures.json
+    JAX_PLATFORMS=cuda,cpu CUDA_VISIBLE_DEVICES=0 python benchmarks/run.py --backend jax torch     # on a GPU
 
 How the ratios are formed. Absolute times say little on another machine, so each figure is held against a baseline of
 the same process: kpatch and its baselines take turns of 2 ms or one call, each turn gives the mean time of a call,
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 BACKENDS = ("numpy", "jax", "torch", "tensorflow")
-SHARDS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+SHARDS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives memory back at once, so that the peak is what was needed
 ALONE = {
     "memory": {},
@@ -41,7 +42,7 @@ TITLES = {
     "trace": "No trace on later speed, after 1,000 edits",
     "bulk": "Many statements in one patch, against ast.parse",
     "region": "kernel[:2048, ::2] *= 0.5 of 4096×4096, against the backend's own",
-    "memory": "One entry of a 1 GiB variable: added to the peak",
+    "memory": "One entry of a 1 GiB variable: added to the peak of the host's memory",
     "prune": "Magnitude pruning of ResNet50 by one glob line, against the fastest loop by hand",
     "prune_memory": "The same: added to the peak, over the largest kernel",
     "merge": "Merging two ResNet50 by one glob line, against a loop by hand",
@@ -99,7 +100,7 @@ def _run(backend, names, environment, seconds):
     """The rows of the benchmarks, from a process of the backend; a benchmark that fails is a row that says so."""
     root = Path(__file__).parent.parent
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    variables = {**os.environ, **QUIET, "KERAS_BACKEND": backend, "PYTHONPATH": path, **environment}
+    variables = {**QUIET, **os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path, **environment}
     command = [sys.executable, __file__, "--worker", "--seconds", str(seconds), "--only", *names]
     process = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]

@@ -7,6 +7,11 @@ import pytest
 if keras.backend.backend() != "jax":
     pytest.skip("jax's own", allow_module_level=True)
 
+import jax
+
+if jax.default_backend() != "cpu":
+    pytest.skip("NumPy computes of what lies in the memory of a CPU", allow_module_level=True)
+
 import kpatch
 from kpatch.backends import jax_host as host
 from kpatch.run import interpret

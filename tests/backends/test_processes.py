@@ -37,7 +37,7 @@ def job(tmp_path_factory):
     started = [
         subprocess.Popen(
             [*command, str(number), str(port), folder],
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.DEVNULL,
             stderr=open(folder / f"{number}.log", "w"),  # noqa: SIM115 (the process holds it)
         )
