@@ -144,7 +144,8 @@ class Jax(Backend):
         return np.asarray(tensor) if next(iter(tensor.devices())).platform == "cpu" else None
 
     def process(self):
-        return _process()
+        """Asks jax only if it is a part of a job: once it has looked for its devices it cannot become one."""
+        return _process() if _in_job() else (0, 1)
 
     def exchanged(self, variable, message):
         value = variable._value
@@ -289,6 +290,11 @@ class RefCell(Cell):
             self._value = value
         else:
             self._ref[...] = jnp.asarray(value)
+
+
+def _in_job():
+    is_initialized = getattr(jax.distributed, "is_initialized", None)  # an older jax has none
+    return is_initialized is None or is_initialized()
 
 
 @functools.cache

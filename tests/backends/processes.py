@@ -158,6 +158,8 @@ if __name__ == "__main__":
     import jax
 
     number, port, folder = sys.argv[1:]
+    alone = Path(folder, f"alone{number}.weights.h5")
+    kpatch.checkpoint.apply(alone, "layers.dense.vars.1 += 1", in_place=True)  # jax has not begun, and can become a job
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
     Path(folder, f"{number}.json").write_text(json.dumps(job(int(number), folder)), encoding="utf-8")

@@ -28,7 +28,8 @@ def job(tmp_path_factory):
     """What each process saw, and the folder of their files."""
     folder = tmp_path_factory.mktemp("job")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    model.save_weights(folder / "shared.weights.h5")
+    for name in ("shared", "alone0", "alone1"):
+        model.save_weights(folder / f"{name}.weights.h5")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,6 +147,7 @@ def test_a_file_is_edited_once(job):
         "  call it in process 0 alone, or have each process write a file of its own: out=..."
     )
     assert kpatch.checkpoint.open(path)["layers.dense.vars.1"].tolist() == [1, 1]
-    for number in (0, 1):
-        own = kpatch.checkpoint.open(folder / f"own{number}.weights.h5")
-        assert own["layers.dense.vars.1"].tolist() == [2, 2]
+    for name, times in (("own", 2), ("alone", 1)):
+        for number in (0, 1):
+            own = kpatch.checkpoint.open(folder / f"{name}{number}.weights.h5")
+            assert own["layers.dense.vars.1"].tolist() == [times, times]
