@@ -354,7 +354,7 @@ def _writable(variable, donate):
         return array
     if on_one_device(array):
         return _untraced(variable, entries.copy(array))
-    return shards.rebuilt(array, [_untraced(variable, entries.copy(part)) for part in shards.parts_of(array)])
+    return shards.rebuilt(array, [_untraced(variable, entries.copy(part)) for part in entries.parts_of(array)])
 
 
 def _replace(variable, array, selection, values):
@@ -362,7 +362,7 @@ def _replace(variable, array, selection, values):
     if on_one_device(array):
         _become(variable, array, entries.put_call(array, selection, values))
         return
-    parts = shards.parts_of(array)
+    parts = entries.parts_of(array)
     try:
         shards.put(parts, array, selection, values)
     finally:  # also if a shard failed: the shards before it are already donated

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kpatch.backends.jax_entries import concrete, on_one_device
+from kpatch.backends.jax_entries import concrete, on_one_device, parts_of
 
 SMALL = 2**18  # bytes: copying so many is faster than searching the other arrays
 
@@ -36,7 +36,7 @@ def private(variable):
         )
     if not ours or _shard_references(array) != _shards_alone(frozenset(array.sharding.addressable_devices)):
         return False
-    return not _aliases(array, [shard.data for shard in array.addressable_shards], ours)
+    return not _aliases(array, parts_of(array), ours)
 
 
 def remember(array):
@@ -76,7 +76,7 @@ def _youngest_first():
 
 
 def _buffers(arrays):
-    return {shard.data.unsafe_buffer_pointer() for array in arrays for shard in array.addressable_shards}
+    return {part.unsafe_buffer_pointer() for array in arrays for part in parts_of(array)}
 
 
 def _references(variable):
@@ -98,9 +98,9 @@ def _handle_alone():
 
 def _shard_references(array):
     """The number of references to the list of shards, and the largest number to a shard and to a shard's array."""
-    shards = array.addressable_shards
-    if len(shards) == 1:  # the array itself, already counted
+    if len(array.sharding.addressable_devices) == 1:  # the array itself, already counted
         return ()
+    shards = array.addressable_shards
     return (
         sys.getrefcount(shards),
         max(sys.getrefcount(shard) for shard in shards),

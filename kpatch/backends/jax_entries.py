@@ -29,6 +29,16 @@ def on_one_device(array):
     return type(array.sharding) is SingleDeviceSharding
 
 
+def parts_of(array):
+    """The shards of an array that this process holds, each as an array on one device.
+
+    jax 0.10 raises for `addressable_shards` if it is one copy of those in several processes.
+    """
+    if not array.is_fully_addressable and len(array.sharding.addressable_devices) == 1:
+        return [array.addressable_data(0)]
+    return [shard.data for shard in array.addressable_shards]
+
+
 def concrete(array, sharding=None):
     """The array on a device, as a value even in a trace."""
     with jax.ensure_compile_time_eval():

@@ -15,6 +15,7 @@ from jax import numpy as jnp
 
 from kpatch import indexing
 from kpatch.backends import jax_entries as entries
+from kpatch.backends.jax_entries import parts_of
 from kpatch.backends.jax_processes import gathered, is_spread, joined
 from kpatch.indexing import Mask, Point, Positions, Region
 
@@ -61,11 +62,6 @@ def put(parts, array, selection, values):
             put(number, *entries.put_call(parts[number], local, values[places]))
 
 
-def parts_of(array):
-    """The shards that this process holds."""
-    return [shard.data for shard in array.addressable_shards]
-
-
 def rebuilt(array, parts):
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
@@ -73,7 +69,7 @@ def rebuilt(array, parts):
 def _pieces(values, array):
     """The part of the values for each shard; the values broadcast to the array."""
     if np.ndim(values) == 0:
-        return [np.asarray(gathered(values))] * len(array.addressable_shards)
+        return [np.asarray(gathered(values))] * len(parts_of(array))
     if values.shape != array.shape:
         values = np.broadcast_to(np.asarray(gathered(values)), array.shape)
     if array.is_fully_addressable or is_spread(values):

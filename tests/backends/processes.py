@@ -62,7 +62,7 @@ def job(number, folder):
     layouts = keras.distribution.LayoutMap(keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices()))
     layouts["net/a/kernel"], layouts["net/b/kernel"] = ("batch", "model"), (None, "model")
     sharded = keras.distribution.ModelParallel(layout_map=layouts, auto_shard_dataset=False)
-    copied = keras.distribution.DataParallel(devices=devices(), auto_shard_dataset=False)
+    copied = keras.distribution.DataParallel(devices=devices()[::2], auto_shard_dataset=False)  # one in each process
 
     def values(model):
         return [multihost_utils.process_allgather(w.value, tiled=True).tolist() for w in model.weights]
@@ -137,7 +137,8 @@ def job(number, folder):
 
     with copied.scope():
         model = small_model()
-        seen["copies"] = edited(model, EDITS["masks"], lambda m: [w.numpy().tolist() for w in m.weights])
+        copies = lambda m: [w.numpy().tolist() for w in m.weights]  # noqa: E731
+        seen["copies"] = {name: edited(model, EDITS[name], copies) for name in ("points", "masks", "sums")}
         seen["copies differ"] = told(lambda: kpatch.apply(model, "b.bias[0] = $v", v=number))
 
     path = Path(folder, "shared.weights.h5")
