@@ -753,10 +753,10 @@ def test_whole_error_texts(small, text):
 
 @pytest.mark.backend_free
 def test_kinds_of_errors(small):
-    for text in ("dense_1.output", "dense_2.input", "layers[0].output", "**.output", "dense*.input"):
+    for text in ("output", "dense_1.output", "dense_2.input", "layers[0].output", "**.output", "dense*.input"):
         with pytest.raises(UnsupportedError):
             find(small, text)
-    for text in ("output", "nothing.output", "x", "x.y.z", '"/"', '"a//b"', "layers[999999999999].kernel"):
+    for text in ("output.kernel", "nothing.output", "x", "x.y.z", '"/"', '"a//b"', "layers[999999999999].kernel"):
         with pytest.raises(ResolutionError):
             find(small, text)
 
