@@ -35,7 +35,7 @@ class Numpy(Backend):
         return np.array(x)
 
     def write(self, variable, selection, values, donate=True):
-        array = _writable(variable, donate)
+        array = _writable(variable, donate, whole=type(selection) is Region and selection.full)
         put(array, selection, values)
         variable._value = array
 
@@ -170,9 +170,15 @@ def _places(array, positions):
     return array, positions.coordinates(array.shape)
 
 
-def _writable(variable, donate):
-    """The variable's own array if it is private, else a copy, which the caller sets when it is complete."""
-    return variable._value if donate and _is_private(variable) else np.array(variable._value, order="C")
+def _writable(variable, donate, whole=False):
+    """The variable's own array if it is private, else a copy, which the caller sets when it is complete.
+
+    If all of it is written, as `whole` says, the new array is empty.
+    """
+    if donate and _is_private(variable):
+        return variable._value
+    array = variable._value
+    return np.empty(array.shape, array.dtype) if whole else np.array(array, order="C")
 
 
 def _is_private(variable):

@@ -292,10 +292,7 @@ def minimum(x1: Numeric, x2: Numeric):
 
 @SAME_DTYPE("x, at least x_min and at most x_max", "clip([-3, 0, 7], -1, 1) is [-1, 0, 1]", bounds=each(ranges.clip))
 def clip(x: Numeric, x_min: Numeric, x_max: Numeric):
-    def kernel(x, low, high, dtype):
-        return numerics.minimum(numerics.maximum(x, low, dtype), high, dtype)
-
-    return _in_one_dtype(kernel, lambda x, low, high: np.minimum(np.maximum(x, low), high), x, x_min, x_max)
+    return _in_one_dtype(numerics.clip, lambda x, low, high: np.minimum(np.maximum(x, low), high), x, x_min, x_max)
 
 
 TESTS = Group("Tests of entries", elementwise=True, names=ranges.aligned)

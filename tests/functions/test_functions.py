@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+import kpatch
 from kpatch.errors import DTypeError, FunctionError, LimitError, PatchError, ShapeError, UnsupportedError
 from kpatch.functions import TABLE, call
 from kpatch.functions.parameters import METHODS
@@ -954,3 +955,13 @@ def test_any_call_gives_a_value_or_a_patch_error(case):
         return
     assert (planned.dtype, planned.shape, planned.weak) == (found.dtype, found.shape, found.weak)
     numbers(found)
+
+
+@pytest.mark.parametrize("bounds", ["-0.05, 0.05", "1, 2", "5, -5", "0.0, 1", "-1, inf", "nan, 1"])
+def test_clip_has_the_bits_of_its_bounds_in_turn(bounds):
+    x = np.random.default_rng(0).integers(0, 2**32, 3000, "uint32").view("float32")
+    x[:9] = 0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 0.05, -0.05, 1e-40
+    low, high = bounds.split(", ")
+    once = kpatch.edit(x, f"_ = clip(_, {low}, {high})")
+    in_turn = kpatch.edit(x, f"_ = minimum(maximum(_, {low}), {high})")
+    assert keras.ops.convert_to_numpy(once).tobytes() == keras.ops.convert_to_numpy(in_turn).tobytes()
