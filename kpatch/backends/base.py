@@ -1,8 +1,10 @@
 """The Protocol of a backend. Its defaults are safe on an untested backend."""
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -315,9 +317,15 @@ class Backend(Protocol):
         """A tensor with the values of `x`, which keeps them when the memory of `x` is written in place."""
         return x
 
-    def exported(self, call) -> Any:
-        """The result of `call()`; in a graph that Keras exports, an error if the format lacks an operation of it."""
-        return call()
+    def exported(self, call, values, free) -> Any:
+        """The result of `call(*values)`; in an export by Keras, an error if the file would be invalid, or compute else.
+
+        Args:
+            call: a function of tensors.
+            values: its tensors.
+            free: the axes of the first one whose lengths are not known in the model.
+        """
+        return call(*values)
 
     # -- dtypes --------------------------------------------------------------------------------------------------------
 
@@ -417,6 +425,15 @@ class Backend(Protocol):
         It should if the backend then creates no tensor of the number.
         """
         return False
+
+
+def exports(formats):
+    """Whether Keras is exporting to one of the formats; only the stack shows it."""
+    names = [f"keras.src.export.{name}" for name in formats]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") not in names:
+        frame = frame.f_back
+    return frame is not None
 
 
 def intervals(starts, counts):

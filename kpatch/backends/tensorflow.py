@@ -14,7 +14,6 @@ import ctypes
 import functools
 import importlib
 import math
-import sys
 
 import keras
 import numpy as np
@@ -26,7 +25,7 @@ except ImportError:
     _record = None
 
 from kpatch import indexing
-from kpatch.backends.base import Backend, Cell
+from kpatch.backends.base import Backend, Cell, exports
 from kpatch.backends.generic import Generic
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
@@ -141,12 +140,12 @@ class TensorFlow(Backend):
         else:
             take(x)
 
-    def exported(self, call):
+    def exported(self, call, values, free):
         if not _exports(("onnx",)):
-            return call()
+            return call(*values)
         graph = tf.compat.v1.get_default_graph()
         known = {operation.name for operation in graph.get_operations()}
-        result = call()
+        result = call(*values)
         new = {operation.type for operation in graph.get_operations() if operation.name not in known}
         if lacking := sorted(_without_onnx(new)):
             message = f"this patch cannot be exported to onnx, which has nothing for {', '.join(lacking)} of tensorflow"
@@ -251,12 +250,7 @@ def _erf(x):
 
 
 def _exports(formats):
-    """Whether Keras is exporting to one of the formats; only the stack shows it."""
-    names = [f"keras.src.export.{name}" for name in formats]
-    frame = None if tf.executing_eagerly() else sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") not in names:
-        frame = frame.f_back
-    return frame is not None
+    return not tf.executing_eagerly() and exports(formats)
 
 
 def _without_onnx(kinds):

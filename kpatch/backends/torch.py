@@ -11,13 +11,15 @@ Other tensors can share the storage: the tensor or array from which the variable
 """
 
 import inspect
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from keras import ops
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from kpatch.backends.base import Backend, intervals
+from kpatch.backends.base import Backend, exports, intervals
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Region
 
@@ -164,6 +166,16 @@ class Torch(Backend):
 
     def outside_graphs(self, function):
         return torch.compiler.disable(function)
+
+    def exported(self, call, values, free):
+        """torch's tracer, by which Keras exports to these formats, takes lengths for constants, and says nothing."""
+        if free and torch.jit.is_tracing() and exports(("onnx", "openvino")):
+            with ThreadPoolExecutor(1) as apart:  # where nothing is traced yet
+                same = apart.submit(_traced_alike, call, values, free).result()
+            if not same:
+                message = "the patch cannot be exported to this format: it depends on a length that is not known there"
+                raise UnsupportedError(message, notes=["input_signature=... of model.export gives all lengths"])
+        return call(*values)
 
     def hand_out(self, take, x):
         if self.is_traced(x):
@@ -385,3 +397,20 @@ def _counter():
 
 
 COUNT, ALONE = _counter()
+
+
+def _traced_alike(call, values, free):
+    """Whether what torch's tracer makes of a call is right for other lengths of the axes `free` of the first tensor."""
+
+    def sample(length):
+        shape = [length if axis in free else count for axis, count in enumerate(map(int, values[0].shape))]
+        return [(torch.rand(shape) * 4 - 2).to(values[0].dtype), *(value.detach().clone() for value in values[1:])]
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each length that it takes for a constant
+        try:
+            found = torch.jit.trace(lambda *given: call(*given), sample(1), check_trace=False)(*(longer := sample(3)))
+        except Exception:  # noqa: BLE001 (of any kind, by a graph that is wrong)
+            return False
+        expected = call(*longer)
+    return found.shape == expected.shape and torch.allclose(found, expected, 1e-4, 1e-5, equal_nan=True)

@@ -40,6 +40,10 @@ class Holder:
     def __call__(self, names, *values):
         raise NotImplementedError
 
+    def free_axes(self):
+        """The axes of the first tensor whose lengths are not known in the model."""
+        return ()
+
     def run(self, names, *values):
         """Calls the object; under dynamo, which would treat NumPy arrays as tensors, as one opaque call."""
         if in_dynamo():
@@ -47,7 +51,7 @@ class Holder:
 
             return run_in_graph(self.key, tuple(names), *values)
         try:
-            return backends.current().exported(functools.partial(self, names, *values))
+            return backends.current().exported(functools.partial(self, names), values, self.free_axes())
         except PatchError:
             backends.current().rescue()
             raise
@@ -81,6 +85,10 @@ class TensorPatch(Holder):
         self._refuse_variables()
         self._plans = []
         self.used = False
+
+    def free_axes(self):
+        shapes = [known["_"][0] for known, _ in self._plans]
+        return tuple({axis for shape in shapes for axis, length in enumerate(shape) if length is None})
 
     def refuse_free(self):
         """Raises for a `$name` without a value; for owners whose calls give no tensors."""

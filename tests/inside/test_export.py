@@ -150,3 +150,20 @@ def test_float64_is_not_sorted_where_bits_cannot_be_read(monkeypatch):
     special = [3.0, np.nan, -np.inf, np.inf, 1e-40, -np.nan, 3e38]
     got = kpatch.edit(keras.ops.convert_to_tensor(special, "float32"), "_ = sort(_)")
     np.testing.assert_array_equal(to_numpy(got), np.sort(np.asarray(special, "float32")))
+
+
+@pytest.mark.filterwarnings("ignore")  # by which the tracer tells of each length
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's tracer")
+def test_what_torch_takes_for_a_constant_is_refused():
+    """By it Keras exports to onnx and openvino; the files were valid, and computed something else for other batches."""
+    import torch
+
+    namespace = {"__name__": "keras.src.export.onnx"}
+    exec("def trace(torch, model, x): return torch.jit.trace(model, x, check_trace=False)", namespace)  # noqa: S102
+    for text in ("_ = _ / shape(_)[0]", "_[arange(shape(_)[0]), argmax(_, axis=1)] = 0", "_[-1] *= 2"):
+        model = keras.Sequential([keras.Input((4,)), ScatterLayer(text)])
+        with pytest.raises(kpatch.UnsupportedError, match="depends on a length that is not known there"):
+            namespace["trace"](torch, model, torch.tensor(X[:1]))
+    fine = keras.Sequential([keras.Input((4,)), ScatterLayer("_[..., 3] = 0; _[_ > 1] = 1; _[:, 1] = mean(_)")])
+    traced = namespace["trace"](torch, fine, torch.tensor(X[:1]))
+    np.testing.assert_allclose(to_numpy(traced(torch.tensor(X))), to_numpy(fine(X)), rtol=1e-6)
