@@ -56,7 +56,7 @@ class Stored(execute.Named):
     """
 
     implied = None
-    hears = False
+    hears = lets_go = False
 
     def __init__(self, names, editor=None):
         self.names = names

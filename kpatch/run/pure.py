@@ -33,7 +33,7 @@ class Pure:
     """The store of one tensor, which each write replaces."""
 
     read = reduced = stream = None
-    hears = False
+    hears = lets_go = False
 
     def __init__(self, value, names):
         self.tensor = value
