@@ -247,8 +247,13 @@ class Backend(Protocol):
         if self.is_tracing():
             self.refuse(function)
 
+    def refuse_in_dynamo(self, function: str) -> None:
+        """Raises if dynamo traces the call: it would trace the parser, too, on which it crashes."""
+        if self.in_dynamo():
+            self.refuse(function)
+
     def refuse(self, function: str) -> None:
-        """Raises the error of `refuse_traces`."""
+        """Raises the error of the two functions above."""
         raise UnsupportedError(
             f"{function} cannot be called inside a function that is being traced or compiled",
             notes=[

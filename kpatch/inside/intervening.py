@@ -80,6 +80,7 @@ def intervene(
         ...     model.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         7.0
     """
+    backends.current().refuse_in_dynamo("kpatch.intervene")
     return Intervention(model, *bound(patch, bindings, named), expect)
 
 

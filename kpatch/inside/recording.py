@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import LimitError, PatchError, ResolutionError, UnsupportedError, boundary
+from kpatch.errors import BindingError, LimitError, PatchError, ResolutionError, UnsupportedError, boundary
 from kpatch.inside import attention
 from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
@@ -77,6 +77,7 @@ def record(
         >>> bool(patched[0, 0] == outputs[0, 0])
         True
     """
+    backends.current().refuse_in_dynamo("kpatch.record")
     return Recording(model, what, stack, host, limit)
 
 
@@ -100,7 +101,10 @@ class Recording(Recorded):
 
         self._recorder = _Recorder(stack, host, limit)
         super().__init__(index(model), self._recorder)
-        self._targets = {text: self._activations(text) for text in ([what] if isinstance(what, str) else what)}
+        texts: Any = [what] if isinstance(what, str) else what
+        if not texts or not isinstance(texts, Sequence) or isinstance(texts, bytes):
+            raise BindingError(f"kpatch.record takes one activation or several, 'dense_1.output'. Received: {what!r}")
+        self._targets = {text: self._activations(text) for text in texts}
         self._told = f"kpatch.record(model, {reprlib.repr(what)})"
         self._block: contextlib.ExitStack | None = None
         self._dropped: Any = None

@@ -1,8 +1,10 @@
 """`rewrite`: a new model that shares all weights with the old, with the layers that a patch asks for in its graph."""
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kpatch import backends
 from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.inside.activations import Activations, tensor_in
 from kpatch.inside.naming import named_by
@@ -58,6 +60,7 @@ def rewrite(
         >>> ablated.predict(keras.ops.ones((1, 4)), verbose=0)[0, 0].item()
         0.0
     """
+    backends.current().refuse_in_dynamo("kpatch.rewrite")
     split = Split(model, *bound(patch, bindings, named), expect)
     split.check_assertions()
     if not _has_graph(model) or not model.built:
@@ -128,12 +131,19 @@ class _Rewriting:
         for each, kind, span in [(node, part.kind, part.span), *(read[:2] + read[3:] for read in part.reads.values())]:
             if kind not in KINDS:
                 raise self._not_rewritten(part, f"'{kind}' are computed inside of '{each.item.name}'", span)
-        name = named_by(part.text, f"{node.item.name}_{part.kind}")
+        name = self._free_name(around.item, named_by(part.text, f"{node.item.name}_{part.kind}"))
         values, dtype = {**part.constants, **part.live}, _unquantised(node.item.dtype_policy)
         layer = ScatterLayer(part.patch, values, name=name, dtype=dtype)
         if self._trainable_values and layer.can_train():
             layer = ScatterLayer(part.patch, values, trainable_values=True, name=name, dtype=dtype)
         self._inserted.setdefault((id(node.item), part.kind), []).append((layer, part))
+
+    def _free_name(self, model: Any, name: str) -> str:
+        """The name, with a number if a layer of the model has it: it was rewritten before, say."""
+        inserted = [layer for layers in self._inserted.values() for layer, _ in layers]
+        taken = {layer.name for layer in (*model.layers, *inserted)}
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
     @staticmethod
     def _not_rewritten(part: Part, reason: str, span: tuple[int, int] | None = None) -> PatchError:

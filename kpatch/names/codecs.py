@@ -243,11 +243,13 @@ class Codes(Weight):
         for part, at, axes in self._parts(flat):
             asked = wanted[part].astype("float64")
             nearest = self._nearest(asked, at, parameters)
-            out[part] = beyond = ~((nearest >= self.limits[0]) & (nearest <= self.limits[1]))  # NaN too
+            beyond = ~((nearest >= self.limits[0]) & (nearest <= self.limits[1]))  # NaN too
             codes[part] = own = np.where(beyond, 0, nearest).astype("int8")
+            decoded = self._decoded(own, at, parameters).astype("float64")
+            out[part] = beyond = beyond | ~np.isfinite(decoded)  # of any code, if a scale is zero
             near = slack[part] if np.ndim(slack) else slack
             with np.errstate(invalid="ignore"):
-                differ = beyond | ~(np.abs(self._decoded(own, at, parameters).astype("float64") - asked) <= near)
+                differ = beyond | ~(np.abs(decoded - asked) <= near)
             _grouped(np.logical_or, inexact, differ, at, axes)
         fresh = named & inexact
         if out.any():
@@ -279,6 +281,8 @@ class Codes(Weight):
         ends = [float(self._decoded(np.array([code]), group, parameters)[0]) for code in self.limits]
         note = f"a statement that writes all {self._sizes()[group[0]]} entries of that scale may choose a new one"
         reach = f"{self.told} there reach from {ends[0]:.6g} to {ends[1]:.6g}"
+        if not all(map(np.isfinite, ends)):
+            reach = f"{self.told} there stand for no numbers"
         raise self._out_of_range(flat, wanted.reshape(-1), first, reach, note)
 
     def _chosen(self, flat, wanted, parameters, found):

@@ -190,7 +190,8 @@ class ModelIndex:
         """The nodes that all keys but the last lead to; with a glob among them, from the model on."""
         if any(type(key) is Glob for key in keys):
             tries = ([node for node, _ in globs.walk(self.root, keys, counted)] for counted in (False, True))
-            return next(filter(None, tries), [])
+            found = next(filter(None, tries), [])
+            return [node for node in found if node is not self.root] or found  # its output is that of a layer, again
         return self.nodes_ending(keys[:-1], counted=True)
 
     def activations(self, selector):

@@ -91,7 +91,8 @@ def sample(values: Any) -> str:
         head = ", ".join(_number(value) for value in values[:3])
         return head + (", …" if values.size > 3 else "")
     wide = values.astype("float64")
-    return f"{_number(wide.min())} … {_number(wide.max())}, mean {_number(wide.mean())}"
+    with np.errstate(all="ignore"):
+        return f"{_number(wide.min())} … {_number(wide.max())}, mean {_number(wide.mean())}"
 
 
 def _number(value: Any) -> str:

@@ -371,6 +371,8 @@ def test_errors_of_bindings(dense):
         ("dense_9.output", "no activation 'dense_9.output'"),
         ("dense_1.output[0]", "an activation is named by a selector, 'dense_1.output'. Received: 'dense_1.output[0]'"),
         ("_", "an activation is named by a selector, 'dense_1.output'. Received: '_'"),
+        ("", "an activation is named by a selector, 'dense_1.output'. Received: ''"),
+        ("dense_1.output=1", "an activation is named by a selector, 'dense_1.output'. Received: 'dense_1.output=1'"),
         (3, "an activation is named by a text, 'dense_1.output'. Received: 3"),
         ("((", "expected '|' or ')' after an alternative, found '('"),
     ],
@@ -379,6 +381,14 @@ def test_what_cannot_be_recorded(dense, what, error):
     with pytest.raises(kpatch.PatchError) as caught:
         kpatch.record(dense, ["dense_2.output", what])
     assert caught.value.message.startswith(error)
+
+
+@pytest.mark.parametrize("what", [3, None, b"dense_1.output", []])
+def test_what_is_no_activation(dense, what):
+    with pytest.raises(kpatch.BindingError) as caught:
+        kpatch.record(dense, what)
+    told = f"kpatch.record takes one activation or several, 'dense_1.output'. Received: {what!r}"
+    assert str(caught.value) == told
 
 
 def test_steps_of_recurrent_layers():

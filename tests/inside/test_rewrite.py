@@ -183,6 +183,17 @@ def test_globs(dense):
         np.testing.assert_allclose(predicted(new, X), np.broadcast_to(dense.get_weights()[3] + 1, (3, 2)))
 
 
+def test_a_glob_of_outputs_is_of_the_layers_inside(dense):
+    """The output of the model is that of its last layer, which would be edited twice."""
+    assert [row.path for row in kpatch.plan(dense, "**.output *= 2").rows] == ["dense_1.output", "dense_2.output"]
+    new = kpatch.rewrite(dense, "**.output *= 2")
+    kernel_1, bias_1, kernel_2, bias_2 = dense.get_weights()
+    doubled = 2 * (2 * (X @ kernel_1 + bias_1) @ kernel_2 + bias_2)
+    np.testing.assert_allclose(predicted(new, X), doubled, rtol=1e-5)
+    with kpatch.intervene(dense, "**.output *= 2"):
+        np.testing.assert_allclose(predicted(dense, X), doubled, rtol=1e-5)
+
+
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
 def test_a_rewritten_model_trains(dense):
     new = kpatch.rewrite(dense, "dense_1.kernel[0] = 0; dense_1.output[:, 0] = 1")
@@ -419,6 +430,17 @@ def test_rewritten_again():
     with kpatch.intervene(new, "dense_1.output = 0"):
         expected = second[0][0] + 2 * second[0][1] + second[1]  # what follows in the graph is as before
         np.testing.assert_allclose(new.predict(X, verbose=0), np.tile(expected, (len(X), 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_the_same_patch_again(dense, functional):
+    """Each layer that is put in has a name of its own."""
+    model = keras.Model(dense.inputs, dense.outputs) if functional else dense
+    text = "dense_2.output *= 2"
+    new = kpatch.rewrite(kpatch.rewrite(kpatch.rewrite(model, text), text), text)
+    names = ["dense_2", "dense_2_output_times_2", "dense_2_output_times_2_1", "dense_2_output_times_2_2"]
+    assert sorted(layer.name for layer in new.layers if layer.name.startswith("dense_2")) == names
+    np.testing.assert_array_equal(predicted(new, X), 8 * predicted(dense, X))
 
 
 def test_a_sequential_model_that_reads_activations_keeps_its_structure():

@@ -331,6 +331,18 @@ def test_no_fake_tensor_is_left():
     assert not any(isinstance(held, (FakeTensor, torch.SymInt)) for held in found)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="dynamo is torch's")
+@pytest.mark.parametrize("name", ["intervene", "record", "rewrite"])
+def test_blocks_are_made_outside_of_compiled_functions(name):
+    """Dynamo would trace the parser, and the process would end."""
+    import torch
+
+    model = models.dense()
+    making = torch.compile(lambda: getattr(kpatch, name)(model, "dense_1.output[:, 0] = 0"), backend="eager")
+    with pytest.raises(kpatch.UnsupportedError, match=f"^kpatch.{name} cannot be called inside a function"):
+        making()
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="torch's symbols")
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_lengths_that_are_symbols(dynamic):

@@ -487,6 +487,13 @@ def test_errors():
         "                     ^^^\n"
         "  a statement that writes all 2 entries of that scale may choose a new one"
     )
+    assert error(model, "d.kernel_scale = 0; d.kernel[1, 0] = 0") == (
+        "'d.kernel': 0 at [1, 0] is out of range: under the present scale int8 codes there stand for no numbers\n"
+        "  line 1, column 38\n"
+        "    d.kernel_scale = 0; d.kernel[1, 0] = 0\n"
+        "                                         ^\n"
+        "  a statement that writes all 2 entries of that scale may choose a new one"
+    )
     assert error(model, "d.kernel = nan") == (
         "'d.kernel': nan at [0, 0] cannot be stored in int8 codes\n"
         "  line 1, column 12\n"

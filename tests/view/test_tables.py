@@ -252,7 +252,7 @@ BARE, ALONE = keras.layers.Dense(2), keras.Sequential([keras.Input((4,)), keras.
         (ALONE, None, ["one.output"]),
         (ALONE, "**", ["one.output"]),
         (ALONE, "*", ["one.output"]),
-        (ALONE, "**.output", ["output", "one.output"]),
+        (ALONE, "**.output", ["one.output"]),
         (ALONE, "input", ["input"]),
         (ALONE, "(one|on?).output", ["one.output"]),
         (BARE, None, ["output"]),
