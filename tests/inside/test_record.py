@@ -274,7 +274,7 @@ def test_as_a_mapping(dense):
         clean["dense_1.input"]
     assert str(caught.value) == (
         "'dense_1.input' was not recorded\n  line 1, column 1\n    dense_1.input\n    ^^^^^^^^^^^^^\n"
-        "  recorded: dense_1.output, dense_2.output, output"
+        "  recorded: dense_1.output, dense_2.output"
     )
 
 
