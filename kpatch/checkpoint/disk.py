@@ -52,6 +52,7 @@ class Source:
     @contextlib.contextmanager
     def parsed(self) -> Iterator[IO[bytes]]:
         """A block with the open file, to parse it; raises `FileError` if the file changes meanwhile."""
+        check_regular(self.real)
         with self.real.open("rb") as file:
             self._state = _state(os.fstat(file.fileno()))
             try:
@@ -87,6 +88,7 @@ class Source:
 
     def open(self) -> IO[bytes]:
         """Opens the parsed file again; raises `FileError` if it has changed."""
+        check_regular(self.real)
         file = self.real.open("rb")
         try:
             self.check(file.fileno())
@@ -114,6 +116,16 @@ class Source:
         raise FileError(f"'{self}' was replaced or removed while kpatch edited it; the edit was not made")
 
 
+def check_regular(path: "str | os.PathLike[str]") -> None:
+    """Raises `FileError` if a path names a pipe, a socket or a device: to open one may wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # an error of what opens it
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FileError(f"'{path}' is not a regular file or a folder")
+
+
 def _after_edits(before: State | None, wanted: State) -> State | None:
     """The state after this process's edits, followed up to `wanted`."""
     for _ in range(len(_edits)):
@@ -130,6 +142,7 @@ def _state(state: os.stat_result) -> State:
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Locks a file for one edit at a time, if the system has locks; `FileError` if another process holds the lock."""
+    check_regular(path)
     try:
         import fcntl
     except ImportError:

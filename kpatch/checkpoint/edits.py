@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kpatch import backends
 from kpatch.checkpoint import destinations, editor, formats, journal, recovery
 from kpatch.checkpoint.arrays import Array
-from kpatch.checkpoint.disk import Source, failing
+from kpatch.checkpoint.disk import Source, check_regular, failing
 from kpatch.checkpoint.given import Given
 from kpatch.checkpoint.names import FileNames
 from kpatch.checkpoint.opened import Checkpoint
@@ -187,7 +187,7 @@ def apply(
 
 
 @boundary
-def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
+def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> Path | None:
     """Takes back the latest edit of a file that was made with `journal=True`; called again, the one before it.
 
     Args:
@@ -195,8 +195,11 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
         discard: remove the journal instead, and leave the file as it is: that of an edit that was cut off and cannot be
             put back, else that of the latest edit.
 
+    Returns:
+        With `discard` the path of the journal that was removed, else `None`.
+
     Raises:
-        UndoError: there is no such edit, or the file has changed since.
+        UndoError: there is no such edit, or the bytes that it wrote have changed since.
         FileError: the journal is damaged, or the file is being edited.
 
     Example:
@@ -212,17 +215,18 @@ def undo(path: "str | os.PathLike[str]", *, discard: bool = False) -> None:
     path = as_path(path)
     _check_first(path)
     if discard:
-        recovery.discard(Source(formats.main(path)).real)
-        return
+        removed: Path = recovery.discard(Source(formats.main(path)).real)
+        return removed
     opened = Checkpoint(path)
     kept = (recovery.undoable(opened.real) or [None])[-1]
     if kept is None:
         missing = journal.done(opened.real).name
         raise UndoError(f"there is no '{missing}' beside '{path}'; an edit with a journal can be undone")
-    with editor.in_place(opened.real, opened.files, None, keep=None, unchanged=[], undoes=kept) as made:
-        for source, offset, old in recovery.replacements(kept, opened.real, opened.files, made):
+    with editor.in_place(opened.real, opened.files, opened.entry, keep=None, unchanged=[], undoes=kept) as made:
+        for source, offset, old in recovery.replacements(kept, opened.real, opened.files, made, opened.entry):
             made.restore(source, offset, old)
     recovery.undoable(opened.real)  # removes it
+    return None
 
 
 def _check_first(path: Path) -> None:
@@ -239,20 +243,24 @@ class Logged(NamedTuple):
     """An edit of a file that `undo` can take back.
 
     Attributes:
-        time: when it was made, in seconds since 1970; `None` if kpatch 0.2 made it.
+        time: when it was made, in seconds since 1970; `None` if kpatch 0.2 made it, or if its journal is damaged.
         patch: the text of its patch, up to 65,536 characters.
         size: the number of bytes of its journal.
         journal: the journal's path.
+        damage: if its beginning or its length shows that the journal is damaged, an error that says so, else `None`.
     """
 
     time: float | None
     patch: str
     size: int
     journal: Path
+    damage: str | None = None
 
     @property
     def when(self) -> str:
         """The time for a reader, in the zone of this machine."""
+        if self.damage is not None:
+            return "damaged"
         local = None if self.time is None else time.localtime(self.time)
         return "before kpatch 0.3" if local is None else time.strftime("%Y-%m-%d %H:%M:%S", local)
 
@@ -263,10 +271,10 @@ class Logged(NamedTuple):
 
 @boundary
 def log(path: "str | os.PathLike[str]") -> list[Logged]:
-    """The edits of a file that `undo` can take back, the latest first.
+    """The edits of a file that `undo` can take back, the latest first; one whose journal is damaged says so.
 
     Raises:
-        FileError: the file cannot be read, or a journal is damaged.
+        FileError: the file cannot be read.
 
     Example:
         >>> import keras, kpatch, tempfile
@@ -278,11 +286,22 @@ def log(path: "str | os.PathLike[str]") -> list[Logged]:
         >>> [edit.patch for edit in kpatch.checkpoint.log(path)]
         ['head.bias *= 2', 'head.bias = 7']
     """
-    main = Source(formats.main(path)).real
+    main = Source(formats.main(as_path(path))).real
     with failing(f"cannot read '{path}'"):
         main.stat()
-        found = [(journal.head(each, main), each) for each in reversed(recovery.undoable(main))]
-        return [Logged(head.time, head.patch, each.stat().st_size, each) for head, each in found]
+        check_regular(main)
+        return [_logged(each, main) for each in reversed(recovery.undoable(main))]
+
+
+def _logged(kept: Path, path: Path) -> Logged:
+    size = kept.stat().st_size
+    try:
+        head = journal.head_of_whole(kept, path)
+    except FileError as error:
+        if kept != recovery.latest(path):
+            error.notes = ("'kpatch undo' takes back the later edits first",)
+        return Logged(None, "", size, kept, str(error))
+    return Logged(head.time, head.patch, size, kept)
 
 
 def _written(checked: Checked) -> list[Array]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kpatch.checkpoint import archive, hdf5, safetensors, shards
 from kpatch.checkpoint.arrays import Array
-from kpatch.checkpoint.disk import Source
+from kpatch.checkpoint.disk import Source, check_regular
 from kpatch.errors import FileError
 
 ARCHIVE, HDF5, SAFETENSORS = ".keras", ".h5", ".safetensors"
@@ -85,6 +85,7 @@ def kind(path: "str | os.PathLike[str]") -> str:
     """
     if os.path.isdir(path):
         return _kind_of_folder(Path(path))
+    check_regular(path)
     start, end = _start(path), suffix(path)
     if start == _HDF5_MARK:
         return HDF5
@@ -101,6 +102,8 @@ def kind(path: "str | os.PathLike[str]") -> str:
     if told := _FOREIGN_MARKS.get(start[:4], by_name):
         raise _foreign(path, told)
     notes = ["it looks like a patch, which comes after the model"] if is_like_a_patch(path) else []
+    if not notes and not os.path.lexists(path):
+        raise FileError(f"cannot read '{path}': no such file or directory")
     raise FileError(f"'{path}' does not end in {NAMED}", notes=notes)
 
 

@@ -44,7 +44,10 @@ _END = struct.Struct("<QI")  # the end of the complete records, and its checksum
 _HEADER = struct.Struct("<II")  # the header's length and checksum
 _RECORD = struct.Struct("<HQIII")  # the file's number, the offset, the length, the checksums of the new bytes
 _SUM = struct.Struct("<I")
+MARKS = (MAGIC, BEFORE)
 LARGEST_HEADER = 2**24
+BY_HAND = "move it away by hand: kpatch removes only what it wrote"
+FOREIGN, CUT = "it does not begin like a journal", "it does not end like a journal"
 LONGEST_PATCH = 2**16  # characters of a patch that are kept
 SECTOR = 512  # bytes that the disk writes atomically
 
@@ -238,27 +241,58 @@ def read(journal, path):
 
 def head(journal, path):
     """The `Head` of the journal of an edit of a file; raises as `read` does."""
+    return _checked(journal, path, _head)
 
-    def begin(file):
-        _check_mark(file)
-        file.read(_END.size)
-        return _header(file)
 
-    return _checked(journal, path, begin)
+def head_of_whole(journal, path):
+    """The `Head` of the journal of a finished edit; also raises if its length is another, and does not read it all."""
+    return _checked(journal, path, functools.partial(_head, is_whole=True))
+
+
+def _head(file, is_whole=False):
+    _check_mark(file)
+    end = file.read(_END.size)
+    found = _header(file)
+    if is_whole and end != _end(os.fstat(file.fileno()).st_size):
+        raise ValueError(CUT)
+    return found
+
+
+def check_removable(journal):
+    """Raises a `FileError` if a file that has the name of a journal is none, so that it is not removed."""
+    try:
+        _reading(journal, _check_begun)
+    except ValueError as error:
+        raise FileError(f"'{journal}' is not removed: {error}", notes=[BY_HAND]) from error
+
+
+def _check_begun(file):
+    """Raises a `ValueError` if a file, as far as it goes, does not begin like a journal."""
+    if not _is_begun(file.read(len(MAGIC))):
+        raise _ForeignError(FOREIGN)
 
 
 def _checked(journal, path, reads):
     try:
-        if not stat.S_ISREG(journal.stat().st_mode):
-            raise ValueError("it is not a regular file")
-        with journal.open("rb") as file:
-            return reads(file)
+        return _reading(journal, reads)
     except ValueError as error:
         raise damaged(journal, path, error) from error
 
 
+def _reading(journal, reads):
+    if not stat.S_ISREG(journal.stat().st_mode):
+        raise _ForeignError("it is not a regular file")
+    with journal.open("rb") as file:
+        return reads(file)
+
+
+class _ForeignError(ValueError):
+    """The reason why a file that has the name of a journal is none."""
+
+
 def damaged(journal, path, why):
-    return FileError(f"'{journal}', the journal of an edit of '{path}', is damaged: {why}", notes=[way_out(path)])
+    note = BY_HAND if isinstance(why, _ForeignError) else way_out(path)
+    return FileError(f"'{journal}', the journal of an edit of '{path}', is damaged: {why}", notes=[note])
 
 
 def way_out(path):
@@ -294,8 +328,12 @@ def _check_mark(file):
     start = file.read(len(MAGIC))
     if not start:
         raise ValueError("it is empty")
-    if start not in (MAGIC, BEFORE):
-        raise ValueError("it does not begin like a journal")
+    if start not in MARKS:
+        raise (ValueError if _is_begun(start) else _ForeignError)(FOREIGN)
+
+
+def _is_begun(start):
+    return any(mark.startswith(start) for mark in MARKS)
 
 
 def _header(file):

@@ -5,7 +5,6 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def show(source: Any, selector: str | None = None, /, *, stats: bool = False, ac
             raise UnsupportedError("activations have values only while the model runs; leave out stats (--stats)")
         return Listing(_activations(source, wanted), None)
     if isinstance(source, (str, os.PathLike)):
-        source = Checkpoint(Path(source))
+        source = Checkpoint(source)
     if not isinstance(source, Checkpoint):
         source = ModelArrays(source)
     return Listing.of(source, selected(source, wanted), stats)
@@ -175,7 +174,7 @@ class Listing(Shown):
 def _activations(source: Any, selector: ast.Selector | None) -> list[ListedActivation]:
     """The activations of a model, or of the model in a file: all, or those that a selector means."""
     if isinstance(source, (str, os.PathLike)):
-        source = Checkpoint(Path(source))
+        source = Checkpoint(source)
     from keras.layers import InputLayer
 
     from kpatch.inside import shapes
@@ -239,11 +238,13 @@ def _selected(source: Any, selector: ast.Selector) -> list[tuple[str, Any]]:
 
 
 def _dtype(source: Any, array: Any) -> str:
-    """The dtype of an array as `kpatch show` tells it: `float32 of int8 codes`; `int8 codes` in a file without more."""
+    """The dtype of an array as `kpatch show` tells it: `float32 of int8 codes`; `int8 codes` if Keras's layers are not
+    known, whose variables are int8 if they are quantised."""
     if told := getattr(array, "told", None):
         return f"{array.dtype} of {told}"
     bare = isinstance(source, Checkpoint) and source.index is source.own
-    return f"{array.dtype} codes" if bare and array.dtype == "int8" else array.dtype
+    codes = bare and array.dtype == "int8" and f"/{array.path}".rpartition("/")[0].endswith("/vars")
+    return f"{array.dtype} codes" if codes else array.dtype
 
 
 class Statistics:

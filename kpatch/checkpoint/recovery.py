@@ -11,7 +11,9 @@ import zlib
 
 from kpatch.checkpoint.disk import BINARY, close, failing, lock, read_at, sync
 from kpatch.checkpoint.journal import (
+    CUT,
     begun,
+    check_removable,
     damaged,
     described,
     first,
@@ -115,16 +117,18 @@ def _changed(journal, path, file):
     return FileError(message, notes=[f"if the file is as you want it: {way_out(path)}"])
 
 
-def replacements(journal, path, sources, editor):
+def replacements(journal, path, sources, editor, entry=None):
     """The replacements that undo the latest edit of a file: tuples of a `Source`, an offset and the old bytes.
 
-    They come in reverse order. The whole journal is checked first, then each record before it is yielded.
+    They come in reverse order. The whole journal is checked first, then each record before it is yielded. Those of the
+    checksum of an archive's weights are left out: it also changes by later edits, and the editor updates it.
 
     Args:
         journal: the path of the journal.
         path: the file.
         sources: the files of which it consists.
         editor: an `Editor` of these files.
+        entry: the `archive.Member` that contains the arrays, or `None`.
 
     Raises:
         FileError: the journal is damaged.
@@ -132,12 +136,14 @@ def replacements(journal, path, sources, editor):
     """
     contents = read(journal, path)
     if not contents.whole:
-        raise damaged(journal, path, "it does not end like a journal")
+        raise damaged(journal, path, CUT)
     now = described(path, sources, map(editor.descriptor, sources))
     if contents.files != [(name, state.st_size, state.st_ino) for name, state in now]:
         raise UndoError(f"'{journal}' is of another file than '{path}' is now", notes=[way_out(path)])
     with journal.open("rb") as log:
         for record in reversed(contents.records):
+            if entry is not None and record.offset in entry.fields:
+                continue
             source = sources[record.file]
             if zlib.crc32(editor.bytes(source, record.offset, record.length)) != record.new_sum:
                 raise UndoError(f"'{path}' has changed since the edit that '{journal}' undoes", notes=[way_out(path)])
@@ -173,16 +179,22 @@ def discard(path):
 
     Raises:
         UndoError: the file has no journal.
-        FileError: another process is editing the file.
+        FileError: another process is editing the file, or what has the journal's name is none.
     """
     with failing(f"cannot remove the journal of '{path}'"), lock(path):
-        for journal in (begun(path), *reversed(undoable(path))):
-            if os.path.lexists(journal):
-                journal.unlink()
-                with contextlib.suppress(OSError):  # it is removed
-                    sync(path.parent)
-                return journal
-    raise UndoError(f"'{path}' has no journal")
+        journal = latest(path)
+        if journal is None:
+            raise UndoError(f"'{path}' has no journal")
+        check_removable(journal)
+        journal.unlink()
+        with contextlib.suppress(OSError):  # it is removed
+            sync(path.parent)
+        return journal
+
+
+def latest(path):
+    """The journal that `discard` removes, or `None`."""
+    return next(filter(os.path.lexists, (begun(path), *reversed(undoable(path)))), None)
 
 
 def forget(path, kept):

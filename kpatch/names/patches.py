@@ -6,7 +6,6 @@ import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, Union
 
 from kpatch.errors import BindingError, FileError, PatchSyntaxError, boundary, reason
@@ -126,22 +125,28 @@ def read_text(name: str) -> str:
     return decode(read(name), name).removeprefix("\ufeff")
 
 
-def read(name: str, limit: int = MAX_PATCH) -> bytes:
+def read(name: str, limit: int = MAX_PATCH, place: str = "the model comes before the patch") -> bytes:
     """The content of a file; `-` is standard input.
+
+    Args:
+        name: the file.
+        limit: the most bytes.
+        place: where a model belongs, which is told if the file is one.
 
     Raises:
         FileError: it cannot be read, or is longer than the limit.
     """
+    path = as_path(name)
     try:
         if name == "-":
             data = sys.stdin.buffer.read(limit + 1)
         else:
-            with Path(name).open("rb") as file:
+            with path.open("rb") as file:
                 data = file.read(limit + 1)
     except OSError as error:
         raise unreadable(name, error) from error
     if name.endswith(MODELS):
-        raise FileError(f"'{name}' is a model, not a patch; the model comes before the patch")
+        raise FileError(f"'{name}' is a model, not a patch; {place}")
     if len(data) > limit:
         raise FileError(f"'{name}' is too long: it has more than {limit:,} bytes")
     return data

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kpatch.checkpoint.disk import check_regular
 from kpatch.errors import BindingError, FileError, PatchError, reason
 from kpatch.syntax import is_name, nearest, parse
 
@@ -112,6 +113,7 @@ def _from_file(name: str, text: str, load_model: Callable[[str], Any]) -> Any:
     if kind not in _READERS:
         return load_model(path) if key is None else load_model(path)[key]
     try:
+        check_regular(path)
         if not os.path.isfile(path):
             raise FileNotFoundError(2, "no such file or directory")
         return _READERS[kind](path, key, load_model)

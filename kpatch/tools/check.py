@@ -97,7 +97,7 @@ def _files(paths: tuple[str, ...], findings: list[Finding]) -> Iterator[str]:
         if path != "-" and os.path.isdir(path):
             yield from _search(path, findings)
         else:
-            yield path if path == "-" else str(Path(path))
+            yield path if path in ("-", "") else str(Path(path))
 
 
 def _named_in(path: str, name: str) -> str | None:
@@ -129,12 +129,12 @@ def _is_searched(entry: "os.DirEntry[str]") -> bool:
 
 
 def _shown(path: str) -> str:
-    return "<stdin>" if path == "-" else Path(path).as_posix()
+    return {"-": "<stdin>", "": "''"}.get(path) or Path(path).as_posix()
 
 
 def _found(path: str) -> Found:
     if not path.endswith(PYTHON):
-        return Found([patch_file(decode(read(path), path))])
+        return Found([patch_file(decode(read(path, place="--model MODEL.keras looks names up in a model"), path))])
     data = read(path, python_sources.MAX_PYTHON)
     if b"kpatch" not in data:
         return Found([])  # without that word it calls no function of kpatch

@@ -55,6 +55,18 @@ def main(ctx: click.Context, no_cache: bool) -> None:
         ctx.with_resource(remembered.switched_off())
 
 
+class _Path(click.Path):
+    """A path that is not empty, which would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path cannot be empty; '.' is the current folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+
+
 def _set(ctx: click.Context, option: click.Parameter, given: bool) -> None:
     if given:
         setattr(ctx.ensure_object(printing.Printer), str(option.name), True)
@@ -65,7 +77,7 @@ def _import(ctx: click.Context, option: click.Parameter, names: tuple[str, ...])
         loading.import_modules(names)
 
 
-MODEL = click.argument("model", type=click.Path(path_type=Path))
+MODEL = click.argument("model", type=PATH)
 JSON = click.option(
     "--json",
     is_flag=True,
@@ -100,7 +112,7 @@ IMPORT = click.option(
     help="Statements; repeatable, after PATCH's.",
     shell_complete=completion.statements,
 )
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT.keras", help="The file to write.")
+@click.option("-o", "--output", "out", type=PATH, metavar="OUT.keras", help="The file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.keras if it exists.")
 @click.option("--in-place", is_flag=True, help="Overwrite MODEL.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
@@ -165,9 +177,7 @@ def apply(
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=completion.files)
-@click.option(
-    "--model", type=click.Path(path_type=Path), metavar="MODEL.keras", help="Also check the names in this model."
-)
+@click.option("--model", type=PATH, metavar="MODEL.keras", help="Also check the names in this model.")
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "github"]), default="text", help="The form of the errors."
 )
@@ -234,17 +244,15 @@ def show(model: Path, selector: str | None, stats: bool, activations: bool) -> N
 
 
 @main.command()
-@click.argument("old", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT.kpatch", help="The patch file to write."
-)
+@click.argument("old", type=PATH)
+@click.argument("new", type=PATH)
+@click.option("-o", "--output", "out", type=PATH, metavar="OUT.kpatch", help="The patch file to write.")
 @click.option(
     "--tolerance", type=click.FloatRange(0), default=0.0, help="Entries that differ by at most this much are equal."
 )
 @click.option("--common", is_flag=True, help="Compare what both have, and list the rest.")
 @click.option("--summary", is_flag=True, help="Show a table of the differences.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="OUT.html", help="Write a map of the differences.")
+@click.option("--html", type=PATH, metavar="OUT.html", help="Write a map of the differences.")
 @IMPORT
 @JSON
 @QUIET
@@ -308,10 +316,9 @@ def undo(model: Path, discard: bool) -> None:
     """
     from kpatch import checkpoint
 
-    checkpoint.undo(model, discard=discard)
-    done = f"removed the journal of {model}; the file is unchanged" if discard else f"restored {model}"
-    printing.current().tell(done)
-    printing.current().add(file=str(model), restored=not discard)
+    removed = checkpoint.undo(model, discard=discard)
+    printing.current().tell(f"removed '{removed}'; {model} is unchanged" if discard else f"restored {model}")
+    printing.current().add(file=str(model), restored=not discard, removed=None if removed is None else str(removed))
 
 
 @main.command()
@@ -330,6 +337,6 @@ def log(model: Path) -> None:
     edits = checkpoint.log(model)
     for edit in edits:
         told.tell(f"{edit.when}  {edit.journal.name}  {edit.size:,} bytes")
-        for line in edit.patch.splitlines():
+        for line in (edit.damage or edit.patch).splitlines():
             told.tell(f"  {line}")
     told.add(file=str(model), edits=[edit.to_dict() for edit in edits])

@@ -11,10 +11,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from models import dense, filled
+from safetensors.numpy import save_file
 
+import kpatch
 from kpatch import checkpoint
 from kpatch.errors import FileError, PatchError
+from kpatch.tools.command_line import main
 
 pytestmark = pytest.mark.backend_free
 
@@ -66,10 +70,71 @@ def test_a_link_that_leads_to_itself(tmp_path):
     assert str(info.value) == f"cannot read '{path}': too many levels of symbolic links"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.parametrize("name", ["p.keras", "p.safetensors", "p.weights.h5", "p.weights.json", "p"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": np.zeros(3, "float32")}, "a.safetensors")
+    os.mkfifo(name)
+    refused = f"'{name}' is not a regular file or a folder"
+    for call in (
+        lambda: kpatch.show(name),
+        lambda: checkpoint.open(name),
+        lambda: checkpoint.apply(name, "w = 1", in_place=True),
+        lambda: checkpoint.apply("a.safetensors", "w = $b._", in_place=True, b=Path(name)),
+        lambda: kpatch.diff("a.safetensors", name),
+        lambda: checkpoint.undo(name),
+        lambda: checkpoint.undo(name, discard=True),
+        lambda: checkpoint.log(name),
+    ):
+        with pytest.raises(FileError) as info:
+            call()
+        assert str(info.value) == refused
+    for command in (
+        ["show", name],
+        ["apply", name, "-e", "w = 1", "--in-place"],
+        ["apply", "a.safetensors", "-e", "w = $b._", "--dry-run", "--bind", f"b=@{name}"],
+        ["diff", name, "a.safetensors"],
+    ):
+        assert CliRunner().invoke(main, command).stderr == f"kpatch.FileError: {refused}\n"
+
+
+def test_an_empty_path(tmp_path, monkeypatch):
+    """It is not the folder one stands in."""
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": np.zeros(3, "float32")}, "a.safetensors")
+    for call in (
+        lambda: kpatch.show(""),
+        lambda: kpatch.show("", activations=True),
+        lambda: checkpoint.open(""),
+        lambda: checkpoint.apply("", "w = 1", in_place=True),
+        lambda: checkpoint.apply("a.safetensors", "w = 1", ""),
+        lambda: checkpoint.plan("", "w = 1"),
+        lambda: kpatch.diff("a.safetensors", ""),
+        lambda: kpatch.diff("a.safetensors", "a.safetensors").save(""),
+        lambda: kpatch.load(""),
+        lambda: checkpoint.undo(""),
+        lambda: checkpoint.log(""),
+    ):
+        with pytest.raises(FileError) as info:
+            call()
+        assert str(info.value) == "a path cannot be empty; '.' is the current folder"
+
+
+def test_int8_is_called_codes_only_where_keras_saves_variables(tmp_path):
+    save_file({"w": np.zeros(3, "int8"), "": np.ones(2, "float32")}, tmp_path / "a.safetensors")
+    assert [(row.path, row.dtype) for row in kpatch.show(tmp_path / "a.safetensors").rows] == [
+        ('""', "float32"), ("w", "int8"),
+    ]  # fmt: skip
+
+
 # Archives
 
 
 def test_names_that_are_no_format(tmp_path):
+    none = tmp_path / "model.bin"
+    assert error_of(none) == f"cannot read '{none}': no such file or directory"
+    none.touch()
     assert error_of(tmp_path / "model.bin") == (
         f"'{tmp_path / 'model.bin'}' does not end in .keras, .weights.h5, .weights.json, .safetensors or .h5"
     )

@@ -26,6 +26,7 @@ pytestmark = [
 
 PATCH = "w[0] = 7; w[3] *= 2; z[1:3] = 5; w[0, :2] = 8"
 BEGUN, DONE = ".a.safetensors.kpatch-journal", "a.safetensors.kpatch-undo"
+BY_HAND = "  move it away by hand: kpatch removes only what it wrote"
 WAY_OUT = "  'kpatch undo --discard a.safetensors' removes the journal and does not change the file"
 
 
@@ -76,20 +77,33 @@ class Scene:
         except FileError as error:
             assert self.path.read_bytes() == self.new
             assert self.journal.read_bytes() == data
-            self._discarded()
+            self._discarded(data)
             return str(error)
         assert not self.journal.exists()
         return self.path.read_bytes()
 
-    def _discarded(self):
-        checkpoint.undo(self.path, discard=True)
+    def _discarded(self, data):
+        if is_begun(data):
+            assert checkpoint.undo(self.path, discard=True) == self.journal
+        else:
+            with pytest.raises(FileError) as info:
+                checkpoint.undo(self.path, discard=True)
+            assert str(info.value) == f"'{self.name}' is not removed: {START}\n{BY_HAND}"
+            assert self.journal.read_bytes() == data
+            self.journal.unlink()
         assert os.listdir() == ["a.safetensors"]
         checkpoint.open(self.path)
         assert self.path.read_bytes() == self.new
 
 
-def damaged(name, why):
-    return f"'{name}', the journal of an edit of 'a.safetensors', is damaged: {why}\n{WAY_OUT}"
+def is_begun(data):
+    """Whether a journal has its mark, as far as it goes: kpatch wrote it."""
+    start = data[: len(journal.MAGIC)]
+    return any(mark.startswith(start) for mark in journal.MARKS)
+
+
+def damaged(name, why, way_out=WAY_OUT):
+    return f"'{name}', the journal of an edit of 'a.safetensors', is damaged: {why}\n{way_out}"
 
 
 EMPTY, START, HEADER, RECORD, END = (
@@ -121,7 +135,7 @@ def test_a_journal_that_is_cut_off_at_every_byte(scene):
 def test_a_journal_of_which_every_byte_is_flipped(scene):
     """Where the number that says how many records there are is damaged, the records are all there, and are used."""
     number = range(len(journal.MAGIC), len(journal.MAGIC) + 12)
-    texts = {damaged(scene.name, why) for why in (START, HEADER, RECORD, END)}
+    texts = {damaged(scene.name, why) for why in (HEADER, RECORD, END)} | {damaged(scene.name, START, BY_HAND)}
     for at in range(len(scene.whole)):
         for bits in (1, 0x80, 0xFF):
             data = bytearray(scene.whole)
@@ -135,7 +149,7 @@ def test_a_journal_of_which_every_byte_is_flipped(scene):
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"garbage", bytes(1000), b"kpatch journal 1 [{}]\n", os.urandom(1000)])
 def test_what_is_no_journal(scene, data):
-    assert scene.outcome(data) == damaged(scene.name, START if data else EMPTY)
+    assert scene.outcome(data) == (damaged(scene.name, START, BY_HAND) if data else damaged(scene.name, EMPTY))
 
 
 def test_what_follows_the_records(scene):
@@ -238,7 +252,10 @@ def test_what_stands_where_a_journal_would(scene):
         make(scene.journal)
         command = ["show", "a.safetensors"] if scene.name == BEGUN else ["undo", "a.safetensors"]
         result = CliRunner().invoke(main, command)
-        assert result.stderr == f"kpatch.FileError: {damaged(scene.name, 'it is not a regular file')}\n"
+        why = "it is not a regular file"
+        assert result.stderr == f"kpatch.FileError: {damaged(scene.name, why, BY_HAND)}\n"
+        result = CliRunner().invoke(main, ["undo", "--discard", "a.safetensors"])
+        assert result.stderr == f"kpatch.FileError: '{scene.name}' is not removed: {why}\n{BY_HAND}\n"
         os.rmdir(scene.journal) if scene.journal.is_dir() else scene.journal.unlink()
 
 
@@ -258,10 +275,9 @@ def test_a_journal_that_is_discarded(here):
 
     for command in (["show"], ["undo"], ["apply", "-e", "z = 1", "--in-place"], ["diff", "a.safetensors"]):
         assert run(*command) == (1 + (command[0] == "diff"), f"kpatch.FileError: {damaged(BEGUN, EMPTY)}\n")
-    said = "removed the journal of a.safetensors; the file is unchanged\n"
-    assert run("undo", "--discard") == (0, said)
+    assert run("undo", "--discard") == (0, f"removed '{BEGUN}'; a.safetensors is unchanged\n")
     assert sorted(os.listdir()) == ["a.safetensors", DONE]
-    assert run("undo", "--discard") == (0, said)
+    assert run("undo", "--discard") == (0, f"removed '{DONE}'; a.safetensors is unchanged\n")
     assert run("undo", "--discard") == (1, "kpatch.UndoError: 'a.safetensors' has no journal\n")
     assert Path("a.safetensors").read_bytes() == data
     assert run("apply", "-e", "z = 1", "--in-place")[0] == 0

@@ -3,10 +3,12 @@
 import json
 import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from unittest import mock
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -158,3 +160,84 @@ def test_an_edit_that_was_cut_off_before_it_wrote_is_swept(here):
     leftover.write_bytes(b"")
     checkpoint.apply(NAME, "w = 1", in_place=True)
     assert os.listdir() == [NAME]
+
+
+def test_an_older_journal_that_is_damaged(here):
+    """It is marked, the others are listed, and what the log says of the way out is so."""
+    for patch in ("w = 1", "w = 2"):
+        checkpoint.apply(NAME, patch, in_place=True, journal=True)
+    damaged, healthy = (Path(f"{NAME}.kpatch-undo{end}") for end in ("", "-2"))
+    data = damaged.read_bytes()
+    for length, why in ((20, "its header is damaged"), (len(data) - 1, "it does not end like a journal")):
+        os.truncate(damaged, length)
+        error = f"'{damaged}', the journal of an edit of '{NAME}', is damaged: {why}"
+        lines = run("log", NAME)
+        assert [lines[0].endswith(f"  {healthy}  {healthy.stat().st_size:,} bytes"), *lines[1:]] == [
+            True,
+            "  w = 2",
+            f"damaged  {damaged}  {length:,} bytes",
+            f"  {error}",
+            "    'kpatch undo' takes back the later edits first",
+        ]
+        assert json.loads("".join(run("log", NAME, "--json")))["edits"][1] == {
+            "time": None,
+            "patch": "",
+            "size": length,
+            "journal": str(damaged),
+            "damage": f"{error}\n  'kpatch undo' takes back the later edits first",
+        }
+        damaged.write_bytes(data)
+    os.truncate(damaged, 20)
+    run("undo", NAME)
+    way_out = f"'kpatch undo --discard {NAME}' removes the journal and does not change the file"
+    assert run("log", NAME)[2:] == [f"    {way_out}"]
+    assert run("undo", "--discard", NAME) == [f"removed '{damaged}'; {NAME} is unchanged"]
+    assert (os.listdir(), checkpoint.open(NAME)["w"].tolist()) == ([NAME], [[1] * 4] * 3)
+
+
+def test_discard_removes_the_latest_journal_and_nothing_of_others(here):
+    for patch in ("w = 1", "w = 2"):
+        checkpoint.apply(NAME, patch, in_place=True, journal=True)
+    latest = Path(f"{NAME}.kpatch-undo-2")
+    assert run("undo", "--discard", NAME) == [f"removed '{latest}'; {NAME} is unchanged"]
+    latest.write_text("notes of mine")
+    result = CliRunner().invoke(main, ["undo", "--discard", NAME])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"kpatch.FileError: '{latest}' is not removed: it does not begin like a journal\n"
+        "  move it away by hand: kpatch removes only what it wrote\n"
+    )
+    assert latest.read_text() == "notes of mine"
+
+
+def archive_of_two(path):
+    """A `.keras` archive with two arrays, as Keras writes one, of a class that nobody knows."""
+    with h5py.File("weights", "w") as file:
+        file["layers/dense/vars/0"], file["layers/dense/vars/1"] = np.zeros((3, 4), "float32"), np.ones(4, "float32")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", '{"class_name": "Unknown", "config": {}}')
+        archive.write("weights", "model.weights.h5")
+    os.unlink("weights")
+
+
+def test_an_edit_of_an_archive_is_undone_after_one_of_other_bytes(here):
+    """The archive has one checksum for all arrays: it is computed anew, not compared."""
+    kernel, bias = "layers.dense.vars.0", "layers.dense.vars.1"
+    archive_of_two("a.keras")
+    before = Path("a.keras").read_bytes()
+    for patch in (f"{kernel}[0] = 7", f"{kernel}[2] = 8; {kernel}[2, 1] = 9"):
+        checkpoint.apply("a.keras", patch, in_place=True, journal=True)
+    checkpoint.apply("a.keras", f"{bias}[2] = 5", in_place=True)
+    for left in (7, 0):
+        checkpoint.undo("a.keras")
+        found = checkpoint.open("a.keras")
+        assert (found[kernel][:, 1].tolist(), found[bias].tolist()) == ([left, 0, 0], [1, 1, 5, 1])
+        with zipfile.ZipFile("a.keras") as archive:
+            assert archive.testzip() is None
+    checkpoint.apply("a.keras", f"{bias}[2] = 1", in_place=True)
+    assert Path("a.keras").read_bytes() == before
+    checkpoint.apply("a.keras", f"{kernel}[0] = 7", in_place=True, journal=True)
+    checkpoint.apply("a.keras", f"{kernel}[0, 1] = 6", in_place=True)
+    with pytest.raises(UndoError, match=r"^'a.keras' has changed since the edit that 'a.keras.kpatch-undo' undoes"):
+        checkpoint.undo("a.keras")
+    assert checkpoint.open("a.keras")[kernel][0].tolist() == [7, 6, 7, 7]

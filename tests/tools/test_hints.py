@@ -92,7 +92,8 @@ def test_check_says_what_a_path_may_be(run):
     assert output == (
         "head.bias = 0: FileError: cannot read 'head.bias = 0': no such file or directory\n"
         "  it may be a patch, which is a text and no path\n"
-        "a.safetensors: FileError: 'a.safetensors' is a model, not a patch; the model comes before the patch\n"
+        "a.safetensors: FileError: 'a.safetensors' is a model, not a patch; "
+        "--model MODEL.keras looks names up in a model\n"
         "0 patches in 2 files, 2 errors\n"
     )
 
@@ -106,3 +107,38 @@ def test_an_empty_patch_is_told(run):
     planned = CliRunner().invoke(main, ["apply", "a.safetensors", "e.kpatch", "--dry-run"])
     assert (planned.exit_code, planned.stderr) == (0, "")
     assert planned.stdout.endswith("warning: the patch is empty: it has no statements\n")
+
+
+EMPTY_PATH = "a path cannot be empty; '.' is the current folder"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["apply", "", "-e", "b = 1", "--in-place"],
+        ["apply", "a.safetensors", "-e", "b = 1", "-o", ""],
+        ["show", ""],
+        ["diff", "", "a.safetensors"],
+        ["diff", "a.safetensors", ""],
+        ["diff", "a.safetensors", "a.safetensors", "-o", ""],
+        ["diff", "a.safetensors", "a.safetensors", "--html", ""],
+        ["undo", ""],
+        ["log", ""],
+        ["check", "--model", "", "e.kpatch"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(run, command):
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith(f": {EMPTY_PATH}.")
+
+
+def test_an_empty_path_of_a_patch(run):
+    assert run("apply", "a.safetensors", "", "--dry-run") == f"kpatch.FileError: {EMPTY_PATH}\n"
+    output = CliRunner().invoke(main, ["check", ""]).output
+    assert output == f"'': FileError: {EMPTY_PATH}\n0 patches in 1 file, 1 error\n"
+
+
+def test_a_model_that_is_not_there(run):
+    assert run("show", "missing") == "kpatch.FileError: cannot read 'missing': no such file or directory\n"

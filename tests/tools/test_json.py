@@ -170,7 +170,13 @@ def test_undo_and_log(run):
     told = of_command(run("log", "a.safetensors"), "log")
     assert told["edits"] == [each.to_dict() for each in kpatch.checkpoint.log("a.safetensors")]
     assert told["edits"][0]["patch"] == "head.bias = 7"
-    assert of_command(run("undo", "a.safetensors"), "undo") == {"file": "a.safetensors", "restored": True}
+    assert of_command(run("undo", "a.safetensors"), "undo") == {
+        "file": "a.safetensors", "restored": True, "removed": None,
+    }  # fmt: skip
+    kpatch.checkpoint.apply("a.safetensors", "head.bias = 7", in_place=True, journal=True)
+    assert of_command(run("undo", "--discard", "a.safetensors"), "undo") == {
+        "file": "a.safetensors", "restored": False, "removed": "a.safetensors.kpatch-undo",
+    }  # fmt: skip
 
 
 def test_all_errors_of_a_patch_are_in_the_object(run):
