@@ -293,7 +293,7 @@ def test_undo(tmp_path, name, in_place):
 
 def test_undo_of_a_file_that_has_changed_since(saved):
     checkpoint.apply(saved, "dense_1.bias = 7", in_place=True, journal=True)
-    checkpoint.apply(saved, "dense_1.kernel = 7", in_place=True)
+    checkpoint.apply(saved, "dense_1.bias[1] = 8", in_place=True)
     data = saved.read_bytes()
     with pytest.raises(UndoError, match="has changed since the edit that"):
         checkpoint.undo(saved)
