@@ -113,6 +113,10 @@ class Backend(Protocol):
         """
         return None
 
+    def written(self, variable, values) -> Callable[[], Any]:
+        """The function that gives values that the variable took over; or `None` if others may have come there."""
+        return lambda: values
+
     def view(self, tensor) -> np.ndarray | None:
         """The tensor's memory as a NumPy array to read, or `None` if the host cannot address it."""
         return None

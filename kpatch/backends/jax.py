@@ -106,6 +106,12 @@ class Jax(Backend):
         _set(variable, values)
         return old
 
+    def written(self, variable, values):
+        """As an array of NumPy, if it can: a trainer deletes those of jax that it donates."""
+        if host.is_on_host(values):
+            return super().written(variable, np.asarray(values))
+        return lambda: None if values.is_deleted() else values
+
     def give_back(self, variable, values):
         """An array of NumPy keeps the values then: jax copies the buffer before it is donated."""
         current = _array(variable)

@@ -12,6 +12,7 @@ Other tensors can share the storage: the tensor or array from which the variable
 
 import inspect
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -95,8 +96,13 @@ class Torch(Backend):
         old = variable._value.detach()
         if old.device.type == "cpu" and old.is_shared():
             return None
-        variable._value.data = _like(old, values).contiguous()
+        _move(variable._value, _like(old, values).contiguous())
         return old
+
+    def written(self, variable, values):
+        """torch counts what is written into a parameter; its optimizers write into it."""
+        shared = values.numel() and values.data_ptr() == variable._value.data_ptr()
+        return _Taken(variable._value, values).unchanged if shared else super().written(variable, values)
 
     def view(self, tensor):
         """Uses DLPack: `Tensor.numpy` permanently marks the storage as not resizable."""
@@ -359,7 +365,40 @@ def _writable(variable, donate):
 def _publish(variable, tensor):
     parameter = variable._value
     if parameter.data_ptr() != tensor.data_ptr():
-        parameter.data = tensor
+        _move(parameter, tensor)
+
+
+def _move(parameter, tensor):
+    """Gives the parameter the memory of another tensor."""
+    if left := _taken.get(parameter.data_ptr()):
+        left.settle()
+    parameter.data = tensor
+
+
+_taken = weakref.WeakValueDictionary()  # by the address of their memory
+
+
+class _Taken:
+    """Values whose memory a parameter took over: optimizers write into it, and torch counts that."""
+
+    def __init__(self, parameter, values):
+        self._parameter, self._values = parameter, values
+        self._version = None if parameter.is_inference() else parameter._version  # of those torch counts nothing
+        self._settled = False
+        _taken[parameter.data_ptr()] = self
+
+    def _is_as_it_was(self):
+        return self._version is None or self._parameter._version == self._version
+
+    def settle(self):
+        """The parameter gets other memory now: what is written from now on does not come here."""
+        if not self._settled and not self._is_as_it_was():
+            self._values = None
+        self._settled = True
+
+    def unchanged(self):
+        """The values; `None` if others may have come to their memory."""
+        return self._values if self._settled or self._is_as_it_was() else None
 
 
 def _alone(tensor):

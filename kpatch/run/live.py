@@ -161,7 +161,7 @@ class Live(Named):
         record = self._enter(step, step.selection, self.value(step.place))
         record.begun = True
         if self.writer.take_over(step.place.variable, values) is not None:
-            record.after = None if self.lets_go else values
+            record.after = None if self.lets_go else self.writer.written(step.place.variable, values)
             record.done = True
             return
         self.records.pop()  # with its alias of the variable's memory
@@ -216,7 +216,7 @@ class Live(Named):
         record = self.records[-1]
         if self.writer.is_spread(values) and not self.writer.is_spread(record.before):
             values = after = self.writer.gathered(values)  # so that what is written to a part can be looked at
-        record.after = None if self.lets_go else after
+        record.after = None if self.lets_go else lambda: after
         record.begun = True
         self.writer.write(step.place.variable, target, values, self.donate)
         record.done = True

@@ -14,7 +14,8 @@ from kpatch.run.encoding import StoredStep
 class Record:
     """One write of a journal.
 
-    With a `PackedMask`, `before` is those entries in a row. `after` is `None` where it follows from `before`.
+    With a `PackedMask`, `before` is those entries in a row. `after` is the function that gives what was written, or
+    `None` if that follows from `before`.
 
     Attributes:
         step: the step that writes.

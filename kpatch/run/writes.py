@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from kpatch.view.pictures import Map
 DRAWN = 2**24  # of more entries a picture shows a sample: the offsets of so many take 128 MiB
 SAMPLE = 2**21  # entries of a sample
 BLOCK = 2**18  # entries that are computed together
-SPREAD = "in several processes"  # in place of values, in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,25 +86,26 @@ class Write:
         return drawn
 
 
-class SpreadWrite(Write):
-    """A `Write` to a variable whose values lie in several processes.
+class UnknownWrite(Write):
+    """A `Write` some of whose values are not known: to read them is an `UnsupportedError`.
 
-    Each process may look at it alone, as nothing is asked of the others: so it has no values, and to read `before`,
-    `after`, `asked` or `flat` is an `UnsupportedError`.
+    Attributes:
+        told: what stands in their place in a table.
     """
 
     __slots__ = ()
+    told: ClassVar[str]
 
-    def __init__(self, statement: str, place: Any, entries: Any) -> None:
-        known = {"statement": statement, "path": place.path, "shape": place.shape, "dtype": place.dtype}
+    def __init__(self, statement: str, place: Any, entries: Any, **known: Any) -> None:
+        known |= {"statement": statement, "path": place.path, "shape": place.shape, "dtype": place.dtype}
         for name, value in {**known, "entries": entries}.items():
             object.__setattr__(self, name, value)
 
     @property
-    def flat(self) -> np.ndarray:
+    def after(self) -> np.ndarray:
         raise self._refusal()
 
-    before = after = asked = flat
+    asked = after
 
     def to_dict(self) -> dict[str, Any]:
         known = {name: getattr(self, name) for name in ("statement", "path", "shape", "dtype", "entries")}
@@ -117,11 +117,44 @@ class SpreadWrite(Write):
 
     def map(self) -> Map:
         empty = Map(self.shape)
-        empty.note = "not drawn: the values lie in several processes"
+        empty.note = f"not drawn: {self._refusal().message}"
         return empty
 
     def __repr__(self) -> str:
-        return f"SpreadWrite(statement={self.statement!r}, path={self.path!r}, entries={self.entries})"
+        return f"{type(self).__name__}(statement={self.statement!r}, path={self.path!r}, entries={self.entries})"
+
+    def _refusal(self) -> UnsupportedError:
+        raise NotImplementedError
+
+
+class ChangedWrite(UnknownWrite):
+    """A `Write` whose new values are not known: other values may have come into their memory, as torch trains it."""
+
+    __slots__ = ()
+    told = "not known"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "before": summary(self.before)}
+
+    def _refusal(self) -> UnsupportedError:
+        message = f"the values that came to '{self.path}' are not known: it was written to since, by training say"
+        return UnsupportedError(message)
+
+
+class SpreadWrite(UnknownWrite):
+    """A `Write` to a variable whose values lie in several processes.
+
+    Each process may look at it alone, as nothing is asked of the others: so it has no values.
+    """
+
+    __slots__ = ()
+    told = "in several processes"
+
+    @property
+    def flat(self) -> np.ndarray:
+        raise self._refusal()
+
+    before = flat
 
     def _refusal(self) -> UnsupportedError:
         return UnsupportedError(
@@ -148,12 +181,15 @@ def _write(record: Any, patch: Patch) -> Write:
         entries = selected.count if isinstance(selected, indexing.Mask) else selected.size
         return SpreadWrite(text_in(record.step.statement, patch), record.step.place, entries)
     before = tensors.to_numpy(record.before)
-    after = np.broadcast_to(_after(record, before), before.shape)
+    after = _after(record, before)
+    place = record.step.place
+    text, flat = text_in(record.step.statement, patch), partial(_offsets, record.selection, place.shape)
+    if after is None:
+        return ChangedWrite(text, place, before.size, before=before.ravel(), _flat=flat)
+    after = np.broadcast_to(after, before.shape)
     if isinstance(record.selection, indexing.Mask) and not isinstance(record.selection, indexing.PackedMask):
         mask = tensors.to_numpy(record.selection.mask)
         before, after = before[mask], after[mask]
-    place = record.step.place
-    text, flat = text_in(record.step.statement, patch), partial(_offsets, record.selection, place.shape)
     before, after = before.ravel(), after.ravel()
     return Write(text, place.path, place.shape, place.dtype, before.size, before, after, after, flat)
 
@@ -199,10 +235,11 @@ def _weight_write(stored: StoredStep, patch: Patch) -> Iterator[tuple[Any, Write
     yield stored.statement.span, write
 
 
-def _after(record: Any, before: np.ndarray) -> np.ndarray:
-    """The values written: kept, or computed again from those before."""
+def _after(record: Any, before: np.ndarray) -> np.ndarray | None:
+    """The values written: kept, or computed again from those before; `None` if others have written into them."""
     if record.after is not None:
-        return tensors.to_numpy(record.after)
+        kept = record.after()
+        return None if kept is None else tensors.to_numpy(kept)
     value = semantics.operated(record.step.statement, tensor(record.before), record.step.operand)
     return tensors.to_numpy(value.data)
 
@@ -232,6 +269,10 @@ def columns(asked: bool = False) -> tuple[Column, ...]:
 
 
 def _samples(write: Write, rounds: bool) -> list[str]:
+    if isinstance(write, SpreadWrite):
+        return [write.told] * (2 + rounds)
+    if isinstance(write, ChangedWrite):
+        return [sample(write.before), *[write.told] * (1 + rounds)]
     return [sample(write.before), *[sample(write.asked)] * rounds, sample(write.after)]
 
 
@@ -239,11 +280,5 @@ def overview(found: Iterable[Write]) -> Overview:
     """The writes as rows, with pictures."""
     found = tuple(found)
     rounds = any(w.is_rounded for w in found)
-    rows = [
-        (
-            *(w.statement, w.path, shape(w.shape), f"{w.entries:,}"),
-            *([SPREAD] * (2 + rounds) if isinstance(w, SpreadWrite) else _samples(w, rounds)),
-        )
-        for w in found
-    ]
-    return Overview(columns(rounds), rows, pictures=[None if isinstance(w, SpreadWrite) else w.map for w in found])
+    rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", *_samples(w, rounds)) for w in found]
+    return Overview(columns(rounds), rows, pictures=[None if isinstance(w, UnknownWrite) else w.map for w in found])

@@ -377,6 +377,30 @@ def test_donate_false_takes_nothing_over_that_others_read(model):
     np.testing.assert_array_equal(to_numpy(kernel.value), old)
 
 
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
+def test_an_edit_can_be_looked_at_after_training(model):
+    """jax deletes arrays then, and torch trains in the memory that the new values came in."""
+    before = to_numpy(model.layers[0].kernel.value).ravel().copy()
+    applied = kpatch.apply(model, "dense_1.kernel = _ * 2 + 1; dense_2.bias[0] = 3")
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 4), "float32"), np.zeros((2, 2), "float32"), verbose=0)
+    kernel, bias = applied.writes
+    np.testing.assert_array_equal(kernel.before, before)
+    np.testing.assert_array_equal(bias.after, [3])
+    if BACKEND != "torch":
+        np.testing.assert_array_equal(kernel.after, before * 2 + 1)
+        return
+    assert "not known" in str(applied)
+    assert applied.to_dict()["writes"][0]["after"] is None
+    with pytest.raises(kpatch.UnsupportedError) as caught:
+        kernel.after  # noqa: B018 (which raises)
+    assert str(caught.value) == (
+        "the values that came to 'dense_1.kernel' are not known: it was written to since, by training say"
+    )
+    assert kernel.map().note == f"not drawn: {caught.value}"
+    assert "not known" in applied._repr_html_()
+
+
 @pytest.mark.parametrize("undo", [True, False])
 def test_a_large_edit_keeps_no_model_alive(undo):
     model = models.dense()
