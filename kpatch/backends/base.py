@@ -58,6 +58,7 @@ class Backend(Protocol):
         takes_tensors_as_bounds: `replace_slices` takes spans whose start and count are tensors of a graph.
         xla_hands_out: `hand_out` works in graphs that XLA compiles, where the backend has such graphs.
         compiles_operations: each operation that is called eagerly is a compiled function, and traced anew as they are.
+        compiles_weights_in: a function that closes over weights is compiled with their values as constants.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Backend(Protocol):
     takes_tensors_as_bounds: bool = False
     xla_hands_out: bool = True
     compiles_operations: bool = False
+    compiles_weights_in: bool = False
 
     # -- entries of a variable -----------------------------------------------------------------------------------------
 

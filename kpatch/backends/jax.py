@@ -42,6 +42,7 @@ class Jax(Backend):
     flushes_denormals = True
     lengths_stay_unknown = False
     compiles_operations = True
+    compiles_weights_in = True
 
     def read(self, variable, selection):
         array = _array(variable)

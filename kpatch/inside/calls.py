@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from kpatch.names.watch import StandIn
+
 INSTEAD, INPUTS, EDITS, OUTPUTS, AROUND = range(5)  # ranks of functions, from the inside out: recordings see edits
 
 CALLED = ("call", "quantized_call")  # the latter if the layer is quantised
 _changing = threading.Lock()  # held while functions are added or removed
 
 
-class PatchedCall:
+class PatchedCall(StandIn):
     """What stands in for a method of a layer while blocks last: each adds a function, and takes it away, in any order.
 
     The functions are called as `function(call, ...)`, those of a higher rank first, and in a rank the latest first;
@@ -27,6 +29,7 @@ class PatchedCall:
         self._layer = layer
         self._name = name
         self._before: Callable | None = vars(layer).get(name)
+        self.adds = self._before is None
         self._ranked: tuple[tuple[int, Callable], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

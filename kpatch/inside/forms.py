@@ -31,11 +31,15 @@ _taking = threading.Lock()
 
 
 def form_of(split: Split) -> "Form | None":
-    """The form of an intervention, among those of its model; `None` if it has values with gradients."""
-    if not split.parts or backends.current().records_gradients():
+    """The form of an intervention, among those of its model; `None` if it shares nothing.
+
+    That is so if it has values with gradients, or edits weights of which compiled functions hold the values.
+    """
+    backend = backends.current()
+    if not split.parts or backend.records_gradients() or (split.weights and backend.compiles_weights_in):
         return None
     values = [value for part in split.parts for value in part.live.values()]
-    if any(backends.current().is_traced(value) for value in values if not is_variable(value)):
+    if any(backend.is_traced(value) for value in values if not is_variable(value)):
         return None
     key = split.patch.source, *(_signature(part) for part in split.parts)
     with _taking:

@@ -103,6 +103,7 @@ class Intervention:
     def __init__(self, model: "keras.Layer", patch: Patch, bindings: dict[str, Any], expect: int | None = None) -> None:
         self._given = model, patch, bindings, expect
         self._stack: contextlib.ExitStack | None = None  # what ends the block
+        self._spend: Any = None
         self._prepare()
         self._told = f"kpatch.intervene(model, {reprlib.repr(self._split.patch.source)})"
         message = f"{self._told} had no 'with' block, so it had no effect"
@@ -112,7 +113,11 @@ class Intervention:
         self._split = Split(*self._given)
         self._calls = self._own = Calls(self._split)
         self._form = form_of(self._split)
-        weakref.finalize(self, self._calls.traces.spend).atexit = False
+        if self._spend is not None:
+            self._spend()
+        self._spend = weakref.finalize(self, self._calls.traces.spend)
+        self._spend.atexit = False
+        self._begun = False
         weights, given = self._split.weights_patch()
         checking.check(self._given[0], weights, given)
 
@@ -134,8 +139,10 @@ class Intervention:
         from kpatch.names.index import index
 
         model = self._given[0]
-        if index(model) is not self._split.index:
-            self._prepare()  # the model has changed since
+        stale = self._begun and self._split.weights and backends.current().compiles_weights_in
+        if stale or index(model) is not self._split.index:
+            self._prepare()  # the model has changed since, or a function was compiled with the weights of then
+        self._begun = True
         weights, given = self._split.weights_patch()
         if self._form is not None:
             self._calls = self._form.take(self._own, self._split, functools.partial(Calls, self._split))

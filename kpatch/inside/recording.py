@@ -16,9 +16,9 @@ from kpatch.errors import BindingError, LimitError, PatchError, ResolutionError,
 from kpatch.inside import attention
 from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
+from kpatch.inside.outlets import Outlet, line_of
 from kpatch.inside.outputs import Inputs, Keys, Outputs, first_alone, tensors
 from kpatch.inside.recorded import Recorded, Spot, Tape, selector_of
-from kpatch.inside.traces import Traces
 from kpatch.names.tree import LayerNode, distinct, spelled
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
 from kpatch.values.tensors import to_numpy
@@ -182,7 +182,6 @@ class _Recorder(Tape):
         self._host = host
         self._limit = limit
         self._bytes = 0
-        self._open = False
 
     def begin(self, index: Any, targets: Iterable[Targets], stack: contextlib.ExitStack) -> None:
         backend = backends.current()
@@ -190,22 +189,24 @@ class _Recorder(Tape):
         for node, kind, inner in itertools.chain(*targets):
             places.setdefault((node, kind), set()).add(inner)
         held = list({id(node): node.item for node, _ in places}.values())
-        traces = Traces(index, held)
-        traces.seen = True
-        traces.begin(stack)
-        stack.callback(traces.spend)
+        form = tuple((*place, frozenset(wanted)) for place, wanted in places.items())
+        line = line_of(index, form, held, stack)
+        line.traces.seen = True
+        line.traces.begin(stack)
         if not backend.xla_hands_out:
             _compile_without_xla(distinct([*layers_of(index), *models_with(held)]), stack)
         see = backend.outside_graphs(self._see)
         for (node, kind), wanted in places.items():
             host, side = attention.source(node.item, kind)
             around, rank = (self._around_input, INPUTS) if side == "input" else (self._around_output, OUTPUTS)
-            patch_call(host, functools.partial(around, functools.partial(see, node, kind, wanted)), stack, rank)
+            seen = functools.partial(see, line.outlet, node, kind, wanted)
+            patch_call(host, functools.partial(around, seen), stack, rank)
             if kind == "scores":
                 attention.unfuse(node.item, stack)
-        stack.callback(setattr, self, "_open", False)
-        self._open = True
-        traces.patched()
+        backend.finish()  # what ran before the block has handed out its activations
+        stack.callback(setattr, line.outlet, "recorder", None)
+        line.outlet.recorder = self
+        line.traces.patched()
 
     @staticmethod
     def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +219,7 @@ class _Recorder(Tape):
         see(outputs)
         return outputs
 
-    def _see(self, node: LayerNode, kind: str, wanted: set[Keys], x: Any) -> None:
+    def _see(self, outlet: Outlet, node: LayerNode, kind: str, wanted: set[Keys], x: Any) -> None:
         """Takes what a layer is given or gives; in a graph, has the graph hand it out."""
         from keras.src.backend.common.stateless_scope import in_stateless_scope
 
@@ -227,17 +228,16 @@ class _Recorder(Tape):
         for keys, each in _tensors(layer, kind, wanted, x).items():
             if is_rehearsed(each) or not any(keys[: len(inner)] == inner for inner in wanted):
                 continue
-            place = Spot(id(layer), kind, keys)
-            if first and keys == ("0",):
-                self.first.add(place)
             name = spelled([*node.keys(), kind, *keys])
-            backends.current().hand_out(functools.partial(self._take, name, place), each)
+            place = Spot(id(layer), kind, keys)
+            take = functools.partial(outlet.take, name, place, first and keys == ("0",))
+            backends.current().hand_out(take, each)
         if not in_stateless_scope():  # where Keras would lose the values of weights by an error
             self.check_limit()
 
-    def _take(self, name: str, place: Spot, x: Any) -> None:
-        """Keeps a tensor. A graph may call this after the block, if somebody keeps the graph."""
-        if not self._open or self._bytes > self._limit:
+    def take(self, name: str, place: Spot, first: bool, x: Any) -> None:
+        """Keeps a tensor, under its name, and under that of the layer's output if it is the `first` of several."""
+        if self._bytes > self._limit:
             return
         self._bytes += backends.current().nbytes(x)
         if self._bytes > self._limit:
@@ -245,6 +245,7 @@ class _Recorder(Tape):
             self.taken.clear()
             return
         self.names.setdefault(name, place)
+        self.first |= {place} if first else set()
         self.taken.setdefault(place, []).append(to_numpy(x) if self._host else backends.current().snapshot(x))
 
     def finish(self) -> None:

@@ -20,7 +20,7 @@ from operator import itemgetter
 
 from kpatch.errors import PatchError
 from kpatch.names.modules import buffers, parameters, watch_module, wraps_module
-from kpatch.names.watch import CONTAINERS, Watch
+from kpatch.names.watch import CONTAINERS, StandIn, Watch
 from kpatch.names.weights import weight_of
 from kpatch.syntax.ast import Name, Position
 
@@ -327,7 +327,7 @@ class Walk:
         modules = state.get("_modules", {})  # torch keeps attributes that are layers here
         base, tracker, held, loose = _base_attributes(), state["_tracker"], [], []
         self._seen.clear()
-        names = [name for name in state if name not in base]
+        names = [name for name, value in state.items() if name not in base and not isinstance(value, StandIn)]
         for name, value in chain([(name, state[name]) for name in names], modules.items()):
             if id(value) in known:
                 held.append(((name,), value))

@@ -154,6 +154,33 @@ def test_an_intervention_goes_on_as_it_began():
             assert model().tobytes() == model.expected(lambda hidden, n=n: indexed(hidden, n)).tobytes()
 
 
+def test_weights_that_are_edited():
+    """On jax a function that closes over weights is compiled with their values."""
+    model = Counted()
+    block = kpatch.intervene(model.model, "b.bias *= 2; a.output = 0")
+    for n in range(3):
+        with kpatch.intervene(model.model, "b.bias = $w; a.output[:, :] = $v", w=float(n), v=0.0):
+            assert (model() == n).all()
+        kpatch.apply(model.model, "b.bias = $n", n=float(n))
+        with block:
+            assert (model() == 2 * n).all()
+
+
+def test_a_block_is_no_change_of_the_model():
+    """Else what is made in the block would be made anew after it."""
+    model = Counted()
+    names = index(model.model)
+    with kpatch.intervene(model.model, "count.input *= 2"):
+        assert index(model.model) is names
+        with kpatch.record(model.model, "b.output"):
+            model.model(X)
+            assert index(model.model) is names
+        model.count.more = 1  # an attribute, as one with a layer would be
+        assert index(model.model) is not names
+        names = index(model.model)
+    assert index(model.model) is names
+
+
 @pytest.mark.skipif(BACKEND == "numpy", reason="numpy has no gradients")
 def test_values_with_gradients_are_compiled_in():
     model = Counted()
