@@ -38,12 +38,14 @@ class Line:
 
     Attributes:
         busy: whether a block lasts.
+        spoiled: whether a function may have been compiled in part without the block; then there are no more of them.
     """
 
     def __init__(self, index: Any, layers: list[Any]) -> None:
         self.outlet = Outlet()
         self.traces = Traces(index, layers)
         self.busy = False
+        self.spoiled = False
 
 
 def line_of(index: Any, form: tuple, layers: list[Any], stack: contextlib.ExitStack) -> Line:
@@ -55,7 +57,11 @@ def line_of(index: Any, form: tuple, layers: list[Any], stack: contextlib.ExitSt
         while len(forms) > KEPT:
             for line in forms.popitem(last=False)[1]:
                 line.traces.spend()
-        line = next((each for each in lines if not each.busy), None) or Line(index, layers)
+        free = [each for each in lines if not each.busy]
+        for spoiled in [each for each in free if each.spoiled]:
+            lines.remove(spoiled)
+            spoiled.traces.spend()
+        line = next((each for each in free if not each.spoiled), None) or Line(index, layers)
         if line not in lines:
             lines.append(line)
         stack.callback(setattr, line, "busy", False)

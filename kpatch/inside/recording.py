@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import reprlib
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +17,12 @@ from kpatch.errors import BindingError, LimitError, PatchError, ResolutionError,
 from kpatch.inside import attention
 from kpatch.inside.activations import loop_around, why_not_called
 from kpatch.inside.calls import INPUTS, OUTPUTS, end, is_rehearsed, patch_call
-from kpatch.inside.outlets import Outlet, line_of
+from kpatch.inside.outlets import Line, Outlet, line_of
 from kpatch.inside.outputs import Inputs, Keys, Outputs, first_alone, tensors
 from kpatch.inside.recorded import Recorded, Spot, Tape, selector_of
 from kpatch.names.tree import LayerNode, distinct, spelled
 from kpatch.run.forgetting import forget_compiled, layers_of, models_with
+from kpatch.values.numerics import is_traced
 from kpatch.values.tensors import to_numpy
 
 MAX_RECORDED = 2**31  # bytes that a recording holds, if it is not told another limit
@@ -170,6 +172,7 @@ class Recording(Recorded):
     def _check_called(self) -> None:
         for text, found in self._targets.items():
             if not any(self._tape.of_layer(node.item, kind, inner) for node, kind, inner in found):
+                self._recorder.spoil()
                 message = f"nothing was recorded of '{text}': it was not computed in the block"
                 raise ResolutionError(message, notes=[why_not_called(*found[0][:2])])
 
@@ -182,6 +185,8 @@ class _Recorder(Tape):
         self._host = host
         self._limit = limit
         self._bytes = 0
+        self._line: Line | None = None
+        self._thread = 0
 
     def begin(self, index: Any, targets: Iterable[Targets], stack: contextlib.ExitStack) -> None:
         backend = backends.current()
@@ -190,9 +195,8 @@ class _Recorder(Tape):
             places.setdefault((node, kind), set()).add(inner)
         held = list({id(node): node.item for node, _ in places}.values())
         form = tuple((*place, frozenset(wanted)) for place, wanted in places.items())
-        line = line_of(index, form, held, stack)
-        line.traces.seen = True
-        line.traces.begin(stack)
+        line = self._line = line_of(index, form, held, stack)
+        self._thread = threading.get_ident()
         if not backend.xla_hands_out:
             _compile_without_xla(distinct([*layers_of(index), *models_with(held)]), stack)
         see = backend.outside_graphs(self._see)
@@ -206,7 +210,14 @@ class _Recorder(Tape):
         backend.finish()  # what ran before the block has handed out its activations
         stack.callback(setattr, line.outlet, "recorder", None)
         line.outlet.recorder = self
+        line.traces.seen = True
+        line.traces.begin(stack)  # last, and so it ends first: other threads find no trace of it without the calls
         line.traces.patched()
+
+    def spoil(self) -> None:
+        """What was compiled in the block serves no later one."""
+        if self._line is not None:
+            self._line.spoiled = True
 
     @staticmethod
     def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -231,6 +242,8 @@ class _Recorder(Tape):
             name = spelled([*node.keys(), kind, *keys])
             place = Spot(id(layer), kind, keys)
             take = functools.partial(outlet.take, name, place, first and keys == ("0",))
+            if threading.get_ident() != self._thread and is_traced(each):
+                self.spoil()  # the other thread may go on after the block, where no layer is recorded
             backends.current().hand_out(take, each)
         if not in_stateless_scope():  # where Keras would lose the values of weights by an error
             self.check_limit()

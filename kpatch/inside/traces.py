@@ -38,7 +38,7 @@ class Traces:
         self.seen = False  # whether a function was traced in a block
 
     def begin(self, stack: contextlib.ExitStack) -> None:
-        """Until the stack closes, what is compiled is kept apart. To be called before anything is patched."""
+        """Until the stack closes, what is compiled is kept apart. To be called before anything is edited."""
         self._apart = _enter(self._number)
         if not self._apart:
             self.seen = False
