@@ -18,6 +18,7 @@ import numpy as np
 BLOCK = 2**16  # entries computed at a time
 SHARE = 2**17  # entries that are worth a thread
 THREADS = min(8, os.cpu_count() or 1)
+NAMES = "kpatch-blocks"  # what the names of its threads begin with
 
 ARRAY, NUMBER, RESULT = range(3)  # the kinds of operands
 
@@ -126,9 +127,14 @@ def _scratch(count):
     return [_kept.scratch[at * length : (at + 1) * length] for at in range(count)]
 
 
+def is_own(thread: threading.Thread) -> bool:
+    """Whether that is one of the threads that are kept here, and wait while nothing is computed."""
+    return thread.name.startswith(NAMES)
+
+
 @functools.cache
 def _pool(flushes):
-    return ThreadPoolExecutor(THREADS, "kpatch", _flush_denormals if flushes else None)
+    return ThreadPoolExecutor(THREADS, NAMES, _flush_denormals if flushes else None)
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,6 +6,8 @@ import threading
 import weakref
 from types import FrameType
 
+from kpatch.run import blocks
+
 KEPT = ("train_function", "test_function", "predict_function", "generate_function")  # the last is keras_hub's
 
 
@@ -61,10 +63,11 @@ def _models():
     """All live models; Python does not list what a program has frozen by `gc.freeze()`.
 
     While other threads run it asks for what refers to the classes, which is slower: a list of all objects would refer
-    to a tuple that another thread is filling, and Python cannot resize a tuple that is referred to twice.
+    to a tuple that another thread is filling, and Python cannot resize a tuple that is referred to twice. Those of
+    `blocks` wait.
     """
     global _mark, _frozen
-    if threading.active_count() > 1:
+    if any(thread is not threading.current_thread() and not blocks.is_own(thread) for thread in threading.enumerate()):
         return _distinct([*_models_in(gc.get_referrers(*_model_classes())), *_frozen])
     listed = gc.get_objects()
     # In this order: Python counts what is frozen one by one.
