@@ -54,15 +54,16 @@ class Miss:
     def _no_match(self):
         """The error of a glob without a match: the first part that matches nothing, and the names at that level."""
         form = self.index.forms(self.selector, self.keys)[-1]
+        word = "activation" if form[-1] in ACTIVATIONS else "variable"
+        message, root = f"no {word} matches '{self.selector}'", self.index.root
         if not self.index.may_suggest():
-            return ResolutionError(f"no variable matches '{self.selector}'", span=self.selector.span)
-        message, root = f"no variable matches '{self.selector}'", self.index.root
+            return ResolutionError(message, span=self.selector.span)
         if below := globs.matching(root, [*form, globs.ANY_DEPTH], counted=True):
-            note = f"'{self.selector}.**' matches {_listed(below)}"
+            note = f"'{self.selector}.**' matches {_listed([entry.path for entry in below])}"
             return ResolutionError(f"{message}: it matches only layers", span=self.selector.span, notes=[note])
-        if deeper := globs.matching(root, [globs.ANY_DEPTH, *form], counted=True):
+        if deeper := self._deeper(form):
             message += f"; did you mean '**.{self.selector}'?"
-            notes = ["a selector with a glob starts at the model", f"that matches {_listed(deeper)}"]
+            notes = ["a selector with a glob starts at the model", f"that matches {_listed(deeper, word)}"]
             return ResolutionError(message, span=self.selector.span, notes=notes)
         at, nodes = 0, [root]
         while at < len(form) - 1 and (further := [node for node, _ in globs.walk(root, [*form[: at + 1], ""], True)]):
@@ -76,6 +77,14 @@ class Miss:
         shown = next((node for node in nodes if node.variables or node.children), nodes[0])
         notes = [_contents(shown, spelled(shown.keys()) or "the model")]
         return ResolutionError(message, span=self.spans[at - len(form)], notes=notes)
+
+    def _deeper(self, form):
+        """The variables, or activations, that would match at any depth of the model."""
+        anywhere = [globs.ANY_DEPTH, *form]
+        if form[-1] not in ACTIVATIONS:
+            return [entry.path for entry in globs.matching(self.index.root, anywhere, counted=True)]
+        layers = [node for node in self.index.nodes_before(anywhere) if node.kind == LAYER]
+        return [spelled([*node.keys(), form[-1]]) for node in layers]
 
     def _missing(self):
         forms = self.index.forms(self.selector, self.keys)
@@ -210,9 +219,9 @@ def _child_names(node):
     return list(names.values())
 
 
-def _listed(entries):
-    """The number of entries, and the paths of the first ones."""
-    return f"{len(entries)} variable{'s' * (len(entries) != 1)}, {', '.join(_shortened([e.path for e in entries]))}"
+def _listed(paths, word="variable"):
+    """The number of paths, and the first ones."""
+    return f"{len(paths)} {word}{'s' * (len(paths) != 1)}, {', '.join(_shortened(paths))}"
 
 
 def _shortened(items):

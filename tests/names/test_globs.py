@@ -416,6 +416,19 @@ def test_whole_error_texts(net, text):
     assert failure(net, text) == TEXTS[text].strip("\n")
 
 
+def test_a_glob_of_activations_is_told_where_they_are(net):
+    """As the layers of a language model lie in its backbone."""
+    model = keras.Sequential([keras.Input((4,)), net], name="lm")
+    assert failure(model, "dense_*.output = 0") == (
+        "no activation matches 'dense_*.output'; did you mean '**.dense_*.output'?\n"
+        "  line 1, column 1\n"
+        "    dense_*.output = 0\n"
+        "    ^^^^^^^^^^^^^^\n"
+        "  a selector with a glob starts at the model\n"
+        "  that matches 2 activations, net.dense_1.output, net.dense_2.output"
+    )
+
+
 def test_an_error_names_the_match_among_many():
     """A shape mismatch inside a glob: which of the 53 matches?"""
     made = [layers.Dense(8, name=f"d{i}", kernel_initializer="zeros") for i in range(53)]
