@@ -110,7 +110,7 @@ class Jax(Backend):
     def written(self, variable, values):
         """As an array of NumPy, if it can: a trainer deletes those of jax that it donates."""
         if host.is_on_host(values):
-            return super().written(variable, np.asarray(values))
+            return super().written(variable, _viewed(values))
         return lambda: None if values.is_deleted() else values
 
     def give_back(self, variable, values):
@@ -120,7 +120,7 @@ class Jax(Backend):
             return None
         if current.sharding != values.sharding or current._committed != values._committed:
             return None
-        kept = np.asarray(values)
+        kept = _viewed(values)
         variable._value = values
         return kept
 
@@ -327,6 +327,14 @@ def _everywhere(value):
 def _key():
     """The context that blocks enter. From its first use on, jax traces anew what it has traced before, once."""
     return jax.make_user_context(()) if hasattr(jax, "make_user_context") else None
+
+
+def _viewed(values):
+    """The memory of an array of the host as one of NumPy.
+
+    The process ends if jax is asked for memory that its computation did not get; waiting raises an error.
+    """
+    return np.asarray(values.block_until_ready())
 
 
 def _array(variable):

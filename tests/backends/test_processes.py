@@ -106,7 +106,7 @@ def test_what_is_looked_at_asks_nothing_of_others(seen):
     assert after == [1] * 12
     known = {"statement": "a.kernel *= 2", "path": "a.kernel", "shape": [8, 12], "dtype": "float32", "entries": 96}
     assert told == {**known, "before": None, "after": None, "asked": None}
-    assert drawn == "not drawn: the values lie in several processes"
+    assert drawn == "not drawn: the values of 'a.kernel' lie in several processes"
     assert seen[0]["compared"].splitlines()[0] == "the values of 'a.kernel' lie in several processes"
 
 
