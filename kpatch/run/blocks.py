@@ -49,7 +49,8 @@ def placed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
     count = 0
     for at, op in enumerate(operations):
         operands = tuple((kind, made[place].target if kind == RESULT else place) for kind, place in op.operands)
-        ended = [made[place] for kind, place in op.operands if kind == RESULT and last[place] == at]
+        used_up = {place for kind, place in op.operands if kind == RESULT and last[place] == at}
+        ended = [made[place] for place in used_up]
         free += [each.target for each in ended if each.dtype == op.dtype]  # NumPy computes in place
         if not free:
             free.append(count)

@@ -230,3 +230,20 @@ def test_results_take_the_memory_of_those_that_are_used_up():
     text = "((_ + 1) * (_ - 1) - (_ + 2) * (_ - 2)) * ((_ + 3) * (_ - 3))"
     [step] = kpatch.plan(chain(), f"of_3.kernel = {text}").edits
     assert max(op.target for op in step.value.operations) == 2
+
+
+@pytest.mark.backend_free
+def test_a_result_that_one_operation_takes_twice():
+    """Its scratch is free once, and not for two results at a time."""
+    two, three = (blocks.NUMBER, 0), (blocks.NUMBER, 1)
+    wanted = [
+        ("*", np.multiply, ((blocks.ARRAY, 0), two)),
+        ("*", np.multiply, ((blocks.RESULT, 0), (blocks.RESULT, 0))),
+        ("*", np.multiply, ((blocks.ARRAY, 0), three)),
+        ("+", np.add, ((blocks.RESULT, 1), (blocks.RESULT, 2))),
+    ]
+    operations = [blocks.Operation(*each, np.dtype("float32"), target) for target, each in enumerate(wanted)]
+    x = np.arange(100, dtype="float32")
+    out = np.empty_like(x)
+    blocks.run(blocks.placed(operations), [x], [np.float32(2), np.float32(3)], out)
+    np.testing.assert_array_equal(out, 4 * x * x + 3 * x)
