@@ -12,12 +12,12 @@ import numpy as np
 from kpatch.checkpoint.arrays import Opaque
 from kpatch.checkpoint.loaded import ModelArrays
 from kpatch.checkpoint.opened import Checkpoint
-from kpatch.errors import PatchError, PatchSyntaxError, ResolutionError, UnsupportedError, boundary
+from kpatch.errors import PatchSyntaxError, ResolutionError, UnsupportedError, boundary
 from kpatch.names import attention
 from kpatch.names.globs import ANY_DEPTH
 from kpatch.names.index import index, keys_of
 from kpatch.names.tree import LAYER, spelled
-from kpatch.syntax import ast, nearest, parse
+from kpatch.syntax import ast, nearest, parse_selector
 from kpatch.view import progress
 from kpatch.view.data import number
 from kpatch.view.overview import Column, Overview, shape
@@ -76,14 +76,10 @@ def selector_of(text: str) -> ast.Selector:
     given: Any = text
     if not isinstance(given, str):
         raise PatchSyntaxError(f"a selector is a text behind the model; {examples}. Received: {reprlib.repr(text)}")
-    try:
-        statements = parse(f"{text} = 0").statements
-    except PatchError:
-        statements = ()
-    target = statements[0].target if len(statements) == 1 and isinstance(statements[0], ast.Edit) else None
-    if target is None or target.index is not None or not isinstance(target.selector, ast.Selector):
+    selector = parse_selector(given)
+    if selector is None:
         raise PatchSyntaxError(f"not a selector: {text!r}; {examples}")
-    return target.selector
+    return selector
 
 
 class Listed:

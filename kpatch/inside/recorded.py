@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import BindingError, PatchError, PatchSyntaxError, ResolutionError, ShapeError
+from kpatch.errors import BindingError, PatchError, ResolutionError, ShapeError
 from kpatch.inside.outputs import Keys
 from kpatch.names.bindings import Lender
 from kpatch.names.tree import LayerNode
-from kpatch.syntax import ast, parse
+from kpatch.syntax import ast, parse_selector
 from kpatch.values.dtypes import Value, dtype_name, tensor
 from kpatch.values.numerics import from_numpy
 from kpatch.view.overview import Column, Overview, shape
@@ -226,16 +226,8 @@ def selector_of(text: str) -> ast.Selector:
     """
     if not isinstance(text, str):
         raise BindingError(f"an activation is named by a text, 'dense_1.output'. Received: {text!r}")
-    try:
-        statements = parse(f"{text} = 0").statements
-    except PatchSyntaxError as error:
-        if error.span is not None and error.span[1] <= len(text):  # not in what is added here
-            error.source = text
-            raise
-        statements = ()
-    target = statements[0].target if len(statements) == 1 and type(statements[0]) is ast.Edit else None
-    selector = target and target.index is None and target.selector
-    if not isinstance(selector, ast.Selector):
+    selector = parse_selector(text)
+    if selector is None:
         raise BindingError(f"an activation is named by a selector, 'dense_1.output'. Received: {text!r}")
     return selector
 

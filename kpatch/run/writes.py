@@ -72,6 +72,10 @@ class Write:
         """Whether other values were stored than were asked for."""
         return self.asked is not self.after and self.asked.tobytes() != self.after.tobytes()
 
+    def samples(self, asked: bool) -> list[str]:
+        """Some values before, some of those asked for if the table has them, and some after."""
+        return [sample(self.before), *[sample(self.asked)] * asked, sample(self.after)]
+
     def map(self) -> Map:
         """Where the entries lie in the variable, and by how much each changed, as a picture."""
         drawn, numbers, before, after = Map(self.shape), None, self.before, self.after
@@ -115,6 +119,9 @@ class UnknownWrite(Write):
     def is_rounded(self) -> bool:
         return False
 
+    def samples(self, asked: bool) -> list[str]:
+        return [self.told] * (2 + asked)
+
     def map(self) -> Map:
         empty = Map(self.shape)
         empty.note = f"not drawn: {self._refusal().message}"
@@ -132,6 +139,9 @@ class ChangedWrite(UnknownWrite):
 
     __slots__ = ()
     told = "not known"
+
+    def samples(self, asked: bool) -> list[str]:
+        return [sample(self.before), *super().samples(asked)[1:]]
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "before": summary(self.before)}
@@ -268,17 +278,9 @@ def columns(asked: bool = False) -> tuple[Column, ...]:
     )
 
 
-def _samples(write: Write, rounds: bool) -> list[str]:
-    if isinstance(write, SpreadWrite):
-        return [write.told] * (2 + rounds)
-    if isinstance(write, ChangedWrite):
-        return [sample(write.before), *[write.told] * (1 + rounds)]
-    return [sample(write.before), *[sample(write.asked)] * rounds, sample(write.after)]
-
-
 def overview(found: Iterable[Write]) -> Overview:
     """The writes as rows, with pictures."""
     found = tuple(found)
     rounds = any(w.is_rounded for w in found)
-    rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", *_samples(w, rounds)) for w in found]
+    rows = [(w.statement, w.path, shape(w.shape), f"{w.entries:,}", *w.samples(rounds)) for w in found]
     return Overview(columns(rounds), rows, pictures=[None if isinstance(w, UnknownWrite) else w.map for w in found])

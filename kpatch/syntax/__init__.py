@@ -35,7 +35,7 @@ from kpatch.syntax.ast import (
     walk,
 )
 from kpatch.syntax.parser import MAX_ERRORS
-from kpatch.syntax.patch import MAX_SOURCE, Patch, join, parse
+from kpatch.syntax.patch import MAX_SOURCE, Patch, join, parse, parse_selector
 from kpatch.syntax.spelling import nearest
 from kpatch.syntax.words import is_name, quote
 
@@ -78,6 +78,7 @@ __all__ = [
     "join",
     "nearest",
     "parse",
+    "parse_selector",
     "quote",
     "walk",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from kpatch.errors import BindingError, LimitError, PatchSyntaxError, boundary
 from kpatch.syntax import habits
-from kpatch.syntax.ast import Node
+from kpatch.syntax.ast import Edit, Node, Selector
 from kpatch.syntax.lexer import shorten
 from kpatch.syntax.parser import read_statements
 
@@ -112,6 +112,25 @@ def parse(text: str) -> Patch:
             raise PatchSyntaxError(f"a patch is a string. Received: text={shorten(repr(given))} of type {kind}")
         text = str.__str__(given)
     return _parse_once(text) if len(text) <= MAX_CACHED else _parse_long(text)
+
+
+def parse_selector(text: str) -> Selector | None:
+    """The selector that is all of a text; `None` if the text is something else.
+
+    Raises:
+        PatchSyntaxError: there is a mistake in the text.
+    """
+    try:
+        statements = parse(f"{text} = 0").statements
+    except PatchSyntaxError as error:
+        if error.span is None or error.span[1] > len(text) or set(text) & set(";#\r\n"):
+            return None  # the fault is in the assignment that is added here, or the statement ends before it
+        error.source = text
+        raise
+    if len(statements) != 1 or not isinstance(statements[0], Edit):
+        return None
+    target = statements[0].target
+    return target.selector if target.index is None and isinstance(target.selector, Selector) else None
 
 
 def join(patches: Iterable[Patch]) -> Patch:

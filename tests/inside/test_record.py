@@ -374,6 +374,7 @@ def test_errors_of_bindings(dense):
         ("", "an activation is named by a selector, 'dense_1.output'. Received: ''"),
         ("dense_1.output=1", "an activation is named by a selector, 'dense_1.output'. Received: 'dense_1.output=1'"),
         (3, "an activation is named by a text, 'dense_1.output'. Received: 3"),
+        ("dense_1.output; x", "an activation is named by a selector, 'dense_1.output'. Received: 'dense_1.output; x'"),
         ("((", "expected '|' or ')' after an alternative, found '('"),
     ],
 )

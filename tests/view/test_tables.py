@@ -183,6 +183,9 @@ def test_show():
     assert row.statistics.low == np.min(model.get_layer("dense_1").kernel)
     with pytest.raises(kpatch.PatchSyntaxError, match=r"^not a selector: 'dense_1\.bias = 1'; examples are conv1, "):
         kpatch.show(model, "dense_1.bias = 1")
+    with pytest.raises(kpatch.PatchSyntaxError) as caught:
+        kpatch.show(model, "dense_1.ker nel")
+    assert (caught.value.span, caught.value.source) == ((12, 15), "dense_1.ker nel")
     with pytest.raises(kpatch.ResolutionError, match=r"no variable .dense_3."):
         kpatch.show(model, "dense_3")
 
