@@ -25,6 +25,7 @@ from kpatch.values.tensors import to_numpy
 
 MOMENTS = ("epoch_begin", "epoch_end", "batch_end")
 SLOTS = (KEEP, RESET)
+MANY = 2**63 - 1  # epochs, or steps, of a `fit` that does not say how many
 
 Numbers = int | range
 
@@ -42,7 +43,8 @@ class PatchCallback(keras.callbacks.Callback):
         slots: what becomes of the optimizer's variables for the entries written (momentum, variance): `"keep"`, or
             `"reset"` to what they start from; a moving average then starts from the new value.
         bindings: the values of the patches' `$names`; each patch gets those that it names. A function of the number is
-            called for each, and so is a schedule of `keras.optimizers.schedules`. `$epoch` and `$step` are bound.
+            called for each, and once before, for the check; so is a schedule of `keras.optimizers.schedules`. `$epoch`
+            and `$step` are bound.
         expect: how many variables each patch must match; another number is an error.
         every: a patch that is given alone runs at the numbers that this divides.
         hold: the entries that are written are held until `fit` ends (as by `kpatch.hold`), with nothing compiled anew.
@@ -71,6 +73,7 @@ class PatchCallback(keras.callbacks.Callback):
     _epoch: int
     _step: int
     _first: int
+    _begun: bool
 
     @boundary
     def __init__(
@@ -101,22 +104,23 @@ class PatchCallback(keras.callbacks.Callback):
         self.expect = expect
         self.hold = hold
         self.held = None
+        self._reset()
+
+    def _reset(self) -> None:
         self._epoch = self._step = self._first = 0  # `_first` is the first step of the epoch
+        self._begun = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._epoch = self._step = self._first = 0
+        self._reset()
         self._release()
-        checked = [self._checked(patch, _first(numbers)) for numbers, patch in self.patches.items()]
-        if self.hold:
-            places = {id(step.place.variable): step.place for each in checked for step in each.edits}
-            self.held = GrowingHold(self.model, list(places.values()))
-        self._warn_of_unreached()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._release()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._first = epoch, self._step
+        if not self._begun:
+            self._begin()
         self._apply("epoch_begin", [epoch], logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -128,6 +132,18 @@ class PatchCallback(keras.callbacks.Callback):
         done = range(self._step, self._first + min(batch + 1, length))
         self._apply("batch_end", done, logs)
         self._step = done.stop
+
+    def _begin(self) -> None:
+        """Checks all patches, each for the first number that it runs at: `fit` may go on with a later epoch."""
+        span = self._span()
+        numbers = [_first(each, span.start) for each in self.patches]
+        checked = [self._checked(patch, each) for patch, each in zip(self.patches.values(), numbers, strict=True)]
+        if self.hold:
+            places = {id(step.place.variable): step.place for each in checked for step in each.edits}
+            self.held = GrowingHold(self.model, list(places.values()))
+        if unreached := [number for number in numbers if number not in span]:
+            self._warn_of_unreached(unreached[0], span)
+        self._begun = True
 
     def _checked(self, patch: Patch, number: int) -> Checked:
         named = {node.name for node in ast.walk(patch) if type(node) is ast.Binding}
@@ -163,36 +179,49 @@ class PatchCallback(keras.callbacks.Callback):
         if held is not None:
             held.release()
 
-    def _warn_of_unreached(self) -> None:
-        """Warns of numbers that this `fit` does not reach."""
+    def _span(self) -> range:
+        """The numbers of the epochs or steps of this `fit`. It may not say how many there are."""
         params = self.params or {}
-        end: int = (params.get("epochs") or 0) * (1 if self.on != "batch_end" else params.get("steps") or 0)
-        unreached = [numbers for numbers in self.patches if _first(numbers) >= end > 0]
-        if unreached:
-            unit = "step" if self.on == "batch_end" else "epoch"
-            message = f"a PatchCallback has a patch for {unit} {_first(unreached[0])}, but this fit ends with {end - 1}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        epochs = range(self._epoch, max(params.get("epochs") or MANY, self._epoch + 1))
+        return epochs if self.on != "batch_end" else range(len(epochs) * (params.get("steps") or MANY))
+
+    def _warn_of_unreached(self, number: int, span: range) -> None:
+        unit = "step" if self.on == "batch_end" else "epoch"
+        limit = f"begins with {span[0]}" if number < span[0] else f"ends with {span[-1]}"
+        message = f"a PatchCallback has a patch for {unit} {number}, but this fit {limit}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _numbered(patches: Any, every: int) -> dict[Numbers, Any]:
     """The patches by their numbers."""
     if not isinstance(patches, Mapping):
-        return {range(0, 2**63 - 1, int(every)): patches}
+        return {range(0, MANY, int(every)): patches}
     for number in patches:
-        if not isinstance(number, (Integral, range)) or (isinstance(number, range) and not number):
+        if not _counts(number):
             raise BindingError(
                 'a PatchCallback takes a patch, or {number: patch}, as in {0: "head.bias = 0"}; the number is that of '
-                f"the epoch or step, or a range of them. Received: patches={reprlib.repr(patches)}"
+                f"the epoch or step, from 0 on, or a range of them. Received: patches={reprlib.repr(patches)}"
             )
     return dict(patches)
+
+
+def _counts(given: Any) -> bool:
+    """Whether a key stands for epochs or steps."""
+    if isinstance(given, range):
+        return bool(given) and min(given[0], given[-1]) >= 0
+    return isinstance(given, Integral) and int(given) >= 0
 
 
 def _range(numbers: Numbers) -> range:
     return numbers if isinstance(numbers, range) else range(numbers, numbers + 1)
 
 
-def _first(numbers: Numbers) -> int:
-    return min(_range(numbers)[0], _range(numbers)[-1])
+def _first(numbers: Numbers, start: int = 0) -> int:
+    """The first of the numbers from `start` on; if there is none, the last."""
+    found = _range(numbers)
+    found = found if found.step > 0 else found[::-1]
+    left = found[max(0, -((found.start - start) // found.step)) :]
+    return left[0] if left else found[-1]
 
 
 def _value(given: Any, number: int) -> Any:

@@ -31,14 +31,14 @@ class Activations:
         elif self._kept[key] is None:
             message = f"'{path}' means several tensors: '{node.item.name}' is called more than once"
         else:
-            return tensor_in(self._kept[key], inner, span, self._source)
+            return tensor_in(self._kept[key], node, inner, span, self._source)
         raise ResolutionError(message, span=span, source=self._source)
 
 
-def tensor_in(held, inner, span, source):
-    """A tensor of what a layer is given or gives; the error of a missing one shows its name in the patch."""
+def tensor_in(held, node, inner, span, source):
+    """A tensor of what the layer of a node is given or gives; an error shows its name in the patch."""
     try:
-        return held.tensor(inner)
+        return held.tensor(inner, node.keys())
     except PatchError as error:
         raise error.locate(span, source) from None
 

@@ -45,7 +45,7 @@ class Step:
         self._kind = kind
         self._held = held
 
-    def tensor(self, keys: Keys = ()) -> Any:
+    def tensor(self, keys: Keys = (), path: Keys | None = None) -> Any:
         from keras import layers, ops
 
         x = self._held.tensor(())

@@ -325,7 +325,7 @@ class Calls:
     def _edit(self, part: Part, edit: TensorPatch, held: Any, kept: Activations) -> None:
         if not in_dynamo():
             edit.used = True
-        x = tensor_in(held, part.inner, part.span, self._source)
+        x = tensor_in(held, part.node, part.inner, part.span, self._source)
         if not in_dynamo():
             self.traces.seen = self.traces.seen or is_traced(x)
         values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]

@@ -7,7 +7,7 @@ the input alone means the first argument.
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kpatch.errors import ResolutionError, UnsupportedError
@@ -91,8 +91,8 @@ class Outputs:
         self._layer = layer
         self._name = name
 
-    def tensor(self, keys: Keys) -> Any:
-        """The tensor of some keys, or of none.
+    def tensor(self, keys: Keys, path: Keys | None = None) -> Any:
+        """The tensor of some keys, or of none. Errors name the layer by its path in the model, if it is given.
 
         Raises:
             UnsupportedError: without keys there are several.
@@ -103,11 +103,11 @@ class Outputs:
             x = dict(_items(x)).get(key) if isinstance(x, (list, tuple, Mapping)) else None
         if is_tensor(x):
             return x
+        told = functools.partial(self._told, (self._layer.name,) if path is None else path)
         if keys:
-            message = f"there is no '{self._told(keys)}': '{self._told(())}' is {self._listed()}"
-            raise ResolutionError(message)
+            raise ResolutionError(f"there is no '{told(keys)}': '{told()}' is {self._listed(told)}")
         held = type(self.value).__name__
-        raise UnsupportedError(f"'{self._told(())}' is not one tensor but a {held} of them: {self._listed()}")
+        raise UnsupportedError(f"'{told()}' is not one tensor but a {held} of them: {self._listed(told)}")
 
     def replace(self, keys: Keys, x: Any) -> None:
         """Puts another tensor in the place of the one of these keys."""
@@ -120,11 +120,11 @@ class Outputs:
         alone = keys == ("0",) and is_tensor(self.value) and _has_convention(self._layer)
         return () if alone else keys
 
-    def _told(self, keys: Keys) -> str:
-        return spelled([self._layer.name, *self._name, *keys])
+    def _told(self, path: Keys, keys: Keys = ()) -> str:
+        return spelled([*path, *self._name, *keys])
 
-    def _listed(self) -> str:
-        names = [self._told(keys) for keys, _ in tensors(self.value)]
+    def _listed(self, told: Callable[[Keys], str]) -> str:
+        names = [told(keys) for keys, _ in tensors(self.value)]
         return ", ".join([*names[:SHOWN], *[f"{len(names) - SHOWN} more"] * (len(names) > SHOWN)]) or "no tensor"
 
 
@@ -149,9 +149,9 @@ class Inputs:
         self.kwargs = kwargs
         self._layer = layer
 
-    def tensor(self, keys: Keys) -> Any:
+    def tensor(self, keys: Keys, path: Keys | None = None) -> Any:
         """As of `Outputs`; the first key may be the name of an argument."""
-        return self._present(keys)[1].tensor(self._inner(keys))
+        return self._present(keys)[1].tensor(self._inner(keys), path)
 
     def replace(self, keys: Keys, x: Any) -> None:
         place, argument = self._present(keys)

@@ -8,6 +8,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,9 @@ def record(
         True
     """
     backends.current().refuse_in_dynamo("kpatch.record")
+    given: Any = limit
+    if not isinstance(given, Integral) or given < 0:
+        raise BindingError(f"limit is a number of bytes. Received: limit={limit!r}")
     return Recording(model, what, stack, host, limit)
 
 

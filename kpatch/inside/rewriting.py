@@ -215,7 +215,7 @@ class _Rewriting:
         if (id(layer), kind) in self._read:
             recorded.keep(layer, kind, held)
         for scatter, part in self._of(layer, kind):
-            x = tensor_in(held, part.inner, part.span, self._split.patch.source)
+            x = tensor_in(held, part.node, part.inner, part.span, self._split.patch.source)
             others = [recorded.read(part, name) for name in scatter.patch.free if name in part.reads]
             held.replace(part.inner, scatter([x, *others] if others else x))
 

@@ -77,6 +77,8 @@ def sweep(
         ... ).values[:, 1].tolist()
         [5.0, 7.0]
     """
+    if not callable(metric):
+        raise BindingError(f"metric= is a function that runs the model. Received: metric={metric!r}")
     swept = {**dict(axes or {}), **{name: value for name, value in named.items() if isinstance(value, range)}}
     values = together(bindings, {name: value for name, value in named.items() if not isinstance(value, range)})
     runs = _Runs(model, patch, {name: list(each) for name, each in swept.items()}, values, expect)

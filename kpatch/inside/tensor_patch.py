@@ -13,7 +13,7 @@ import numpy as np
 from kpatch import backends
 from kpatch.errors import BindingError, PatchError
 from kpatch.inside import holders
-from kpatch.names.bindings import Bindings
+from kpatch.names.bindings import Bindings, foreign
 from kpatch.names.meanings import Place, TensorNames, unknown
 from kpatch.names.patches import bound
 from kpatch.run import execute, planner, pure
@@ -211,9 +211,11 @@ def plain(name, value):
         return np.array(value)
     if keras.ops.is_tensor(value):
         return constant(name, value)
-    if hasattr(value, "__array__"):  # an array in a file
-        return np.asarray(value)
-    raise BindingError(f"'${name}' is a {type(value).__name__}; a binding is a number, a list, an array or a tensor")
+    try:
+        return foreign(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # what the libraries' own conversions raise
+        kind = type(value).__name__
+        raise BindingError(f"'${name}' is a {kind}; a binding is a number, a list, an array or a tensor") from error
 
 
 def constant(name, value):

@@ -211,7 +211,7 @@ def _value(value):
         if keras.ops.is_tensor(value):
             _refuse_without_entries(value)
             return tensor(keras.ops.convert_to_tensor(value))
-        value = _foreign(value)
+        value = foreign(value)
     if isinstance(value, np.ma.MaskedArray):
         raise PatchError("a masked array leaves entries without a value; 'filled()' gives them one")
     if value.dtype.name in LITERALS:
@@ -243,8 +243,12 @@ def _plain(value):
     raise PatchError(f"a list holds numbers, and this one a {type(value).__name__}")
 
 
-def _foreign(value):
-    """The array of a tensor of another library, on whatever device it is."""
+def foreign(value):
+    """The array of a tensor of another library, on whatever device it is.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: it has no array.
+    """
     if isinstance(value, (str, bytes)) or not hasattr(value, "__array__"):
         raise TypeError(type(value).__name__)
     if hasattr(value, "detach"):

@@ -219,10 +219,14 @@ class ModelIndex:
         return found, keys[at], inner
 
     def _of_root(self, keys):
-        """Whether names are `output` or `input`, or a tensor in it by its number, of the model or layer itself."""
+        """Whether names are `output` or `input`, or a tensor in it, of the model or layer itself.
+
+        A name that a variable has is none of a tensor: `output.kernel` is of a layer that is not there.
+        """
         first, *inner = keys
-        taken = first in self._nodes or first in self._variables
-        return first in ACTIVATIONS and not taken and all(type(key) is str and key.isdigit() for key in inner)
+        if first not in ACTIVATIONS or first in self._nodes or first in self._variables:
+            return False
+        return all(type(key) is str for key in inner) and keys[-1] not in self._variables
 
     def _steps(self, selector, keys):
         """The nodes of the attention layers of which a selector means a step; a variable's name comes first."""

@@ -420,6 +420,30 @@ def test_which_of_several_tensors(text, message):
     assert str(caught.value) == f"{message}\n  line 1, column 1\n    {text}\n    {'^' * len(line)}"
 
 
+class Pair(keras.Model):
+    def call(self, x):
+        return {"u": x, "v": 2 * x}
+
+
+def test_a_tensor_of_a_dict_that_the_model_gives():
+    """The model itself has no name in a patch; one within another has one, also in an error."""
+    model = Pair(name="pair")
+    with kpatch.intervene(model, "output.u[:, 0] = 7"), kpatch.record(model, "output") as recorded:
+        got = model(X)
+    np.testing.assert_array_equal(np.array(keras.ops.convert_to_numpy(got["u"]))[:, 0], 7)
+    np.testing.assert_array_equal(np.array(keras.ops.convert_to_numpy(got["v"])), 2 * X)
+    assert list(recorded) == ["output.u", "output.v"]
+    outer = keras.Sequential([model, keras.layers.Lambda(lambda x: x["u"])], name="outer")
+    outermost = keras.Sequential([outer])
+    outermost(X)
+    for whole, name in ((model, "output"), (outermost, "outer.pair.output")):
+        with kpatch.intervene(whole, f"{name} = 0"), pytest.raises(kpatch.UnsupportedError) as caught:
+            whole(X)
+        assert caught.value.message == f"'{name}' is not one tensor but a dict of them: {name}.u, {name}.v"
+    with pytest.raises(kpatch.ResolutionError, match=r"^no variable 'output\.kernel'"):
+        kpatch.intervene(models.dense(), "output.kernel = 0")
+
+
 def test_the_first_tensor_by_convention():
     inputs = keras.Input((5, 4))
     model = models.filled(keras.Model(inputs, keras.layers.LSTM(3, return_state=True, name="lstm")(inputs)))

@@ -412,6 +412,14 @@ def test_what_is_not_called(dense):
     assert unpatched(dense)
 
 
+@pytest.mark.backend_free
+@pytest.mark.parametrize("limit", [None, -1, 1.5])
+def test_a_limit_is_a_number_of_bytes(dense, limit):
+    with pytest.raises(kpatch.BindingError) as caught:
+        kpatch.record(dense, "*.output", limit=limit)
+    assert str(caught.value) == f"limit is a number of bytes. Received: limit={limit!r}"
+
+
 @pytest.mark.parametrize("route", ["call", "batches"])
 def test_the_limit(dense, route):
     clean = kpatch.record(dense, "*.output", limit=40)

@@ -1,6 +1,7 @@
 """`PatchCallback`: schedules, values that depend on the step, and entries that are held by and by."""
 
 import itertools
+import warnings
 
 import keras
 import models
@@ -17,12 +18,13 @@ Y = np.random.default_rng(1).normal(size=(32, 2)).astype("float32")
 pytestmark = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
 
 
-def fitted(callback, epochs=4, watch=None, **compiled):
+def fitted(callback, epochs=4, watch=None, initial_epoch=0, **compiled):
     """A model that has been trained with a callback, and the history."""
     model = models.dense()
     model.compile(keras.optimizers.Adam(0.05), "mse", **compiled)
     callbacks = [callback] if watch is None else [callback, watch]
-    history = model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks, shuffle=False)
+    epochs = {"epochs": epochs, "initial_epoch": initial_epoch}
+    history = model.fit(X, Y, batch_size=8, **epochs, verbose=0, callbacks=callbacks, shuffle=False)
     return model, history.history
 
 
@@ -61,11 +63,30 @@ def test_values_of_the_step():
     assert written(model) == [9, 15, np.float32(np.sqrt(15))]
 
 
-def test_a_number_that_is_not_reached():
-    with pytest.warns(RuntimeWarning) as caught:
-        fitted(PatchCallback({1: "dense_1.bias = 0", 7: "dense_1.bias = 1"}))
-    told = [str(each.message) for each in caught if "PatchCallback" in str(each.message)]
-    assert told == ["a PatchCallback has a patch for epoch 7, but this fit ends with 3"]
+@pytest.mark.parametrize(
+    ("patches", "on", "told"),
+    [
+        ({1: "dense_1.bias = 0", 7: "dense_1.bias = 1"}, "epoch_end", "epoch 7, but this fit ends with 3"),
+        ({0: "dense_1.bias = 0"}, "epoch_begin", "epoch 0, but this fit begins with 1"),
+        ({range(12, 20): "dense_1.bias = 0"}, "batch_end", "step 12, but this fit ends with 11"),
+        ({range(9, -1, -9): "dense_1.bias = 0"}, "epoch_end", "epoch 9, but this fit ends with 3"),
+        ({range(3, -1, -1): "dense_1.bias = 0", 11: "dense_1.bias = 0"}, "batch_end", None),
+    ],
+)
+def test_a_number_that_is_not_reached(patches, on, told):
+    """By epochs 1 to 3, of 4 steps each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(PatchCallback(patches, on), initial_epoch=1)
+    given = [str(each.message) for each in caught if "PatchCallback" in str(each.message)]
+    assert given == ([] if told is None else [f"a PatchCallback has a patch for {told}"])
+
+
+def test_a_fit_that_goes_on():
+    """Values are asked for from the first epoch on that it has."""
+    callback = PatchCallback("dense_1.bias = $v", bindings={"v": lambda epoch: {2: 1.0, 3: 2.0}[epoch]})
+    model, _ = fitted(callback, initial_epoch=2)
+    assert written(model) == [2, 2, 2]
 
 
 def test_gradual_pruning(monkeypatch):

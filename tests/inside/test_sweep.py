@@ -146,6 +146,7 @@ def test_an_earlier_sweep_is_gone_on_with(model):
         ("block_0.output = $t", {"t": range(2), "expect": 2}, "the patch matches 0 variables and 1 activation, not 2"),
         ("block_0.output = $v", {"axes": {"v": []}}, "the axis 'v' has no values"),
         (kpatch.parse("block_0.output = 0"), {"t": range(5)}, "kpatch.sweep takes a text, with '$l' in names"),
+        ("block_0.output = $t", {"t": range(2), "metric": 3}, "metric= is a function that runs the model. Received: "),
         ("block_0.output = $t", {"t": range(2), "metric": lambda: "x"}, "metric= returns a number, or an array of"),
     ],
 )

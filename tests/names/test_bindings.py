@@ -142,8 +142,12 @@ def test_tensors_of_torch_on_every_backend(kind):
         "int64": lambda: torch.tensor([[1, 2], [3, 4]]),
         "transposed": lambda: torch.tensor([[1.0, 3.0], [2.0, 4.0]]).T,
     }
-    result = kpatch.edit(keras.ops.zeros((2, 2)), "_ = $v", v=made[kind]())
+    value = made[kind]()
+    result = kpatch.edit(keras.ops.zeros((2, 2)), "_ = $v", v=value)
     assert to_numpy(result).tolist() == [[1, 2], [3, 4]]
+    if BACKEND != "torch":  # where it is a tensor of the backend, and may have a gradient
+        layer = kpatch.layers.ScatterLayer("_ = $v", {"v": value})
+        assert to_numpy(layer(keras.ops.zeros((2, 2)))).tolist() == [[1, 2], [3, 4]]
 
 
 def test_variables_by_their_present_value(model):

@@ -215,13 +215,13 @@ the patch matches 1 variable and 1 activation, not 3
 # Callbacks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("patches", [{"0": "a = 1"}, {0.5: "a = 1"}, {range(2, 2): "a = 1"}])
+@pytest.mark.parametrize("patches", [{"0": "a = 1"}, {0.5: "a = 1"}, {range(2, 2): "a = 1"}, {-1: "a = 1"}])
 def test_a_callback_says_what_it_takes(patches):
     with pytest.raises(kpatch.BindingError) as caught:
         kpatch.callbacks.PatchCallback(patches)
     assert str(caught.value) == (
         'a PatchCallback takes a patch, or {number: patch}, as in {0: "head.bias = 0"}; the number is that of '
-        f"the epoch or step, or a range of them. Received: patches={patches!r}"
+        f"the epoch or step, from 0 on, or a range of them. Received: patches={patches!r}"
     )
 
 
@@ -229,8 +229,8 @@ def test_a_callback_counts(model):
     callback = kpatch.callbacks.PatchCallback({np.int64(0): "dense_1.bias = $undo"}, bindings={"undo": 3}, expect=2)
     callback.set_model(model)
     with pytest.raises(kpatch.ResolutionError, match=r"^the patch matches 1 variable, not 2"):
-        callback.on_train_begin()
+        callback.on_epoch_begin(0)
     callback.expect = 1
-    callback.on_train_begin()
+    callback.on_epoch_begin(0)
     callback.on_epoch_end(0)
     assert bias(model) == [3, 3, 3]

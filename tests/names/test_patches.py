@@ -120,6 +120,7 @@ def test_a_callback_applies_the_arrays_beside_a_file(with_arrays):
     callback, model = kpatch.callbacks.PatchCallback({0: with_arrays}), dense()
     callback.set_model(model)
     callback.on_train_begin()
+    callback.on_epoch_begin(0)
     callback.on_epoch_end(0)
     assert keras.ops.convert_to_numpy(model.layers[0].bias).tolist() == [5, 6, 7]
 
