@@ -145,6 +145,10 @@ class Backend(Protocol):
         """
         return {}
 
+    def writing(self, variables: list) -> AbstractContextManager:
+        """A block in which values of these variables are written: what else uses their memory may be searched once."""
+        return nullcontext()
+
     def memory(self, variable) -> np.ndarray | None:
         """The variable's memory as a flat NumPy array to write, or `None` if others may see it, or NumPy cannot.
 

@@ -124,6 +124,9 @@ class Jax(Backend):
         variable._value = values
         return kept
 
+    def writing(self, variables):
+        return donation.looking_once(variables)
+
     def overwriting(self, variable, program, given):
         """By one compiled function, which donates the buffer, once compiling pays."""
         if not on_one_device(_array(variable)) or host.pays(program.operations, _array(variable)):

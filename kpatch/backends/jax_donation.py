@@ -4,11 +4,16 @@ Donating a buffer deletes every other array over it. NumPy and DLPack views are 
 has such a view. kpatch cannot detect a thread that is reading the variable: use `donate=False`.
 """
 
+import contextlib
 import functools
 import sys
+import threading
 import weakref
+from collections import Counter
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,22 +26,65 @@ _made: weakref.WeakValueDictionary = (
 )  # by id: arrays that were created with a private buffer
 
 
+class _Look(NamedTuple):
+    """What one look through all arrays found.
+
+    Attributes:
+        alone: by id, the arrays over whose buffers there was no other.
+        since: the array that was made just before: all that were made later are younger.
+    """
+
+    alone: Any
+    since: Any
+
+
+_thread = threading.local()  # with the look that is valid in this thread
+
+
+@contextlib.contextmanager
+def looking_once(variables):
+    """Within the block, `private` looks for these variables only at arrays that are made in it."""
+    before = getattr(_thread, "look", None)
+    _thread.look = _look(variables)
+    try:
+        yield
+    finally:
+        _thread.look = before
+
+
+def _look(variables):
+    """The `_Look` for the variables' arrays; `None` if there are less than two."""
+    arrays = [variable._value for variable in variables]
+    arrays = [x for x in arrays if _is_living(x) and on_one_device(x) and x.nbytes > SMALL]
+    clients = set(map(_client, arrays))
+    if len(arrays) < 2 or len(clients) > 1 or not _youngest_first():
+        return None
+    since = concrete(np.zeros(1, "int8"), arrays[0].sharding)
+    shapes = {array.shape for array in arrays}
+    holders: Counter = Counter()
+    for other in _live(since):
+        if _is_living(other) and (other.shape in shapes or not on_one_device(other)):
+            holders.update(_buffers([other]))
+    alone = [array for array in arrays if holders[array.unsafe_buffer_pointer()] == 1]
+    return _Look(weakref.WeakValueDictionary({id(array): array for array in alone}), since)
+
+
 def private(variable):
     """Whether only the variable refers to its buffer, so that it can be donated."""
     if _references(variable) != ALONE:
         return False
     array = variable._value
-    ours = _made.get(id(array)) is array
+    since = _since(array)
     if on_one_device(array):
-        if not ours and array.nbytes <= SMALL:
+        if since is None and array.nbytes <= SMALL:
             return False
-        aliases = _aliases(array, [array], ours)
+        aliases = _aliases(array, [array], since)
         return not aliases or (
             aliases == {id(array.addressable_data(0))} and _handle_references(array) == _handle_alone()
         )
-    if not ours or _shard_references(array) != _shards_alone(frozenset(array.sharding.addressable_devices)):
+    if since is None or _shard_references(array) != _shards_alone(frozenset(array.sharding.addressable_devices)):
         return False
-    return not _aliases(array, parts_of(array), ours)
+    return not _aliases(array, parts_of(array), since)
 
 
 def remember(array):
@@ -44,16 +92,24 @@ def remember(array):
     _made[id(array)] = array
 
 
-def _aliases(array, parts, ours):
+def _since(array):
+    """The array that is older than any alias of this one can be; or `None`."""
+    look = getattr(_thread, "look", None)
+    if look is not None and look.alone.get(id(array)) is array:
+        return look.since
+    return array if _made.get(id(array)) is array else None  # one of ours was created with a private buffer
+
+
+def _aliases(array, parts, since):
     """The ids of other arrays over a buffer of the parts, made for example by `device_put` or `addressable_data`.
 
-    An array of ours was created with a private buffer, so only younger arrays are searched.
+    Those older than the array `since` are not searched.
     """
     found = set()
     shape = parts[0].shape
     own = {id(part) for part in parts}
     for other in _live(parts[0]):
-        if ours and other is array and _youngest_first():
+        if since is not None and other is since and _youngest_first():
             break
         if id(other) in own or other.is_deleted() or (other.shape != shape and on_one_device(other)):
             continue
@@ -62,9 +118,17 @@ def _aliases(array, parts, ours):
     return found
 
 
+def _is_living(x):
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and not x.is_deleted()
+
+
 def _live(array):
     """All arrays of the array's platform."""
-    return next(iter(array.devices())).client.live_arrays()
+    return _client(array).live_arrays()
+
+
+def _client(array):
+    return next(iter(array.devices())).client
 
 
 @functools.cache
@@ -76,7 +140,8 @@ def _youngest_first():
 
 
 def _buffers(arrays):
-    return {part.unsafe_buffer_pointer() for array in arrays for part in parts_of(array)}
+    parts = [part for array in arrays for part in ([array] if on_one_device(array) else parts_of(array))]
+    return {part.unsafe_buffer_pointer() for part in parts}
 
 
 def _references(variable):

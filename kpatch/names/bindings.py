@@ -2,11 +2,13 @@
 
 import os
 import sys
+import weakref
 
 import numpy as np
 
 from kpatch.errors import BindingError, PatchError
 from kpatch.names.meanings import place_of_entry, place_of_weight
+from kpatch.names.tree import Entry
 from kpatch.syntax import Implied, nearest
 from kpatch.values.dtypes import NUMPY, Value, constant, literal, tensor
 from kpatch.values.numerics import from_numpy
@@ -35,6 +37,21 @@ class Bindings:
     def values(self):
         """Pairs of a name and what it stands for."""
         return self._given.items()
+
+    @property
+    def key(self):
+        """What tells values apart that are handed in, if they are models; `None` if there are others."""
+        donors = [held for held in self._given.values() if type(held) is Donor]
+        return tuple((each.name, id(each.index)) for each in donors) if len(donors) == len(self._given) else None
+
+    def remembered(self):
+        """What `recall` takes, without a reference to the models; `None` if it cannot tell all that was named."""
+        named = [donor.remembered() for donor in self._given.values()]
+        return None if None in named else named
+
+    def recall(self, remembered):
+        """Looks up the variables that were named in a use with the same `key`; says whether they are the same still."""
+        return all(donor.recall(*each) for donor, each in zip(self._given.values(), remembered, strict=True))
 
     @property
     def named(self):
@@ -103,10 +120,26 @@ class Donor:
         return self._places.values()
 
     def place(self, node, target):
-        entry = self._entry(node, target)
+        return self._place(self._entry(node, target))
+
+    def _place(self, entry):
         if entry not in self._places:
             self._places[entry] = place_of_entry(entry, f"${self.name}.{entry.path}")
         return self._places[entry]
+
+    def remembered(self):
+        """A weak reference to the index, and the number and the dtype of each of its variables that were looked up.
+
+        `None` if there are others, such as those of an optimizer.
+        """
+        if any(type(entry) is not Entry for entry in self._places):
+            return None
+        return weakref.ref(self.index), [(entry.order, place.dtype) for entry, place in self._places.items()]
+
+    def recall(self, index, named):
+        """Looks up variables by their numbers; says whether they have the same dtypes, and the index is the same."""
+        entries = self.index.entries
+        return index() is self.index and all(self._place(entries[at]).dtype == dtype for at, dtype in named)
 
     def _entry(self, node, target):
         if node.path is None:

@@ -12,6 +12,8 @@ The first of these rules that finds a variable decides:
 The variable found must have the same shape. The counterpart of an optimizer's slot is that slot of the counterpart.
 """
 
+from functools import cached_property
+
 from kpatch.errors import ResolutionError
 from kpatch.names.optimizers import OptimizerEntry
 from kpatch.names.tree import LAYER, StoredEntry, descend, distinct, is_automatic, variables_of
@@ -29,9 +31,12 @@ class Counterparts:
         self.name = name
         self.index = index
         self._found = {}
-        self._parts = _Parts(index.entries)
         self._of_target = {}  # by the id of the target's root: its `_Parts`
         self._aligned = {}  # by the id of a node of the target: the donor's entries in the order of the node's
+
+    @cached_property
+    def _parts(self):
+        return _Parts(self.index.entries)
 
     def of(self, entry):
         """The donor's `Entry` for an `Entry` of the model.
@@ -43,9 +48,17 @@ class Counterparts:
             return self.of(entry.of).stored
         if isinstance(entry, OptimizerEntry):
             return self._of_optimizer(entry)
-        if entry not in self._found:
-            self._found[entry] = self._find(entry)
-        return self._found[entry]
+        found = self._found.get(entry)
+        if found is None:
+            found = self._found[entry] = self._known(entry)
+        return found
+
+    def _known(self, entry):
+        """What was found before, in another use of the donor's index; each entry is told by its number in its model."""
+        numbers = self.index.counterparts.setdefault(_root(entry.owner), {})
+        if entry.order not in numbers:
+            numbers[entry.order] = self._find(entry).order
+        return self.index.entries[numbers[entry.order]]
 
     def _of_optimizer(self, entry):
         """The slot of the counterpart, or the variable of the same name."""
@@ -146,6 +159,12 @@ class _Parts:
         if node not in self._signatures:
             self._signatures[node] = [(_name(entry), entry.shape) for entry in self.below(node)]
         return self._signatures[node]
+
+
+def _root(node):
+    while node.parent is not None:
+        node = node.parent
+    return node
 
 
 def _ancestors(node):

@@ -2,6 +2,7 @@
 
 import os
 import reprlib
+import weakref
 from collections import defaultdict
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ class ModelIndex:
         root: the `LayerNode` of the model.
         entries: each variable once, in the order of `model.weights`, the hidden ones between.
         plans: what `run` makes of patches and these names, and keeps with them.
+        counterparts: of the entries of other models, by their root, the numbers of those with the same place here.
     """
 
     def __init__(self, root):
@@ -48,6 +50,7 @@ class ModelIndex:
         self._walked = True
         self._suggestions = MAX_SUGGESTED
         self.plans = {}
+        self.counterparts = weakref.WeakKeyDictionary()
 
     def begin(self):
         """Whether the model is still as it was; a new use of the index begins."""

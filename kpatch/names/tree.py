@@ -131,8 +131,8 @@ class LayerNode:
     """
 
     __slots__ = (
-        "_below", "_counted", "children", "item", "kind", "layers", "metrics", "numbered", "own", "parent", "routes",
-        "scope", "variables",
+        "__weakref__", "_below", "_counted", "children", "item", "kind", "layers", "metrics", "numbered", "own",
+        "parent", "routes", "scope", "variables",
     )  # fmt: skip
 
     def __init__(self, item, kind, parent, scope=None):

@@ -6,7 +6,7 @@ from functools import lru_cache
 from numbers import Integral
 
 from kpatch.errors import BindingError, ResolutionError, UnsupportedError
-from kpatch.names.bindings import Bindings
+from kpatch.names.bindings import NONE, Bindings
 from kpatch.names.index import index, kept
 from kpatch.names.meanings import ModelNames, Place, TensorNames, place_of_weight
 from kpatch.names.several import EachNames, ModelsIndex, each, list_of
@@ -18,23 +18,39 @@ CACHED_PLANS = 64  # for each model; the oldest is dropped
 
 
 def check(model, patch, bindings, expect=None):
-    """What runs a patch on a model; without bindings kept while neither names nor variables of the model change."""
+    """What runs a patch on a model; kept while names and variables stay, if nothing but models is handed in."""
     return _check(index(model), patch, bindings, expect)
 
 
 def _check(names, patch, bindings, expect):
     if bindings:
-        checked = _made(patch, ModelNames(names, Bindings(bindings)))
+        checked = _check_bound(names, patch, Bindings(bindings))
     else:
         checked = names.plans.get(patch)
         if checked is None:
             checked = _made(patch, ModelNames(names, Bindings({})))
-            if len(names.plans) >= CACHED_PLANS:
-                names.plans.pop(next(iter(names.plans)))
-            names.plans[patch] = checked
+            _keep(names, patch, checked)
     if expect is not None:
         check_expected(checked, expect)
     return checked
+
+
+def _check_bound(names, patch, bindings):
+    """The same with values handed in. What is kept does not keep the models among them alive."""
+    key = None if bindings.key is None else (patch, bindings.key)
+    known, named = names.plans.get(key, (None, ()))
+    if known is not None and bindings.recall(named):
+        return replace(known, names=known.names.given(bindings))
+    checked = _made(patch, ModelNames(names, bindings))
+    if key is not None and (named := bindings.remembered()) is not None:
+        _keep(names, key, (replace(checked, names=checked.names.given(NONE)), named))
+    return checked
+
+
+def _keep(names, key, checked):
+    if len(names.plans) >= CACHED_PLANS:
+        names.plans.pop(next(iter(names.plans)))
+    names.plans[key] = checked
 
 
 def check_all(target, patch, bindings, expect=None):

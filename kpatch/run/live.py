@@ -4,6 +4,7 @@ The order of things makes that hold for an interrupt too, which can come between
 journal before it is made, and restoring twice is the same as restoring once.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Live(Named):
         self._keeps_all = True
         self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
+        self._gone = 0  # how many records were let go
         self._decoded = {}  # weights that are stored as something else, by place, until the next write
 
     def sync(self):
@@ -97,6 +99,11 @@ class Live(Named):
         return tensors.to_numpy(self.writer.read(variable, indexing.Positions(flat, flat.shape)))
 
     # Writing
+
+    def writing(self):
+        """The block in which the steps run."""
+        variables = self._checked.variables if self.donate else ()
+        return self.writer.writing(variables) if len(variables) > 1 else nullcontext()
 
     def begin(self, number):
         """A step begins."""
@@ -258,9 +265,10 @@ class Live(Named):
 
     def _let_go(self):
         """Drops old values, which then nothing can bring back."""
-        self.settle()
+        since = self.records[self._gone :]
+        self._settle(record for record in since if record.before is not None)
         self._spent = True
-        for record in self.records:
+        for record in since:
             record.before = None
             if (
                 record.selection is not None
@@ -268,11 +276,15 @@ class Live(Named):
                 and _has_entries(record)
             ):
                 record.selection = None
+        self._gone = len(self.records)
         self._size = 0
 
     def settle(self):
         """Waits until what was written is there, if the backend computes while Python goes on."""
-        for record in self.records:
+        self._settle(self.records)
+
+    def _settle(self, records):
+        for record in records:
             if record.done and type(record.selection) is not indexing.Point:
                 self.writer.settle(record.step.place.variable)
 
@@ -395,7 +407,8 @@ def apply(checked, donate=True, keep=True, optimizers=(), bar=None):
     agreeing.agree(checked, donate, keep, len(optimizers))
     try:
         try:
-            execute.run(checked, live)
+            with live.writing():
+                execute.run(checked, live)
             if optimizers:
                 resetting.reset(live, optimizers)
             live.settle()

@@ -146,6 +146,11 @@ class Checked:
         return writing(self.steps)
 
     @cached_property
+    def variables(self):
+        """The variables that are written, each once."""
+        return list({id(step.place.variable): step.place.variable for step in self.edits}.values())
+
+    @cached_property
     def doubtful(self):
         """The position of the last step that can still fail, depending on values; or -1."""
         return max((position for position, step in enumerate(self.steps) if step.may_fail), default=-1)

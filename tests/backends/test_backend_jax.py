@@ -323,6 +323,68 @@ def test_older_arrays_are_not_looked_through(monkeypatch):
     assert looked
 
 
+def old(count=3):
+    """Variables whose memory kpatch has not seen yet."""
+    return [keras.Variable(jnp.full(LARGE, float(number))) for number in range(count)]
+
+
+def test_several_variables_are_looked_for_at_once(monkeypatch):
+    """Afterwards, only at arrays that were made since."""
+    variables, others = old(), [jnp.zeros(LARGE) for _ in range(50)]
+    places, looked, buffers = [address(variable) for variable in variables], [], donation._buffers
+    monkeypatch.setattr(donation, "_buffers", lambda arrays: looked.extend(map(id, arrays)) or buffers(arrays))
+    with donation.looking_once(variables):
+        assert len(looked) >= len(others)
+        for turn in range(2):
+            looked.clear()
+            for variable in variables:
+                writer.write(variable, Point((1, 2)), turn)
+            assert not set(looked) & set(map(id, others))
+    assert [address(variable) for variable in variables] == places
+    assert [float(variable.value[1, 2]) for variable in variables] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize("when", ["before", "in the block"])
+def test_what_is_held_keeps_its_values_in_one_look(name, when):
+    variables = old()
+    holder = HOLDERS[name](variables[1].value) if when == "before" else None
+    with donation.looking_once(variables):
+        writer.write(variables[0], Point((1, 2)), 5.0)
+        if holder is None:
+            holder = HOLDERS[name](variables[1].value)
+        before = held(holder)
+        for value in (5.0, 6.0):
+            for variable in variables:
+                writer.write(variable, Point((1, 2)), value)
+                writer.write(variable, indexing.whole(LARGE), value)
+            assert (held(holder) == before).all()
+    assert (variables[1].numpy() == 6).all()
+
+
+def test_variables_over_one_buffer_in_one_look():
+    one = keras.Variable(jnp.zeros(LARGE))
+    two, three = keras.Variable(one.value), keras.Variable(jax.device_put(one.value, jax.devices()[0]))
+    with donation.looking_once([one, two, three, *old()]):
+        for value, variable in enumerate((one, two, three)):
+            writer.write(variable, Point((3, 3)), value + 5.0)
+    assert [float(variable.value[3, 3]) for variable in (one, two, three)] == [5, 6, 7]
+
+
+def test_a_look_ends_with_its_block():
+    variables = old()
+    with pytest.raises(ZeroDivisionError), donation.looking_once(variables):
+        raise ZeroDivisionError
+    assert donation._thread.look is None
+    with donation.looking_once(variables):
+        with donation.looking_once([]):
+            assert donation._thread.look is None
+        assert donation._thread.look.alone
+    variables[0]._value.delete()
+    with donation.looking_once(variables):
+        assert len(donation._thread.look.alone) == 2
+
+
 # Compilations.
 
 

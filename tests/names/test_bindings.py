@@ -1,8 +1,10 @@
 """Values handed in from Python: read once, checked before the first write, and never aliased."""
 
+import gc
 import importlib.util
 import operator
 import re
+import weakref
 
 import keras
 import ml_dtypes
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kpatch
+from kpatch.run import planner
 from kpatch.values.tensors import to_numpy
 
 BACKEND = keras.backend.backend()
@@ -701,3 +704,74 @@ def test_plans_with_bindings_are_not_mixed_up(model):
     for value in (1, 2.5, [1, 2, 3], np.array([4, 5, 6], "float32")):
         kpatch.apply(model, "dense_1.bias = $v", v=value)
         assert bias(model) == np.broadcast_to(np.array(value, "float32"), 3).tolist()
+
+
+# Plans with models handed in are kept.
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """How often a patch was planned."""
+    made, make = [], planner.make
+    monkeypatch.setattr(planner, "make", lambda patch, *args: made.append(patch) or make(patch, *args))
+    return made
+
+
+MERGES = ("**.kernel = 0.5 * _ + $donor._", "** += $donor.dense_1.kernel[0, 0]", "dense_1.kernel.stored = $donor._")
+
+
+@pytest.mark.parametrize("text", MERGES)
+def test_a_plan_with_models_is_kept(text, planned):
+    model, twin, donors = models.dense(), models.dense(), [models.dense(), models.dense()]
+    kpatch.apply(donors[1], "** = 2")
+    for turn in range(4):
+        kpatch.apply(model, text, donor=donors[turn % 2])
+        kpatch.apply(twin, text + " + 0 * $zero", donor=donors[turn % 2], zero=0)  # planned each time
+        assert models.snapshot(model) == models.snapshot(twin)
+    assert len(planned) == 2 + 4 + 1
+
+
+def test_a_plan_that_is_kept_follows_the_models_handed_in(planned):
+    model, donor = models.dense(), models.dense()
+    text = "dense_1.kernel = $donor.dense_1.kernel + $other._"
+    apply = lambda: kpatch.apply(model, text, donor=donor, other=model, expect=1)  # noqa: E731
+    apply(), apply()
+    assert len(planned) == 1
+    with pytest.raises(kpatch.PatchError, match="the patch matches 1 variable, not 2"):
+        kpatch.apply(model, text, donor=donor, other=model, expect=2)
+    donor.get_layer("dense_1").name = "other"
+    with pytest.raises(kpatch.PatchError, match="do not broadcast"):
+        apply()
+    donor.get_layer("other").name = "dense_1"
+    apply()
+    plan = kpatch.plan(model, text, donor=donor, other=model)
+    donor.get_layer("dense_1").name = "other"
+    with pytest.raises(kpatch.PatchError, match="do not broadcast"):
+        kpatch.plan(model, text, donor=donor, other=model)
+    donor.get_layer("other").name = "dense_1"
+    plan.apply(), apply()
+
+
+def test_a_plan_of_a_donor_that_is_quantised():
+    model, donor, twin = models.dense(), models.dense(), models.dense()
+    text = "dense_1.kernel = $donor._"
+    kpatch.apply(model, text, donor=donor)
+    donor.get_layer("dense_1").quantize("int8")
+    for each in (model, twin):
+        kpatch.apply(each, text, donor=donor)
+    assert models.snapshot(model) == models.snapshot(twin)
+
+
+def test_no_plan_keeps_a_model_alive():
+    model, donor = models.dense(), models.dense()
+    kpatch.apply(model, "**.kernel = 0.5 * _ + $donor._", donor=donor, undo=False)
+    kpatch.apply(donor, "**.kernel = 0.5 * _ + $donor._", donor=model, undo=False)
+    held = weakref.ref(donor)
+    del donor
+    gc.collect()
+    assert held() is None
+    held, donor = weakref.ref(model), models.dense()
+    kpatch.apply(model, "**.kernel = 0.5 * _ + $donor._", donor=donor, undo=False)
+    del model
+    gc.collect()
+    assert held() is None

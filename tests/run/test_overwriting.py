@@ -89,6 +89,22 @@ def test_old_values_that_are_kept_and_those_that_are_not_lead_to_the_same_bits()
     applied.undo()
 
 
+def test_what_is_let_go_is_waited_for_once(monkeypatch):
+    """And what was written in place not at all before the end: a backend can compute while Python goes on."""
+    model = chain()
+    kpatch.apply(model, "*.kernel *= 2", undo=False)
+    waited, settle = [], live.Live._settle
+    monkeypatch.setattr(
+        live.Live, "_settle", lambda edit, given: settle(edit, waited.append(list(given)) or waited[-1])
+    )
+    shared = model.layers[1].kernel.value if BACKEND != "torch" else model.layers[1].kernel.value.detach()
+    kpatch.apply(model, "*.kernel *= 2; *.kernel *= 3; of_3.kernel[0] = 1; *.kernel *= 4", undo=False)
+    *before, last = [[str(record.step.place) for record in records] for records in waited]
+    assert len(last) == 7
+    assert sum(map(len, before)) == sum(len(set(names)) for names in before) <= 3
+    del shared
+
+
 def test_what_somebody_else_holds_keeps_its_values():
     model = chain()
     held, before = [backends.current().whole(variable) for variable in model.variables], values(model)
