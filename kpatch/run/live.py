@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kpatch import backends, indexing
-from kpatch.errors import ExecutionError, PatchError
 from kpatch.run import agreeing, derived, encoding, execute, resetting, steps
 from kpatch.run.execute import Named, picked
+from kpatch.run.failures import failed, failed_undo, interrupt_among
 from kpatch.run.programs import IN_BLOCKS
 from kpatch.run.records import Record, enter, latest_link, with_inherited
 from kpatch.run.undo import AppliedPatch
@@ -21,7 +21,6 @@ from kpatch.values.dtypes import NUMPY, tensor
 from kpatch.values.numerics import from_numpy, is_traced
 
 KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
-MAX_LISTED = 20  # writes that an error lists
 
 
 class Live(Named):
@@ -364,9 +363,9 @@ class Live(Named):
         self.sync()
         stays, failures = self.put_back()
         if stays:
-            raise _failed_undo(stays, failures, self._checked.patch)
+            raise failed_undo(stays, failures, self._checked.patch)
         self.derive()
-        return _interrupt(failures)
+        return interrupt_among(failures)
 
 
 def _bytes(step, selection):
@@ -432,9 +431,6 @@ def counts(checked):
     return tuple(execute.counts(checked, live))
 
 
-# What a failure leaves ------------------------------------------------------------------------------------------------
-
-
 def _ended(live, error, patch):
     """Restores what can be restored; gives the exception that says how an edit ended."""
     stays, failures = live.put_back()
@@ -443,70 +439,6 @@ def _ended(live, error, patch):
     except Exception as failure:  # noqa: BLE001 (perhaps the very error that ended the edit)
         failures.append(failure)
     live.link(stays)
-    error = _failed(error, stays, failures, patch)
+    error = failed(error, stays, failures, patch)
     live.ended = True
     return error
-
-
-def _failed(error, stays, failures, patch):
-    notes = _listed(stays, failures, patch)
-    if (interrupt := _interrupt([error, *failures])) is not None:
-        return _told(interrupt, "an edit was cut off", notes, stays, patch)
-    if not isinstance(error, PatchError):
-        notes = notes or ["every variable was put back as it was"]
-        error = _caused_by(error, f"the backend failed while the patch ran: {error}", notes)
-    elif stays and failures:
-        error = _caused_by(failures[0], f"the backend failed while old values were written back: {failures[0]}", notes)
-    else:
-        error.notes = (*error.notes, *notes)
-    error.written = _written(stays, patch)
-    return error
-
-
-def _failed_undo(stays, failures, patch):
-    notes = [*_listed(stays, failures, patch), "undo() can be called again"]
-    if (interrupt := _interrupt(failures)) is not None:
-        return _told(interrupt, "undo() was cut off", notes, stays, patch)
-    error = _caused_by(failures[0], f"the backend failed while old values were written back: {failures[0]}", notes)
-    error.written = _written(stays, patch)
-    return error
-
-
-def _caused_by(cause, message, notes):
-    error = ExecutionError(message, notes=notes)
-    error.__cause__ = cause
-    return error
-
-
-def _interrupt(failures):
-    """The first that is no error: Ctrl-C, or an exit."""
-    return next((failure for failure in failures if not isinstance(failure, Exception)), None)
-
-
-def _told(interrupt, message, notes, stays, patch):
-    """The interrupt itself; if something stays written it says so."""
-    if stays:
-        text = "\n  ".join([message, *notes])
-        if isinstance(interrupt, KeyboardInterrupt) and not interrupt.args:
-            interrupt.args = (text,)
-        else:
-            interrupt.__notes__ = [*getattr(interrupt, "__notes__", ()), text]  # `add_note`, new in Python 3.11
-        interrupt.written = _written(stays, patch)
-    return interrupt
-
-
-def _written(stays, patch):
-    """The text of each statement that stays written, and the variable."""
-    return tuple((patch.source[slice(*s.span)], r.step.place.path) for r in stays for s in r.step.statements)
-
-
-def _listed(stays, failures, patch):
-    """The lines of an error that tell what stays written, and why."""
-    if not stays:
-        return []
-    why = f"writing back failed: {failures[0]}" if failures else "undo=False keeps few old values"
-    partly = [record.before is not None or not record.done for record in stays for _ in record.step.statements]
-    pairs = zip(_written(stays, patch), partly, strict=True)
-    lines = [f"  '{text}' in {path}" + ", perhaps in part" * part for (text, path), part in pairs]
-    more = [f"  and {len(lines) - MAX_LISTED} more"] * (len(lines) > MAX_LISTED)
-    return [f"what stays written ({why}):", *lines[:MAX_LISTED], *more, "everything else was put back as it was"]
