@@ -301,9 +301,14 @@ class Backend(Protocol):
         """A `Cell` with a value."""
         return Cell(self.ops.convert_to_tensor, value)
 
-    def hand_out(self, take, x) -> None:
-        """Calls `take` with a tensor; in a graph with its values, each time that the graph runs, in order."""
+    def hand_out(self, take, x) -> Any:
+        """Calls `take` with a tensor; in a graph with its values, each time that the graph runs, in order.
+
+        Returns:
+            The tensor with which the graph goes on.
+        """
         take(x)
+        return x
 
     def outside_graphs(self, function) -> Any:
         """The function, not traced by dynamo: its calls break the graph, and run between its parts."""

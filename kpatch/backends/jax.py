@@ -226,7 +226,7 @@ class Jax(Backend):
         """The values go through the host: a compiled function of jax gives nothing else out while it runs."""
         if not self.is_traced(x):
             take(x)
-            return
+            return x
         if _several() is not None:  # jax hands out nothing there in order
             self.rescue()
             raise UnsupportedError(
@@ -234,6 +234,7 @@ class Jax(Backend):
                 notes=["call the model by itself, as in model(x), instead of predict, evaluate or fit"],
             )
         jax.debug.callback(lambda values: take(np.array(values)), x, ordered=True)
+        return x
 
     def distinguish(self, key):
         """By a context that is a part of the key of every cache of traces; jax 0.4 has none."""

@@ -134,11 +134,16 @@ class TensorFlow(Backend):
         return VariableCell(value)
 
     def hand_out(self, take, x):
-        """XLA has no such operation; its error names it."""
-        if tf.is_symbolic_tensor(x):
-            tf.py_function(take, [x], [], name="kpatch_record_in_XLA_needs_jit_compile_False")
-        else:
+        """XLA has no such operation; its error names it.
+
+        The graph goes on when the values are out: TensorFlow orders no such operation and a loop with one in it.
+        """
+        if not tf.is_symbolic_tensor(x):
             take(x)
+            return x
+        out = tf.py_function(take, [x], [], name="kpatch_record_in_XLA_needs_jit_compile_False")
+        with tf.control_dependencies([out]):
+            return tf.identity(x)
 
     def exported(self, call, values, free):
         if not _exports(("onnx",)):

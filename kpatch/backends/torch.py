@@ -187,6 +187,7 @@ class Torch(Backend):
         if self.is_traced(x):
             raise UnsupportedError("in a transform of torch.func, or an export, activations have no values to record")
         take(x)
+        return x
 
     def snapshot(self, x):
         """A tensor with gradients stays itself, so that there are gradients with respect to it."""

@@ -190,7 +190,7 @@ def _every(names: Any, nodes: Iterable[Any]) -> Iterator[tuple[Any, str, tuple]]
 
     for node in nodes:
         if node.kind == LAYER and not (node is names.root and isinstance(node.item, keras.Model)):
-            sides = [kind for kind in attention.SIDES if node.parent is not None and attention.has(node.item, kind)]
+            sides = [kind for kind in attention.SIDES if attention.has(node.item, kind)]
             yield from ((node, kind, ()) for kind in ("output", *sides))
 
 

@@ -225,22 +225,27 @@ class _Recorder(Tape):
 
     @staticmethod
     def _around_input(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
-        see((args, kwargs))
+        args, kwargs = see((args, kwargs)) or (args, kwargs)
         return call(*args, **kwargs)
 
     @staticmethod
     def _around_output(see: Callable, call: Callable, *args: Any, **kwargs: Any) -> Any:
         outputs = call(*args, **kwargs)
-        see(outputs)
-        return outputs
+        seen = see(outputs)
+        return outputs if seen is None else seen
 
-    def _see(self, outlet: Outlet, node: LayerNode, kind: str, wanted: set[Keys], x: Any) -> None:
-        """Takes what a layer is given or gives; in a graph, has the graph hand it out."""
+    def _see(self, outlet: Outlet, node: LayerNode, kind: str, wanted: set[Keys], x: Any) -> Any:
+        """Takes what a layer is given or gives; in a graph, has the graph hand it out.
+
+        Returns:
+            What the call goes on with, if that is something else.
+        """
         from keras.src.backend.common.stateless_scope import in_stateless_scope
 
         layer = node.item
         first = kind == "output" and first_alone(layer, x)
-        for keys, each in _tensors(layer, kind, wanted, x).items():
+        passed = _Passed(layer, kind, x)
+        for keys, each in _tensors(layer, kind, wanted, x, passed.seen).items():
             if is_rehearsed(each) or not any(keys[: len(inner)] == inner for inner in wanted):
                 continue
             name = spelled([*node.keys(), kind, *keys])
@@ -248,9 +253,10 @@ class _Recorder(Tape):
             take = functools.partial(outlet.take, name, place, first and keys == ("0",))
             if threading.get_ident() != self._thread and is_traced(each):
                 self.spoil()  # the other thread may go on after the block, where no layer is recorded
-            backends.current().hand_out(take, each)
+            passed.put(keys, each, backends.current().hand_out(take, each))
         if not in_stateless_scope():  # where Keras would lose the values of weights by an error
             self.check_limit()
+        return passed.x
 
     def take(self, name: str, place: Spot, first: bool, x: Any) -> None:
         """Keeps a tensor, under its name, and under that of the layer's output if it is the `first` of several."""
@@ -285,14 +291,34 @@ class _Recorder(Tape):
             raise LimitError(f"the recording needs more than {self._limit:,} bytes", notes=hints)
 
 
-def _tensors(layer: Any, kind: str, wanted: set[Keys], x: Any) -> dict[Keys, Any]:
+class _Passed:
+    """What a layer is given or gives, once tensors in it are others.
+
+    Attributes:
+        seen: the activation, of which tensors are replaced.
+        x: what the call goes on with; `None` if no tensor is another.
+    """
+
+    def __init__(self, layer: Any, kind: str, x: Any) -> None:
+        self.x: Any = None
+        host, side = attention.source(layer, kind)
+        self._held = Inputs(host, *x) if side == "input" else Outputs(host, x)
+        self.seen = attention.seen(layer, kind, self._held)
+
+    def put(self, keys: Keys, before: Any, after: Any) -> None:
+        if after is not before:
+            self.seen.replace(keys, after)
+            held = self._held
+            self.x = (held.args, held.kwargs) if isinstance(held, Inputs) else held.value
+
+
+def _tensors(layer: Any, kind: str, wanted: set[Keys], x: Any, seen: Any) -> dict[Keys, Any]:
     """The tensors of an activation, by their keys, in what the call of its `attention.source` is given or gives."""
     if kind == "output":
         return dict(tensors(x))
     if kind == "input":
         return dict(itertools.chain(*(Inputs(layer, *x).tensors(keys) for keys in wanted)))
-    host, side = attention.source(layer, kind)
-    return {(): attention.seen(layer, kind, Inputs(host, *x) if side == "input" else Outputs(host, x)).tensor()}
+    return {(): seen.tensor(())}
 
 
 def _compile_without_xla(models: list[Any], stack: contextlib.ExitStack) -> None:

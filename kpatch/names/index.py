@@ -212,7 +212,7 @@ class ModelIndex:
         inner = tuple(keys[at + 1 :])
         if self._of_root(keys):
             return [self.root], keys[0], inner
-        if not at and keys[-1] in attention.SIDES and len(keys) > 1:
+        if not at and keys[-1] in attention.SIDES:
             return self._steps(selector, keys), keys[-1], ()
         if not at or (inner and (any(type(key) is not str for key in inner) or self._match(selector, keys))):
             return [], None, ()
@@ -233,7 +233,9 @@ class ModelIndex:
 
     def _steps(self, selector, keys):
         """The nodes of the attention layers of which a selector means a step; a variable's name comes first."""
-        nodes = _outermost([node for form in self.forms(selector, keys) for node in self.nodes_before(form)])
+        nodes = [self.root] if keys[0] not in self._nodes else []  # of the layer that is handed in
+        if len(keys) > 1:
+            nodes = _outermost([node for form in self.forms(selector, keys) for node in self.nodes_before(form)])
         found = [node for node in nodes if node.kind == LAYER and attention.is_attention(node.item)]
         if not found or self._match(selector, keys):
             return []

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+KERNEL_OF_TORCH = "scaled_dot_product_attention"  # that SAM 3 calls past Keras
 MAX_DEPTH = 3  # of functions of its own module that a method calls
 
 Replace = Callable[[Any], Any]  # a function of Keras → the one in its place
@@ -58,9 +59,10 @@ def methods_of(kind: Any) -> tuple[str, ...]:
 def copy_of(function: Any, replace: Replace, depth: int = MAX_DEPTH) -> Any:
     """A copy of a function that calls others in the place of Keras's; itself if it calls none of these."""
     answers: dict[str, Any] = {}
+    functions = _functions(KERNEL_OF_TORCH in function.__code__.co_names)
     for name, *path in _paths(function.__code__) if depth else ():
         value = answers.get(name, function.__globals__.get(name))
-        other = _in_place_of(value, path, replace, function.__module__, depth)
+        other = _in_place_of(value, path, functions, replace, function.__module__, depth)
         if other is not value:
             answers[name] = other
     if not answers:
@@ -97,15 +99,18 @@ def _paths(code: types.CodeType) -> Iterator[list[str]]:
             yield from _paths(constant)
 
 
-def _in_place_of(value: Any, path: list[str], replace: Replace, module: str | None, depth: int) -> Any:
+def _in_place_of(
+    value: Any, path: list[str], functions: tuple, replace: Replace, module: str | None, depth: int
+) -> Any:
     """What takes the place of a global value, of which a path of attributes is read; the value itself if nothing does.
 
     Args:
+        functions: those of Keras that are replaced.
         module: the name of the module of the function that reads it.
     """
     if path and isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == "keras":
         inner = vars(value).get(path[0])
-        other = _in_place_of(inner, path[1:], replace, module, depth)
+        other = _in_place_of(inner, path[1:], functions, replace, module, depth)
         if other is inner:
             return value
         copy = types.ModuleType(value.__name__)
@@ -113,7 +118,7 @@ def _in_place_of(value: Any, path: list[str], replace: Replace, module: str | No
         return copy
     if path or not _is_function(value):
         return value
-    if value in _functions():
+    if value in functions:
         return replace(value)
     return copy_of(value, replace, depth - 1) if value.__module__ == module else value
 
@@ -123,7 +128,12 @@ def _is_function(x: Any) -> bool:
 
 
 @functools.cache
-def _functions() -> tuple[Any, ...]:
-    from keras import activations, ops
+def _functions(asks: bool) -> tuple[Any, ...]:
+    """The functions of Keras that are replaced.
 
-    return ops.softmax, activations.softmax, ops.dot_product_attention
+    Args:
+        asks: whether the method asks on which backend it runs, to call a kernel of torch itself.
+    """
+    from keras import activations, backend, ops
+
+    return ops.softmax, activations.softmax, ops.dot_product_attention, *[backend.backend] * asks

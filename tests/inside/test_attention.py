@@ -329,6 +329,19 @@ def test_errors():
     assert list(recorded) == ["one.scores", "two.scores"]
 
 
+def test_of_a_layer_that_is_handed_in():
+    """Its scores alone, as its output alone."""
+    mha = layers.MultiHeadAttention(4, 2)
+    mha(X, X)
+    with kpatch.intervene(mha, "scores[:, 2] = 0"), kpatch.record(mha, ["scores", "heads", "output"]) as edited:
+        output = host(mha(X, X))
+    assert host(edited["scores"]).any((0, 2, 3)).tolist() == [True, True, False, True]
+    assert host(edited["heads"]).any((0, 1, 3)).tolist() == [True, True, False, True]
+    assert np.array_equal(host(edited["output"]), output)
+    assert kpatch.show(mha, activations=True).paths[:3] == ("output", "scores", "heads")
+    assert message(kpatch.record, mha.query_dense, "scores").splitlines()[0] == "no variable 'scores'"
+
+
 @pytest.mark.backend_free
 def test_the_copy_of_a_method():
     """dynamo caches by code objects, and reads globals of the module that they name: it would mix the two up."""

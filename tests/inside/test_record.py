@@ -1,6 +1,7 @@
 """Recordings: what is in them on each route, their place in patches, and that nothing outlives their block."""
 
 import contextlib
+import time
 
 import keras
 import models
@@ -9,6 +10,7 @@ import pytest
 from keras import layers, ops
 
 import kpatch
+from kpatch.inside import recording
 
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
@@ -110,7 +112,7 @@ def test_other_models_that_share_the_layers(dense):
 
 
 class Loop(keras.layers.Layer):
-    """Calls a layer three times, in a loop of the graph."""
+    """Calls a layer three times, twice of them in a loop of the graph."""
 
     def __init__(self):
         super().__init__(name="loop")
@@ -120,16 +122,26 @@ class Loop(keras.layers.Layer):
         self.inner.build(shape)
 
     def call(self, x):
-        return ops.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, self.inner(x)), (0, x))[1]
+        return ops.while_loop(lambda i, x: i < 2, lambda i, x: (i + 1, self.inner(x)), (0, self.inner(x)))[1]
 
 
 @pytest.mark.parametrize("route", ["call", "predict"])
-def test_loops_of_a_graph(route):
+def test_loops_of_a_graph(route, monkeypatch):
+    """In order, also if the first call takes its time: TensorFlow orders no operation with a loop after it."""
+    take = recording._Recorder.take
+
+    def slow(recorder, *handed):
+        if not recorder.taken:
+            time.sleep(0.05)
+        take(recorder, *handed)
+
+    monkeypatch.setattr(recording._Recorder, "take", slow)
     model = model_of(Loop(), (4,))
     with kpatch.record(model, ["loop.inner.input", "loop.output"]) as clean:
         ROUTES[route][0](model)
     expected = X
     inner = model.get_layer("loop").inner
+    assert len(clean["loop.inner.input"]) == 3
     for x in clean["loop.inner.input"]:
         np.testing.assert_allclose(host(x), expected, rtol=1e-5)
         expected = host(inner(expected))
