@@ -130,11 +130,20 @@ class Outputs:
 
 def _replaced(x: Any, keys: Keys, new: Any) -> Any:
     if not keys:
-        return new
+        return _masked_as(x, new)
     items = {key: _replaced(value, keys[1:], new) if key == keys[0] else value for key, value in _items(x)}
     if isinstance(x, Mapping):
         return type(x)(zip(x, items.values(), strict=True))  # type: ignore[call-arg]
     return type(x)._make(items.values()) if hasattr(x, "_make") else type(x)(items.values())
+
+
+def _masked_as(x: Any, new: Any) -> Any:
+    """A tensor with the mask of padding that Keras keeps beside another one, for layers that are called with it."""
+    from keras.src.backend.common import masking
+
+    if (mask := masking.get_keras_mask(x)) is not None:
+        masking.set_keras_mask(new, mask)
+    return new
 
 
 class Inputs:

@@ -469,6 +469,30 @@ def test_a_layer_called_by_keywords():
         assert (predicted(model) == 0).all()
 
 
+class Masked(keras.layers.Layer):
+    """Keras keeps a mask beside the tensor that it is given, which a layer inside takes."""
+
+    def __init__(self):
+        super().__init__(name="masked")
+        self.supports_masking = True
+        self.inner = keras.layers.LSTM(2)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_masks_of_padding_stay():
+    embed, tokens = keras.layers.Embedding(9, 4, mask_zero=True, name="embed"), np.array([[1, 2, 0, 0], [3, 4, 5, 0]])
+    model = models.filled(keras.Sequential([keras.Input((4,), dtype="int32"), embed, Masked()]))
+    before = predicted(model, tokens)
+    with kpatch.record(model, "**.input"), kpatch.intervene(model, "embed.output += 0; masked.input += 0"):
+        assert same(predicted(model, tokens), before)
+    assert not same(predicted(model, tokens + 1), before)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_the_cell_of_a_recurrent_layer(kind):
     """Also where a fused kernel would compute without the cell."""
