@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 
 import kpatch
-from kpatch.inside import recording
+from kpatch.inside.recording import _Recorder
 
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
@@ -128,14 +128,14 @@ class Loop(keras.layers.Layer):
 @pytest.mark.parametrize("route", ["call", "predict"])
 def test_loops_of_a_graph(route, monkeypatch):
     """In order, also if the first call takes its time: TensorFlow orders no operation with a loop after it."""
-    take = recording._Recorder.take
+    take = _Recorder.take
 
     def slow(recorder, *handed):
         if not recorder.taken:
             time.sleep(0.05)
         take(recorder, *handed)
 
-    monkeypatch.setattr(recording._Recorder, "take", slow)
+    monkeypatch.setattr(_Recorder, "take", slow)
     model = model_of(Loop(), (4,))
     with kpatch.record(model, ["loop.inner.input", "loop.output"]) as clean:
         ROUTES[route][0](model)
