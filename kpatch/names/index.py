@@ -190,12 +190,16 @@ class ModelIndex:
         return [node for node in self.nodes if node.kind == LAYER and node.numbered]
 
     def nodes_before(self, keys):
-        """The nodes that all keys but the last lead to; with a glob among them, from the model on."""
+        """The nodes that all keys but the last lead to; with a glob among them, from the model on.
+
+        Without one these are layers by their full chain of names, else by the end of one.
+        """
         if any(type(key) is Glob for key in keys):
             tries = ([node for node, _ in globs.walk(self.root, keys, counted)] for counted in (False, True))
             found = next(filter(None, tries), [])
             return [node for node in found if node is not self.root] or found  # its output is that of a layer, again
-        return self.nodes_ending(keys[:-1], counted=True)
+        whole = [node for node in descend([self.root], keys[:-1]) if node.kind == LAYER]
+        return whole or self.nodes_ending(keys[:-1], counted=True)
 
     def activations(self, selector):
         """The nodes of the layers whose activation a selector means, in the model's order, and which one it is.

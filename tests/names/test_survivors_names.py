@@ -87,6 +87,18 @@ def test_an_activation_is_of_the_layer_that_its_whole_path_names():
         assert (kind, inner) == ("output", ())
 
 
+def test_the_whole_path_of_a_layer_comes_before_ends_of_others():
+    """As that of a variable does: `norm.output` of a transformer that has norms in its blocks."""
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="d")], name="inner")
+    model = keras.Sequential([keras.Input((3,)), inner, layers.Dense(3, name="d")])
+    [node], *_ = activations(model, "d.output")
+    assert node.item is model.get_layer("d")
+    with kpatch.record(model, "**.output") as clean:
+        model(keras.ops.ones((1, 3)))
+    assert list(clean) == ["inner.d.output", "inner.output", "d.output"]
+    kpatch.intervene(model, "; ".join(f"{path} = $clean._" for path in clean), clean=clean).dismiss()
+
+
 def test_an_ambiguous_activation_names_its_candidates_by_their_paths():
     with pytest.raises(kpatch.ResolutionError) as caught:
         activations(nested(), "block.d.output")
