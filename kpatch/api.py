@@ -95,7 +95,8 @@ def apply(
             array, so that another thread may go on reading the old one (on tensorflow the runtime sees to that by
             itself, for tensors that were read before).
         undo: keep the old values of the edited entries. With `False`, `undo()` is an error, and old values are kept
-            only while a later statement can still fail on the values that it meets, and then until 4 MiB are written.
+            only while a later statement can still fail on the values that it meets, and then until 4 MiB are written; a
+            number that is written under a mask counts as the whole variable.
         slots: what becomes of the optimizer's variables for the entries written (momentum, variance). `"keep"`, or
             `"reset"` to what they start from; a moving average then starts from the new value. The optimizer is that
             of the compiled model; in a loop of your own, hand it in, `slots=optimizer`. Undone with the edit.

@@ -159,6 +159,8 @@ class Backend(Protocol):
     def overwriting(self, variable, program, given: Callable) -> Callable | None:
         """The function that computes a whole new value in the variable's own memory; or `None`.
 
+        The function gives the number of entries chosen, if the program counts them.
+
         Args:
             program: a `programs.Program`.
             given: the function that gives the tensors and the numbers of the program. No alias is held before.

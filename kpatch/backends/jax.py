@@ -133,9 +133,15 @@ class Jax(Backend):
             return None
         if in_stateless_scope() or not donation.private(variable):
             return None
-        array = _array(variable)
-        call = fused.call_donating(program.operations, array, *given())
-        return functools.partial(_become, variable, array, call)
+        array, (arrays, numbers) = _array(variable), given()
+        call = fused.call_donating(program.operations, array, arrays, numbers)
+
+        def write():
+            count = fused.count(program.operations, arrays, numbers) if program.counts else None
+            _become(variable, array, call)
+            return count
+
+        return write
 
     def fused(self, operations, arrays, numbers):
         if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):

@@ -11,11 +11,52 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax import lax
+from jax import numpy as jnp
 
-OPERATORS: dict[str, Callable] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "negative": operator.neg}
-ROUNDED = ("*", "negative")
 BITS = {4: np.int32, 8: np.int64}
 CACHED = 2**10  # expressions whose functions are kept
+ROUNDED = ("*", "/", "square", "negative")
+
+
+def _compared(function):
+    """A comparison that tells denormal numbers from zero, as `values.floats.compared` does."""
+
+    def compare(x, y):
+        if jnp.result_type(x) == np.bool_:
+            return function(x, y)
+        found, ordered = function(_ranked(x), _ranked(y)), (x == x) & (y == y)
+        return found | ~ordered if function is operator.ne else found & ordered
+
+    return compare
+
+
+def _ranked(x):
+    whole = BITS[jnp.result_type(x).itemsize]
+    bits = lax.bitcast_convert_type(x, whole)
+    return jnp.where(bits < 0, np.iinfo(whole).min - bits, bits)
+
+
+OPERATORS: dict[str, Callable] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "negative": operator.neg,
+    "square": lambda x: x * x,
+    "abs": jnp.abs,
+    "where": jnp.where,
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
+    "clip": lambda x, low, high: jnp.minimum(jnp.maximum(x, low), high),
+    **{name: getattr(jnp, name) for name in ("isnan", "isinf", "isfinite")},
+    **{name: getattr(jnp, name) for name in ("logical_not", "logical_and", "logical_or")},
+    "==": _compared(operator.eq),
+    "!=": _compared(operator.ne),
+    "<": _compared(operator.lt),
+    "<=": _compared(operator.le),
+    ">": _compared(operator.gt),
+    ">=": _compared(operator.ge),
+}
 
 
 def call(operations, arrays, numbers):
@@ -30,6 +71,11 @@ def call_donating(operations, own, arrays, numbers):
     return _function(operations, places), own, others, numbers, _zero(arrays)
 
 
+def count(operations, arrays, numbers):
+    """How many entries the last operation, a choice, takes from its first operand."""
+    return int(_counter(operations)(arrays, numbers, _zero(arrays)))
+
+
 def _zero(arrays):
     return BITS[arrays[0].dtype.itemsize](0)
 
@@ -42,14 +88,28 @@ def _function(operations, places):
         arrays = list(arrays)
         for place in places or ():
             arrays.insert(place, own)
-        results = {}
-        for op in operations:
-            operands = [(arrays, numbers, results)[kind][place] for kind, place in op.operands]
-            result = OPERATORS[op.name](*operands)
-            results[op.target] = _rounded(result, zero) if op.name in ROUNDED else result
-        return results[op.target]
+        return _results(operations, arrays, numbers, zero)[operations[-1].target]
 
     return jax.jit(compute) if places is None else jax.jit(compute, donate_argnums=0, keep_unused=True)
+
+
+@functools.lru_cache(CACHED)
+def _counter(operations):
+    def compute(arrays, numbers, zero):
+        _, mask = operations[-1].operands[0]
+        return jnp.sum(_results(operations[:-1], arrays, numbers, zero)[mask], dtype=np.int32)
+
+    return jax.jit(compute)
+
+
+def _results(operations, arrays, numbers, zero):
+    """The results by their targets, when all operations are done."""
+    results: dict = {}
+    for op in operations:
+        operands = [(arrays, numbers, results)[kind][place] for kind, place in op.operands]
+        result = OPERATORS[op.name](*operands)
+        results[op.target] = _rounded(result, zero) if op.name in ROUNDED else result
+    return results
 
 
 def _rounded(x, zero):

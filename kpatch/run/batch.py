@@ -42,7 +42,7 @@ class BatchStep:
     prepared: Any = None
 
     fresh = may_fail = open_ended = False
-    stream, block = 0, None
+    stream, block, value = 0, None, None
 
     @property
     def statement(self):

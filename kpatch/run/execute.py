@@ -82,9 +82,10 @@ def _held(value):
 def _write(step, store, scope):
     if store.stream is not None and store.stream(step, scope):
         return
+    if step.value is not None and store.lets_go and store.overwrite(step, scope):
+        return
     if step.fresh:
-        if step.value is None or not (store.lets_go and store.overwrite(step, scope)):
-            store.replace(step, _whole(step, store, scope))
+        store.replace(step, _value(step, step.selection, store.value(step.place), scope, step.value))
         return
     selection = step.selection if step.selection is not None else dynamic_selection(step, store, scope)
     last = _last(selection)
@@ -98,15 +99,6 @@ def _write(step, store, scope):
     elif step.operand is None or not store.update(step, target, old):
         values = _fitting(step, _computed(step, selection, old, store, scope), old)
         store.write(step, target, values if last is None else picked(values, selection.shape, last))
-
-
-def _whole(step, store, scope):
-    """The new value of a whole place."""
-
-    def compute(data, scope):
-        return step.value.value(scope.with_implied(tensor(data)))
-
-    return _value(step, step.selection, store.value(step.place), scope, compute if step.value is not None else None)
 
 
 def _last(selection):
@@ -133,13 +125,19 @@ def _computed(step, selection, old, store, scope):
     return _value(step, selection, store.value(step.place) if whole else old, scope)
 
 
-def _value(step, selection, data, scope, compute=None):
+def _value(step, selection, data, scope, program=None):
+    """The values to write; a program computes them, if there is one and it can."""
+
     def evaluate(data, scope):
         implied = tensor(data)
         value = semantics.evaluate_side(step.statement, scope, implied)
         shape = _shape(selection, implied)
         values = semantics.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
         return values if value.exists is None else _where_existing(value.exists, values, implied)
+
+    def compute(data, scope):
+        found = None if program is None else program.value(scope.with_implied(tensor(data)))
+        return evaluate(data, scope) if found is None else found
 
     return interpret.value(step, data, scope, evaluate, compute)
 

@@ -19,10 +19,10 @@ FUNCTIONS = {
 }
 
 
-def value(step, data, scope, evaluate, compute=None):
+def value(step, data, scope, evaluate, compute):
     """`evaluate(data, scope)`, the value of a step, as a tensor of the backend; `compute` is its faster form."""
     found = _interpreted((step.statement.value,), step, data, scope, evaluate)
-    return (compute or evaluate)(data, scope) if found is None else backends.current().placed(found, data)
+    return compute(data, scope) if found is None else backends.current().placed(found, data)
 
 
 def index(step, data, scope, compute):

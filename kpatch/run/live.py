@@ -145,17 +145,25 @@ class Live(Named):
         return old
 
     def overwrite(self, step, scope):
-        """Computes a whole new value in the place's own memory, if its old values are let go; says whether it did."""
+        """Computes the whole new value in the place's own memory, if its old values are let go; says whether it did.
+
+        A mask counts as all entries then; if an earlier edit can be undone, others must know which they are.
+        """
         place, program = step.place, step.value
-        keeps = self._keeps_all or self._has_room(step, step.selection)
-        if keeps or not self.donate or place.weight is not None or program.dtype not in IN_BLOCKS:
+        whole = indexing.whole(place.shape) if program.counts else step.selection
+        few = self._has_room(step, whole)
+        if self._keeps_all or not self.donate or place.weight is not None or program.dtype not in IN_BLOCKS:
+            return False
+        if latest_link(place.variable) is not None if program.counts else few:
             return False
         given = lambda: program.given(scope.with_implied(tensor(self.value(place))))  # noqa: E731 (no alias before)
         if (write := self.writer.overwriting(place.variable, program, given)) is None:
             return False
-        record = self._enter(step, step.selection, None)
+        record = self._enter(step, whole, self.writer.keep(place.variable, whole) if few else None)
         record.begun = True
-        write()
+        count = write()
+        if program.counts:
+            self.counts[step], record.begun = count, count > 0
         record.done = True
         return True
 

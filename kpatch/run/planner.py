@@ -16,7 +16,7 @@ from kpatch.names.meanings import Place
 from kpatch.run import evaluate as ev
 from kpatch.run import semantics
 from kpatch.run.batch import batches, sets_one_entry
-from kpatch.run.programs import compile_mask, compile_value
+from kpatch.run.programs import compile_choice, compile_mask, compile_value
 from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep, copied
 from kpatch.syntax import MAX_ERRORS, ast
 from kpatch.values import arithmetic
@@ -240,6 +240,8 @@ def _planned_edit(statement, place, stream, scope):
     if masked and not scope.traced:
         step.mask = compile_mask(statement.target.index[0], scope.seen, place)
     step.scalar = statement.op == "=" and value.shape == () and not _mentions_entries(statement.value)
+    if masked and step.scalar and not scope.traced:
+        step.value = compile_choice(statement.target.index[0], statement.value, scope.seen, place)
     if statement.op == "=" and value.weak:
         step.constant = semantics.assigned_value(statement, value, implied, place, shape).data
         return step
@@ -247,9 +249,9 @@ def _planned_edit(statement, place, stream, scope):
         step.operand = semantics.converted(statement, value, place.dtype)
     value = semantics.assigned_value(statement, value, implied, place, shape, scope.traced)
     whole = isinstance(selection, indexing.Region) and selection.full and value.shape == place.shape
-    step.fresh = whole and (statement.op != "=" or _is_computed(statement.value))
-    if step.fresh and not scope.traced:
+    if whole and not scope.traced:
         step.value = _program(statement, value, implied, scope.seen, place)
+    step.fresh = whole and (statement.op != "=" or step.value is not None or _is_computed(statement.value))
     return step
 
 
@@ -259,7 +261,8 @@ def _program(statement, value, implied, seen, place):
     if statement.op != "=":
         node = ast.Binary(statement.op[:-1], ast.Implied(), node)
         seen.update({id(node): value, id(node.left): implied})
-    return compile_value(node, seen, place)
+    program = compile_value(node, seen, place)
+    return program if program is not None and program.operations else None
 
 
 def _is_open_ended(value, shape, implied):

@@ -3,8 +3,11 @@
 Scalar subexpressions, such as the quantile in `abs(_) < quantile(abs(_), 0.9)`, are evaluated once beforehand. The rest
 becomes a list of operations on arrays. NumPy runs them in the memory of a CPU, on every backend (`blocks.py`); the
 evaluator would make a temporary of the tensor's size for each. Only operations in which NumPy agrees to the bit with
-every backend are compiled: `+ - *`, comparisons, logic, a few functions. Of a whole new value, such as
-`0.7 * _ + 0.3 * $donor._`, the tensors' operators compute what NumPy does not, without repeating the checks.
+every backend are compiled: `+ - * /`, comparisons, logic, choices, a few functions (`kernels.py`).
+
+A mask is a program of the tensor in which it selects. So is a whole new value, and a number that is written under a
+mask: `where(mask, number, _)`. Of `0.7 * _ + 0.3 * $donor._` the tensors' operators compute what NumPy does not,
+without repeating the checks.
 """
 
 import contextlib
@@ -18,7 +21,7 @@ import numpy as np
 from kpatch import backends
 from kpatch.errors import PatchError
 from kpatch.names.meanings import Place
-from kpatch.run import blocks
+from kpatch.run import blocks, kernels
 from kpatch.run import evaluate as ev
 from kpatch.run.blocks import ARRAY, NUMBER, RESULT, Operation
 from kpatch.syntax import ast
@@ -29,21 +32,10 @@ IN_BLOCKS = ("float32", "float64")
 
 _ARITHMETIC = ("+", "-", "*")
 _FLUSHED = ("square", "maximum", "minimum")  # functions that take denormal numbers for zeros, where a backend does
-_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 _LOGIC = {"and": "logical_and", "or": "logical_or"}
-_FUNCTIONS = ("isnan", "isinf", "isfinite", "logical_not", "logical_and", "logical_or", "abs", *_FLUSHED)
-_NUMPY: dict[str, Callable] = {
-    "+": np.add,
-    "-": np.subtract,
-    "*": np.multiply,
-    "==": np.equal,
-    "!=": np.not_equal,
-    "<": np.less,
-    "<=": np.less_equal,
-    ">": np.greater,
-    ">=": np.greater_equal,
-    **{name: getattr(np, name) for name in ("negative", *_FUNCTIONS)},
-}
+_TESTS = ("isnan", "isinf", "isfinite", "logical_not", "logical_and", "logical_or")
+_FUNCTIONS = (*_TESTS, "abs", *_FLUSHED)
+_OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "true_divide": "/", "negative": "negative"}
 _OF_TENSORS: dict[str, Callable] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "negative": operator.neg}
 
 
@@ -57,6 +49,7 @@ class Program:
         operations: the operations of the arrays and the scalars.
         dtype: the place's dtype.
         result: the dtype of the result.
+        counts: the last operation is a choice, whose entries are counted.
     """
 
     arrays: tuple
@@ -64,6 +57,7 @@ class Program:
     operations: tuple
     dtype: str
     result: str
+    counts: bool = False
 
     def mask(self, view, scope):
         """The mask of a whole tensor; `_` must be the only tensor in the expression.
@@ -91,8 +85,20 @@ class Program:
         return not backends.current().flushes_denormals or blocks.can_flush()
 
     def overwrite(self, memory, arrays, numbers):
-        """Computes the result into a flat NumPy array, which may be one of the arrays."""
-        blocks.run(self.operations, arrays, numbers, memory, backends.current().flushes_denormals)
+        """Computes the result into a flat NumPy array, which may be one of the arrays; gives what it counts."""
+        operations, found, flushes = self.operations, [], backends.current().flushes_denormals
+        if flushes:
+            operations = tuple(_compared_exactly(op, numbers) for op in operations)
+        if self.counts:
+            *firsts, last = operations
+
+            def compute(mask, *choices, out):
+                found.append(np.count_nonzero(mask))
+                return last.compute(mask, *choices, out=out)
+
+            operations = (*firsts, last._replace(compute=compute))
+        blocks.run(operations, arrays, numbers, memory, flushes)
+        return sum(found)
 
     def given(self, scope):
         """The tensors and the numbers that `overwrite` takes."""
@@ -103,7 +109,7 @@ class Program:
         return [number[()] for number in self._numbers(scope)]
 
     def value(self, scope):
-        """The whole value, a new tensor of the backend."""
+        """The whole value, a new tensor of the backend; `None` if it is left to the evaluator."""
         backend, arrays = backends.current(), [ev.evaluate(node, scope).data for node in self.arrays]
         if self.dtype in IN_BLOCKS and backend.arrays_are_tensors:
             flat = self.compute([x.reshape(-1) for x in arrays], self.numbers(scope))
@@ -112,6 +118,8 @@ class Program:
             found = numerics.guarded(backend.fused, self.operations, arrays, self.numbers(scope))
             if found is not None:
                 return found
+        if not all(op.name in _OF_TENSORS for op in self.operations):
+            return None
         numbers = [numerics.as_tensor(number, self.dtype) for number in self._numbers(scope)]
         return numerics.guarded(self._of_tensors, arrays, numbers)
 
@@ -130,6 +138,14 @@ class Program:
             yield np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])
 
 
+def _compared_exactly(op, numbers):
+    """The operation; a comparison tells denormal numbers from zero, where one may lie between the operands."""
+    compared = [numbers[place] for kind, place in op.operands if kind == NUMBER]
+    if op.name not in kernels.EXACT or any(abs(x) >= np.finfo(x.dtype).tiny for x in compared if x.dtype.kind == "f"):
+        return op
+    return op._replace(compute=kernels.EXACT[op.name])
+
+
 def compile_mask(node, planned, place):
     """The `Program` of a boolean or element-wise expression of one tensor, or `None` if it cannot run in blocks.
 
@@ -137,12 +153,27 @@ def compile_mask(node, planned, place):
         planned: the value of each node, by `id`, as the planner has evaluated it.
         place: the `Place` of the tensor.
     """
-    return _compiled(node, planned, place, mask=True) if place.dtype in IN_BLOCKS else None
+    return _compiled(_OfMasks(planned, place), node) if place.dtype in IN_BLOCKS else None
 
 
 def compile_value(node, planned, place):
-    """The `Program` of a value of the place's shape that uses only `+ - *`, else `None`."""
-    return _compiled(node, planned, place, mask=False) if place.dtype in FLOATS else None
+    """The `Program` of a value of the place's shape, else `None`; of 16-bit floats only of `+ - *`."""
+    return _compiled(_OfValues(planned, place), node) if place.dtype in FLOATS else None
+
+
+def compile_choice(mask, number, planned, place):
+    """The `Program` of a place in which a number is written under a mask, or `None`.
+
+    Args:
+        mask: the node of the mask.
+        number: the node of the number, which does not depend on the entries.
+    """
+    if place.dtype not in IN_BLOCKS or planned[id(number)].dtype == "bool":
+        return None
+    node = ast.Call("where", tuple(ast.Argument(None, each) for each in (mask, number, ast.Implied())))
+    old = place.unknown()
+    program = compile_value(node, {**planned, id(node): old, id(node.arguments[-1].value): old}, place)
+    return program and replace(program, counts=True)
 
 
 def evaluated(node, scope, names):
@@ -158,17 +189,17 @@ def evaluated(node, scope, names):
     return scope.seen
 
 
-def _compiled(node, planned, place, mask):
+def _compiled(compiler, node):
     """The `Program`; one without operations is an array as it is."""
-    compiler = _Compiler(planned, place, mask)
     try:
         kind, _ = compiler.operand(node)
     except _NotCompiledError:
         return None
     if kind == NUMBER:
         return None
-    operations = blocks.placed(compiler.operations)
-    return Program(tuple(compiler.arrays), tuple(compiler.scalars), operations, place.dtype, planned[id(node)].dtype)
+    operations, place = blocks.placed(compiler.operations), compiler.place
+    result = compiler.planned[id(node)].dtype
+    return Program(tuple(compiler.arrays), tuple(compiler.scalars), operations, place.dtype, result)
 
 
 class _NotCompiledError(Exception):
@@ -178,10 +209,13 @@ class _NotCompiledError(Exception):
 class _Compiler:
     """Compiles nodes to operations on arrays, numbers and earlier results."""
 
-    def __init__(self, planned, place, mask):
+    leaves: tuple = (ast.Implied,)
+
+    def __init__(self, planned, place):
         self.planned = planned
         self.place = place
-        self.mask = mask
+        self.in_blocks = place.dtype in IN_BLOCKS
+        self.kinds = (place.dtype, "bool") if self.in_blocks else (place.dtype,)
         self.arrays = []
         self.scalars = []
         self.operations = []
@@ -193,21 +227,19 @@ class _Compiler:
             raise _NotCompiledError
         if value.shape == ():
             return self._scalar(node, value)
-        kinds = (self.place.dtype, "bool") if self.mask else (self.place.dtype,)
-        if value.shape != self.place.shape or value.dtype not in kinds or value.weak:
+        if value.shape != self.place.shape or value.dtype not in self.kinds or value.weak:
             raise _NotCompiledError
-        if type(node) is ast.Implied or (type(node) in (ast.Reference, ast.Binding) and not self.mask):
+        if type(node) in self.leaves and value.dtype == self.place.dtype:
             self.arrays.append(node)
             return ARRAY, len(self.arrays) - 1
-        if type(node) is ast.Compare and self.mask:
+        if type(node) is ast.Compare and self.in_blocks:
             return self._comparison(node)
         name, operands = self._operation(node)
         return self._added(name, [self.operand(operand) for operand in operands], NUMPY[value.dtype])
 
     def _added(self, name, operands, dtype):
-        flushes = self.mask and name in (*_ARITHMETIC, *_FLUSHED) and backends.current().flushes_denormals
-        compute = functools.partial(_flushing, _NUMPY[name]) if flushes else _NUMPY[name]
-        self.operations.append(Operation(name, compute, tuple(operands), np.dtype(dtype), len(self.operations)))
+        function = self._function(name)
+        self.operations.append(Operation(name, function, tuple(operands), np.dtype(dtype), len(self.operations)))
         return RESULT, len(self.operations) - 1
 
     def _scalar(self, node, value):
@@ -241,27 +273,75 @@ class _Compiler:
 
     def _operation(self, node):
         """The name of a node's operation, and the operands' nodes."""
-        if type(node) is ast.Unary and node.op == "-":
-            return "negative", [node.operand]
-        if type(node) is ast.Binary and node.op in _ARITHMETIC:
-            return node.op, [node.left, node.right]
-        if not self.mask:
-            raise _NotCompiledError
-        if type(node) is ast.Unary:
-            return "logical_not", [node.operand]
-        if type(node) is ast.Binary and node.op in _LOGIC:
-            return _LOGIC[node.op], [node.left, node.right]
-        if type(node) is ast.Call and node.function in _FUNCTIONS and not any(a.name for a in node.arguments):
-            return node.function, [argument.value for argument in node.arguments]
+        match node:
+            case ast.Unary("-", operand):
+                return "negative", [operand]
+            case ast.Binary(op, left, right) if op in _ARITHMETIC:
+                return op, [left, right]
+            case ast.Unary("not", operand) if self.in_blocks:
+                return "logical_not", [operand]
+            case ast.Binary(op, left, right) if op in _LOGIC and self.in_blocks:
+                return _LOGIC[op], [left, right]
+            case ast.Call(name, arguments) if not any(each.name for each in arguments):
+                return self._call(name), [each.value for each in arguments]
         raise _NotCompiledError
 
+    def _call(self, name):
+        """The operation of a function."""
+        if name not in _FUNCTIONS or "bool" not in self.kinds:
+            raise _NotCompiledError
+        return name
 
-def _flushing(function, *operands, out):
-    """The function of NumPy, with denormal operands and results as zeros."""
-    np.copyto(out, _flushed(function(*map(_flushed, operands))))
-    return out
+    def _function(self, name):
+        return kernels.FUNCTIONS[name]
 
 
-def _flushed(x):
-    x = np.asarray(x)
-    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
+class _OfMasks(_Compiler):
+    """Compiles what is computed of one tensor, in threads in which denormal numbers are what they are."""
+
+    def _function(self, name):
+        function = super()._function(name)
+        flushes = name in (*_ARITHMETIC, *_FLUSHED) and backends.current().flushes_denormals
+        return functools.partial(kernels.flushing, function) if flushes else function
+
+
+class _OfValues(_Compiler):
+    """Compiles what is computed of any tensors of the place's shape, with the bits of the backend's own operations."""
+
+    leaves = (ast.Implied, ast.Reference, ast.Binding, ast.Local)
+
+    def operand(self, node):
+        match node:
+            case ast.Call("clip", (ast.Argument(None, x), ast.Argument(None, low), ast.Argument(None, high))):
+                return self._clipped(node, x, low, high)
+        return super().operand(node)
+
+    def _clipped(self, node, *parts):
+        """One operation if both bounds are numbers, else two."""
+        value = self.planned.get(id(node))
+        if value is None or (value.shape, value.dtype) != (self.place.shape, self.place.dtype) or not self.in_blocks:
+            return super().operand(node)
+        x, low, high = map(self.operand, parts)
+        dtype = NUMPY[value.dtype]
+        if low[0] == high[0] == NUMBER:
+            return self._added("clip", (x, low, high), dtype)
+        return self._added("minimum", (self._added("maximum", (x, low), dtype), high), dtype)
+
+    def _operation(self, node):
+        match node:
+            case ast.Binary("/", left, right) if self.in_blocks:
+                return "/", [left, right]
+            case ast.Binary("**", left, right) if self.in_blocks and self._is_two(right):
+                return "square", [left]
+        return super()._operation(node)
+
+    def _is_two(self, node):
+        value = self.planned.get(id(node))
+        return value is not None and value.weak and value.shape == () and value.data is not None and value.data == 2
+
+    def _call(self, name):
+        if name == "where" and self.in_blocks:
+            return name
+        if name in _OPERATORS and (name != "divide" or self.in_blocks):
+            return _OPERATORS[name]
+        return super()._call(name)

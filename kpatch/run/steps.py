@@ -27,8 +27,8 @@ class EditStep:
         size: the number of entries if it is known, though the selection is made when the step runs.
         stream: the number of the glob's match.
         fresh: the values are a new tensor of the whole place, which the place can take over.
-        mask: for a mask as the index, the `elementwise.Program` that computes it, or `None`.
-        value: for fresh values, the `elementwise.Program` that computes them, or `None`.
+        mask: for a mask as the index, the `programs.Program` that computes it, or `None`.
+        value: the `programs.Program` that computes the whole place as it will be, or `None`.
         prepared: the constant in the form that the backend writes fastest, set at the first run.
         open_ended: unknown lengths decide whether the value fits.
         may_fail: the step can still fail, depending on values.
