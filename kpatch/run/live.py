@@ -145,19 +145,15 @@ class Live(Named):
         return old
 
     def overwrite(self, step, scope):
-        """Computes the whole new value in the place's own memory, if its old values are let go; says whether it did.
-
-        A mask counts as all entries then; if an earlier edit can be undone, others must know which they are.
-        """
+        """Computes the whole new value in the place's own memory, if its old values are let go; says whether it did."""
         place, program = step.place, step.value
         whole = indexing.whole(place.shape) if program.counts else step.selection
-        few = self._has_room(step, whole)
-        if self._keeps_all or not self.donate or place.weight is not None or program.dtype not in IN_BLOCKS:
-            return False
-        if latest_link(place.variable) is not None if program.counts else few:
+        few, asked = self._has_room(step, whole), latest_link(place.variable) is not None  # what a mask selects
+        if self._keeps_all or (asked if program.counts else few) or not self.donate:
             return False
         given = lambda: program.given(scope.with_implied(tensor(self.value(place))))  # noqa: E731 (no alias before)
-        if (write := self.writer.overwriting(place.variable, program, given)) is None:
+        fits = place.weight is None and program.dtype in IN_BLOCKS
+        if not fits or (write := self.writer.overwriting(place.variable, program, given)) is None:
             return False
         record = self._enter(step, whole, self.writer.keep(place.variable, whole) if few else None)
         record.begun = True
@@ -277,11 +273,7 @@ class Live(Named):
         self._spent = True
         for record in since:
             record.before = None
-            if (
-                record.selection is not None
-                and latest_link(record.step.place.variable) is None
-                and _has_entries(record)
-            ):
+            if _has_entries(record) and latest_link(record.step.place.variable) is None:
                 record.selection = None
         self._gone = len(self.records)
         self._size = 0

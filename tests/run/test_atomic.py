@@ -482,7 +482,7 @@ import kpatch
 
 SIDE = 4096  # 64 MiB
 IN_PLACE = ("a.kernel = _ * 2 - 1", "a.kernel *= 1")  # if old values are let go; both keep what is 1
-TEXTS = [*IN_PLACE, "a.kernel = _ ** 2 + 1", "a.kernel[:, ::2] = a.kernel[:, 1::2] * 3", "a.kernel[_ > 0] = _ * 3"]
+TEXTS = [*IN_PLACE, "a.kernel = _ ** 3 + 1", "a.kernel[:, ::2] = a.kernel[:, 1::2] * 3", "a.kernel[_ > 0] = _ * 3"]
 
 
 def kernel(name, side):
