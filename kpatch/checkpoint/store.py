@@ -156,9 +156,9 @@ class Stored(execute.Named):
         return None if self.editor is None else reducing.reduced(node, scope, self.names, self._reader)
 
     def _computed(self, step, scope):
-        """A function for a whole new value by `+ - *`, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""
+        """A function for a whole new value, such as `0.7 * _ + 0.3 * $donor._`; or `None`."""
         program = step.value
-        if program is None or program.dtype not in IN_BLOCKS:
+        if program is None or program.dtype not in IN_BLOCKS or any(type(x) is ast.Local for x in program.arrays):
             return None
         places = [
             None if type(node) is ast.Implied else self.names.meaning(node, step.place) for node in program.arrays
