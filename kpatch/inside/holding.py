@@ -93,7 +93,7 @@ class Hold:
         self._layers = [place.entry.owner.item for place in self._places]
         self._links: list[tuple[Any, str, Any]] = []  # (what has the constraint, under which name, the constraint)
         self._stack = contextlib.ExitStack()  # what else ends with it
-        self._told = ", ".join(f"{mask.sum()} entries of {place.path}{_waits(place)}" for place, mask in masks)
+        self._held = {id(place.variable): int(mask.sum()) for place, mask in masks}  # how many entries of each
         try:
             for place, mask in masks:
                 self._hold(place, mask)
@@ -165,7 +165,11 @@ class Hold:
         self.release()
 
     def __repr__(self) -> str:
-        return f"<Hold of {self._told or 'nothing'}>"
+        if self._held and not self._places:
+            return "<Hold, released>"
+        counts = [(place, self._held[id(place.variable)]) for place in self._places]
+        told = [f"{n} entr{'y' if n == 1 else 'ies'} of {place.path}{_waits(place)}" for place, n in counts]
+        return f"<Hold of {', '.join(told) or 'nothing'}>"
 
 
 class GrowingHold(Hold):
@@ -193,6 +197,7 @@ class GrowingHold(Hold):
             held = self._constraints[id(place.variable)]
             every = held.patch.bindings["mask"] | mask
             held.put(every, held_values(place, every))
+            self._held[id(place.variable)] = int(every.sum())
 
 
 def held_values(place: Place, mask: np.ndarray) -> np.ndarray:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from kpatch import backends
 from kpatch.errors import BindingError, PatchError, UnsupportedError
 from kpatch.inside.activations import Activations, tensor_in
+from kpatch.inside.graphs import Graphs, has_graph
 from kpatch.inside.naming import named_by
 from kpatch.inside.outputs import Inputs, Outputs
 from kpatch.inside.splitting import Part, Split
 from kpatch.names import keywords
 from kpatch.names.optimizers import OptimizerEntry
 from kpatch.names.patches import PatchLike, bound
-from kpatch.names.tree import LayerNode
+from kpatch.names.tree import Entry, LayerNode
+from kpatch.syntax import ast
 
 if TYPE_CHECKING:
     import keras
@@ -63,7 +65,7 @@ def rewrite(
     backends.current().refuse_in_dynamo("kpatch.rewrite")
     split = Split(model, *bound(patch, bindings, named), expect)
     split.check_assertions()
-    if not _has_graph(model) or not model.built:
+    if not has_graph(model) or not model.built:
         raise UnsupportedError(
             f"a {type(model).__name__} has no graph to rewrite; kpatch.intervene patches the calls of its layers"
         )
@@ -71,15 +73,6 @@ def rewrite(
         return _Rewriting(split, trainable_values).model(model)
     except PatchError as error:
         raise error.locate(None, split.patch.source) from None
-
-
-def _has_graph(layer: Any) -> bool:
-    import keras
-    from keras.models import Sequential
-
-    return isinstance(layer, Sequential) or (
-        isinstance(layer, keras.Model) and hasattr(layer, "_run_through_graph") and hasattr(layer, "operations")
-    )
 
 
 KINDS = ("input", "output")
@@ -90,6 +83,7 @@ class _Rewriting:
 
     def __init__(self, split: Split, trainable_values: bool) -> None:
         self._split = split
+        self._graphs = Graphs(split.index.root)
         self._trainable_values = trainable_values
         self._inserted: dict[tuple, list] = {}  # (id of a layer, kind) → each ScatterLayer, and the part that it is of
         self._weights = {}  # id of a layer of a graph → its statements of weights
@@ -101,7 +95,7 @@ class _Rewriting:
             if isinstance(entry, OptimizerEntry):
                 message = f"'{entry.path}' is no weight of a layer, so no graph has it; kpatch.apply edits it"
                 raise UnsupportedError(message).locate(statement.target.span, split.patch.source)
-            self._weights.setdefault(id(self._leaf(entry.owner).item), []).append((statement, entry))
+            self._give(statement, entry)
         for part in split.parts:
             self._insert(part)
         if trainable_values and not any(
@@ -109,39 +103,43 @@ class _Rewriting:
         ):
             raise BindingError("trainable_values=True, and no binding of an activation is a floating value")
 
-    def _leaf(self, node: LayerNode) -> LayerNode:
-        """The layer of the innermost graph that holds the node; it marks the models around it."""
-        line = [node]
-        while line[0].parent is not None:
-            line.insert(0, line[0].parent)
-        for member in line:
-            if member.item is None or not _has_graph(member.item):
-                break
-            self._touched.add(id(member.item))
-        return member
+    def _give(self, statement: ast.Edit, entry: Entry) -> None:
+        """Gives the statement to all layers that use the variable, and marks the graphs that they are in."""
+        users = self._graphs.users(entry.variable)
+        if not users:
+            message = f"no layer of the model's graph uses '{entry.path}'; kpatch.apply edits it"
+            raise UnsupportedError(message).locate(statement.target.span, self._split.patch.source)
+        for user in users:
+            self._weights.setdefault(id(user.item), []).append((statement, entry))
+            self._touch(user)
+
+    def _touch(self, node: LayerNode) -> None:
+        self._touched.update(id(graph.item) for graph in self._graphs.around(node))
 
     def _insert(self, part: Part) -> None:
         from kpatch.layers import ScatterLayer
 
         node = part.node
-        around = node.parent and self._leaf(node.parent)
-        if around is None or around is not node.parent or not _has_graph(around.item):
-            where = f"it is inside of '{around.item.name}', which has no graph" if around else "it is the model itself"
-            raise self._not_rewritten(part, where)
+        holders, within = self._graphs.holders(node), self._graphs.containing(node)
+        if within:
+            raise self._not_rewritten(part, f"it is inside of '{within[0].item.name}', which has no graph")
+        if not holders:
+            raise self._not_rewritten(part, "it is the model itself" if node.parent is None else "no graph has it")
         for each, kind, span in [(node, part.kind, part.span), *(read[:2] + read[3:] for read in part.reads.values())]:
             if kind not in KINDS:
                 raise self._not_rewritten(part, f"'{kind}' are computed inside of '{each.item.name}'", span)
-        name = self._free_name(around.item, named_by(part.text, f"{node.item.name}_{part.kind}"))
+        name = self._free_name([graph.item for graph in holders], named_by(part.text, f"{node.item.name}_{part.kind}"))
         values, dtype = {**part.constants, **part.live}, _unquantised(node.item.dtype_policy)
         layer = ScatterLayer(part.patch, values, name=name, dtype=dtype)
         if self._trainable_values and layer.can_train():
             layer = ScatterLayer(part.patch, values, trainable_values=True, name=name, dtype=dtype)
         self._inserted.setdefault((id(node.item), part.kind), []).append((layer, part))
+        self._touch(node)
 
-    def _free_name(self, model: Any, name: str) -> str:
-        """The name, with a number if a layer of the model has it: it was rewritten before, say."""
+    def _free_name(self, models: list[Any], name: str) -> str:
+        """The name, with a number if a layer of one of the models has it: it was rewritten before, say."""
         inserted = [layer for layers in self._inserted.values() for layer, _ in layers]
-        taken = {layer.name for layer in (*model.layers, *inserted)}
+        taken = {layer.name for layer in (*(layer for model in models for layer in model.layers), *inserted)}
         numbered = (f"{name}_{number}" for number in itertools.count(1))
         return next(each for each in itertools.chain([name], numbered) if each not in taken)
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from kpatch.errors import BindingError, FileError, PatchSyntaxError
 from kpatch.inside.intervening import Intervention
 from kpatch.names import keywords
+from kpatch.names.bindings import foreign
 from kpatch.names.patches import as_patch, bound, together
 from kpatch.names.paths import as_path
 from kpatch.syntax import Patch, ast
@@ -56,7 +57,8 @@ def sweep(
         metric: a function without arguments that runs the model, and returns a number, or an array of one shape.
         axes: `{name: values}`, in the order of the axes of the result; those of keywords come after.
         resume: the path of a file, which keeps what has been measured. If it exists, only the rest is measured. Or an
-            earlier `Sweep` of the same patch: what it measured of the same values is taken from it.
+            earlier `Sweep` of the same patch and bindings: what it measured of the same values is taken from it. That
+            the model and the metric are the same is not looked at.
         expect: how many variables and activations the patch must match, each time.
         bindings: the values of the patch's other `$names`.
         **named: a `range` is an axis, `l=range(12)`; anything else the value of a `$name`.
@@ -79,11 +81,11 @@ def sweep(
     """
     if not callable(metric):
         raise BindingError(f"metric= is a function that runs the model. Received: metric={metric!r}")
-    swept = {**dict(axes or {}), **{name: value for name, value in named.items() if isinstance(value, range)}}
+    swept = together(axes, {name: value for name, value in named.items() if isinstance(value, range)}, "axes")
     values = together(bindings, {name: value for name, value in named.items() if not isinstance(value, range)})
-    runs = _Runs(model, patch, {name: list(each) for name, each in swept.items()}, values, expect)
+    runs = _Runs(model, patch, {name: _listed(name, each) for name, each in swept.items()}, values, expect)
     runs.check()
-    result = Sweep(runs.axes, patch)
+    result = Sweep(runs.axes, patch, {name: _key_of(value) for name, value in values.items()})
     if isinstance(resume, Sweep):
         result._take(resume)
     path = None if resume is None or isinstance(resume, Sweep) else as_path(resume)
@@ -106,10 +108,11 @@ class Sweep(Shown):
         values: a float64 array, with an axis for each of `axes`, and those of what `metric` returned.
     """
 
-    def __init__(self, axes: dict[str, list[Any]], patch: str) -> None:
+    def __init__(self, axes: dict[str, list[Any]], patch: str, bindings: dict[str, str]) -> None:
         self.axes = axes
         self.values = np.full([len(values) for values in axes.values()], np.nan)
         self._patch = patch
+        self._bindings = bindings  # a key of each value
         self._done: set[tuple[int, ...]] = set()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -165,7 +168,10 @@ class Sweep(Shown):
     def _enter(self, place: tuple[int, ...], measured: Any) -> None:
         import keras
 
-        value = np.asarray(keras.ops.convert_to_numpy(measured) if keras.ops.is_tensor(measured) else measured)
+        try:
+            value = np.asarray(keras.ops.convert_to_numpy(measured) if keras.ops.is_tensor(measured) else measured)
+        except ValueError:  # lists of several lengths
+            value = np.array(None)
         if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
             raise BindingError(f"metric= returns a number, or an array of numbers. Received: {measured!r}")
         shape = self.values.shape[: len(self.axes)]
@@ -178,12 +184,13 @@ class Sweep(Shown):
         self._done.add(place)
 
     def _key(self) -> str:
-        return json.dumps([self._patch, {name: list(map(_key_of, values)) for name, values in self.axes.items()}])
+        axes = {name: list(map(_key_of, values)) for name, values in self.axes.items()}
+        return json.dumps([self._patch, axes, self._bindings], sort_keys=True)
 
     def _take(self, earlier: "Sweep") -> None:
         """Takes what an earlier sweep has measured of the same values."""
-        if (self._patch, list(self.axes)) != (earlier._patch, list(earlier.axes)):
-            raise BindingError("resume= is another sweep: its patch, or the names of its axes, differ")
+        if any(of(self) != of(earlier) for of in (lambda s: s._patch, lambda s: s._bindings, lambda s: list(s.axes))):
+            raise BindingError("resume= is another sweep: its patch, its bindings, or the names of its axes, differ")
         known = [{_key_of(value): at for at, value in enumerate(values)} for values in earlier.axes.values()]
         there = [
             [at.get(_key_of(value)) for value in values] for at, values in zip(known, self.axes.values(), strict=True)
@@ -211,7 +218,9 @@ class Sweep(Shown):
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise FileError(f"'{path}' is not the file of a sweep: {error}") from None
         if key != self._key():
-            raise BindingError(f"'{path}' is of another sweep: its patch or axes differ; resume= takes another path")
+            raise BindingError(
+                f"'{path}' is of another sweep: its patch, bindings or axes differ; resume= takes another path"
+            )
         self.values, self._done = values, set(map(tuple, done.tolist()))
 
 
@@ -289,10 +298,26 @@ def _shown(places: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
     return iter(track(places, "sweep", console=Console(stderr=True), transient=True))
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    """The values of an axis."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise BindingError(f"the axis '{name}' is a range or a list of values. Received: {values!r}")
+    return list(values)
+
+
 def _key_of(value: Any) -> str:
-    """A value of an axis as a text that no other value has, unless it is an object that says little of itself."""
-    if hasattr(value, "__array__") and np.size(value) > 1:
-        array = to_numpy(value)
+    """A value as a text that no other value has, unless it is an object that says little of itself."""
+    import keras
+
+    if isinstance(value, keras.Layer):
+        return str([_key_of(each) for each in value.weights])
+    if isinstance(value, Mapping):  # a recording
+        return str({name: _key_of(value[name]) for name in value})
+    if isinstance(value, (list, tuple)):
+        return str(list(map(_key_of, value)))
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        value = value.value if isinstance(value, keras.Variable) else value
+        array = to_numpy(value) if keras.ops.is_tensor(value) else foreign(value)
         return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
     return repr(value)
 

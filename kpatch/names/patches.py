@@ -69,7 +69,7 @@ def bound(
     return (replace(patch, bindings={}), {**patch.bindings, **given}) if patch.bindings else (patch, given)
 
 
-def together(bindings: Mapping[str, Any] | None, named: dict[str, Any]) -> dict[str, Any]:
+def together(bindings: Mapping[str, Any] | None, named: dict[str, Any], keyword: str = "bindings") -> dict[str, Any]:
     """The values that a function is given, in `bindings={name: value}` and as keywords of their names.
 
     Example:
@@ -83,11 +83,11 @@ def together(bindings: Mapping[str, Any] | None, named: dict[str, Any]) -> dict[
         return named
     given: Any = bindings
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise BindingError(f"bindings is a dict of names and values. Received: bindings={reprlib.repr(bindings)}")
+        raise BindingError(f"{keyword} is a dict of names and values. Received: {keyword}={reprlib.repr(bindings)}")
     for name in named:
         if name in bindings:
             raise BindingError(
-                f"'{name}' is given twice, as {name}=... and in bindings={{\"{name}\": ...}}; one of them is enough"
+                f"'{name}' is given twice, as {name}=... and in {keyword}={{\"{name}\": ...}}; one of them is enough"
             )
     return {**bindings, **named}
 

@@ -192,8 +192,9 @@ def test_a_frozen_variable_waits():
     model = network()
     model.get_layer("a").trainable = False
     held = kpatch.hold(model, "(a|b).kernel[0, 0] = 0.5")
-    assert repr(held) == "<Hold of 1 entries of a.kernel (frozen now), 1 entries of b.kernel>"
+    assert repr(held) == "<Hold of 1 entry of a.kernel (frozen now), 1 entry of b.kernel>"
     model.get_layer("a").trainable = True
+    assert repr(held) == "<Hold of 1 entry of a.kernel, 1 entry of b.kernel>"
     if BACKEND != "numpy":
         model.compile(keras.optimizers.Adam(0.1), "mse")
         model.fit(X, Y, verbose=0)
@@ -263,6 +264,7 @@ def test_as_a_context():
         assert repr(hold) == "<Hold of 3 entries of dense_1.kernel, 2 entries of dense_2.kernel>"
         assert isinstance(model.get_layer("dense_1").kernel.constraint, PatchConstraint)
     assert model.get_layer("dense_1").kernel.constraint is None
+    assert repr(hold) == "<Hold, released>"
 
 
 # Several holds --------------------------------------------------------------------------------------------------------

@@ -99,6 +99,79 @@ def test_a_functional_model_with_models_inside(mixed, tmp_path):
     np.testing.assert_allclose(predicted(loaded, TOKENS), after, rtol=1e-6)
 
 
+class Tied(keras.layers.Layer):
+    """The usual head of a language model: it computes with the weights of the embedding."""
+
+    def __init__(self, embedding, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = embedding
+
+    def call(self, x):
+        return keras.ops.matmul(x, keras.ops.transpose(self.embedding.embeddings))
+
+
+def tied():
+    tokens, embedding = keras.Input((5,), dtype="int32"), keras.layers.Embedding(10, 4, name="embedding")
+    return models.filled(keras.Model(tokens, Tied(embedding, name="head")(embedding(tokens)))), TOKENS
+
+
+def shared_by_models():
+    shared = keras.layers.Dense(4, name="shared")
+    inner = []
+    for name in ("a", "b"):
+        x = keras.Input((4,))
+        inner.append(keras.Model(x, shared(x), name=name))
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.layers.Add(name="sum")([keras.Sequential([inner[0]], name="around")(x), inner[1](x)]))
+    return models.filled(model), X
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (tied, "embedding.embeddings *= 2"),
+        (tied, "head.embedding.embeddings[3] = 1"),
+        (tied, "** *= 2; head.output += 1"),
+        (shared_by_models, "shared.kernel[0] = 1"),
+        (shared_by_models, "shared.output[:, 1] = 7"),
+        (shared_by_models, "b.shared.input = 1; around.a.shared.bias = 2"),
+    ],
+)
+def test_all_who_share_are_rewritten(made, text):
+    model, x = made()
+    before = predicted(model, x)
+    with kpatch.intervene(model, text):
+        patched = predicted(model, x)
+    np.testing.assert_allclose(predicted(kpatch.rewrite(model, text), x), patched, rtol=1e-6)
+    assert same(predicted(model, x), before)
+
+
+class Idle(keras.Model):
+    """A graph, and a layer that it does not call."""
+
+    def __init__(self):
+        x = keras.Input((4,))
+        super().__init__(x, keras.layers.Dense(2, name="dense")(x))
+        self.idle = keras.layers.Dense(2, name="idle")
+        self.idle.build((None, 4))
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("made", "text", "message"),
+    [
+        (tied, "embedding.output = 0", "'embedding.output' cannot be rewritten: it is inside of 'head', which has no"),
+        (Idle, "idle.kernel = 0", "no layer of the model's graph uses 'idle.kernel'; kpatch.apply edits it"),
+        (Idle, "idle.output = 0", "'idle.output' cannot be rewritten: no graph has it; kpatch.intervene patches calls"),
+    ],
+)
+def test_what_no_graph_or_a_layer_besides_has(made, text, message):
+    model = made()
+    with pytest.raises(kpatch.UnsupportedError) as caught:
+        kpatch.rewrite(model[0] if isinstance(model, tuple) else model, text)
+    assert caught.value.message.startswith(message)
+
+
 def test_shared_layers_and_several_inputs():
     shared = keras.layers.Dense(3, name="shared")
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")

@@ -101,6 +101,7 @@ def test_gradual_pruning(monkeypatch):
             with kpatch.apply(self.model, "dense_2.bias = _"):  # which brings the weights back into the variables
                 kernel = ops.convert_to_numpy(self.model.get_layer("dense_1").kernel)
             zeros.append(int((kernel == 0).sum()))
+            assert repr(callback.held) == f"<Hold of {zeros[-1]} entries of dense_1.kernel>"
             if batch == 3:
                 kept.append(kernel == 0)
 

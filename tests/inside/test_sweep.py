@@ -104,7 +104,7 @@ def test_going_on_after_an_interrupt(model, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["swept.npz"]
     with pytest.raises(kpatch.BindingError) as caught:
         kpatch.sweep(model, text, metric=metric, l=range(2), t=range(4), resume=str(path))
-    message = f"'{path}' is of another sweep: its patch or axes differ; resume= takes another path"
+    message = f"'{path}' is of another sweep: its patch, bindings or axes differ; resume= takes another path"
     assert str(caught.value) == message
     path.write_bytes(b"PK")
     with pytest.raises(kpatch.FileError, match="is not the file of a sweep"):
@@ -132,7 +132,45 @@ def test_an_earlier_sweep_is_gone_on_with(model):
     np.testing.assert_array_equal(few.values, known)
     with pytest.raises(kpatch.BindingError) as caught:
         kpatch.sweep(model, "block_0.output[:, $t] = 0", resume=few, metric=metric, t=range(4))
-    assert str(caught.value) == "resume= is another sweep: its patch, or the names of its axes, differ"
+    assert str(caught.value) == "resume= is another sweep: its patch, its bindings, or the names of its axes, differ"
+
+
+def donor(x):
+    start = keras.initializers.Constant(x)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer=start, name="donor")])
+
+
+def recorded(model, x):
+    with kpatch.record(model, "block_0.output") as clean:
+        model(x)
+    return clean
+
+
+@pytest.mark.parametrize(
+    ("value", "made"),
+    [
+        ("sum($v)", lambda model, x: x),
+        ("sum($v)", lambda model, x: keras.ops.full((2048,), x)),
+        ("sum($v)", lambda model, x: keras.Variable(np.full(2048, x))),
+        ("sum($v)", lambda model, x: [x, x]),
+        ("$v._", lambda model, x: recorded(model, x * X)),
+        ("sum($v.donor.kernel)", lambda model, x: donor(x)),
+    ],
+)
+def test_a_sweep_of_other_values_is_another(model, value, made):
+    """The values of its bindings, that is, whatever holds them. The same values again are none."""
+
+    def swept(x, earlier=None):
+        text, v = f"block_0.output += $t * {value}", made(model, x)
+        return kpatch.sweep(model, text, metric=lambda: ran.append(x) or 1.0, t=range(2), v=v, resume=earlier)
+
+    ran = []
+    first = swept(1.0)
+    swept(1.0, first)
+    assert ran == [1.0, 1.0]
+    with pytest.raises(kpatch.BindingError) as caught:
+        swept(2.0, first)
+    assert str(caught.value) == "resume= is another sweep: its patch, its bindings, or the names of its axes, differ"
 
 
 @pytest.mark.backend_free
@@ -146,6 +184,13 @@ def test_an_earlier_sweep_is_gone_on_with(model):
         ("block_0.output = $t", {"t": range(2), "expect": 2}, "the patch matches 0 variables and 1 activation, not 2"),
         ("block_0.output = $v", {"axes": {"v": []}}, "the axis 'v' has no values"),
         (kpatch.parse("block_0.output = 0"), {"t": range(5)}, "kpatch.sweep takes a text, with '$l' in names"),
+        ("block_0.output = $t", {"t": range(2), "axes": {"t": [1]}}, "'t' is given twice, as t=... and in axes={"),
+        ("block_0.output = $t", {"axes": {"t": 5}}, "the axis 't' is a range or a list of values. Received: 5"),
+        (
+            "block_0.output = $t",
+            {"t": range(2), "metric": lambda: [1, [2]]},
+            "metric= returns a number, or an array of",
+        ),
         ("block_0.output = $t", {"t": range(2), "metric": 3}, "metric= is a function that runs the model. Received: "),
         ("block_0.output = $t", {"t": range(2), "metric": lambda: "x"}, "metric= returns a number, or an array of"),
     ],
