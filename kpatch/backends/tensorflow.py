@@ -23,6 +23,10 @@ try:
     from tensorflow.python.eager import record as _record
 except ImportError:
     _record = None
+try:
+    from tensorflow.python.ops import control_flow_util as _control_flow
+except ImportError:
+    _control_flow = None
 
 from kpatch import indexing
 from kpatch.backends.base import Backend, Cell, exports
@@ -34,6 +38,7 @@ raw = tf.raw_ops
 SLOW = Generic("tensorflow")
 OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
 BLOCK = 2**18  # entries written at a time under a mask
+IN_XLA = getattr(_control_flow, "GraphOrParentsInXlaContext", None)  # whether XLA is to compile a graph
 SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
@@ -134,13 +139,17 @@ class TensorFlow(Backend):
         return VariableCell(value)
 
     def hand_out(self, take, x):
-        """XLA has no such operation; its error names it.
+        """XLA has no such operation. If TensorFlow does not say that it is for XLA, the error that comes names it.
 
         The graph goes on when the values are out: TensorFlow orders no such operation and a loop with one in it.
         """
         if not tf.is_symbolic_tensor(x):
             take(x)
             return x
+        if IN_XLA is not None and IN_XLA(tf.compat.v1.get_default_graph()):
+            message = "a function of jit_compile=True hands out no activations: XLA has no operation for that"
+            hint = "compile it without jit_compile=True for the block of kpatch.record"
+            raise UnsupportedError(message, notes=[hint])
         out = tf.py_function(take, [x], [], name="kpatch_record_in_XLA_needs_jit_compile_False")
         with tf.control_dependencies([out]):
             return tf.identity(x)

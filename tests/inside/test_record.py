@@ -91,6 +91,21 @@ def test_a_model_compiled_as_a_whole(dense):
     np.testing.assert_allclose(clean["dense_1.output"], hidden(dense), rtol=1e-6)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere XLA hands out values")
+def test_a_function_compiled_by_xla(dense):
+    import tensorflow as tf
+
+    function = tf.function(lambda x: dense(x), jit_compile=True)
+    before = host(function(X))
+    with pytest.raises(kpatch.UnsupportedError) as caught, kpatch.record(dense, "dense_1.output"):
+        function(X)
+    assert str(caught.value) == (
+        "a function of jit_compile=True hands out no activations: XLA has no operation for that\n"
+        "  compile it without jit_compile=True for the block of kpatch.record"
+    )
+    assert np.array_equal(host(function(X)), before)
+
+
 @pytest.mark.parametrize("earlier", [True, False], ids=["compiled before", "compiled in the block"])
 def test_generate(earlier):
     model = models.generator()
