@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kpatch.errors import PatchError, UnsupportedError
-from kpatch.indexing import Mask, Point, Positions, Region
+from kpatch.indexing import Mask, PackedMask, Point, Positions, Region
 
 Selection = Point | Region | Positions | Mask
 
@@ -87,7 +87,8 @@ class Backend(Protocol):
     def write(self, variable, selection: Selection, values, donate: bool = True) -> None:
         """Writes values of the variable's dtype, in place if nothing else refers to the memory.
 
-        `donate=False` leaves the old memory unchanged, for threads that may be reading it.
+        The values of a `PackedMask` are those of its entries, in a row. `donate=False` leaves the old memory unchanged,
+        for threads that may be reading it.
         """
 
     def prepare(self, variable, selection: Selection, array: np.ndarray) -> Any:
@@ -447,6 +448,16 @@ class Backend(Protocol):
         It should if the backend then creates no tensor of the number.
         """
         return False
+
+
+def unpacked(selection, values):
+    """A selection and values to write, without a `PackedMask`: a `Mask`, and an array of its shape."""
+    if type(selection) is not PackedMask:
+        return selection, values
+    mask = selection.mask
+    whole = np.zeros(mask.shape, values.dtype)
+    whole[mask] = values
+    return Mask(mask, mask.shape), whole
 
 
 def exports(formats):

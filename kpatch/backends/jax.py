@@ -26,7 +26,7 @@ from kpatch.backends import jax_host as host
 from kpatch.backends import jax_processes as processes
 from kpatch.backends import jax_shards as shards
 from kpatch.backends import jax_trainer as trainer
-from kpatch.backends.base import Backend, Cell
+from kpatch.backends.base import Backend, Cell, unpacked
 from kpatch.backends.jax_entries import OPERATORS, is_converted, on_one_device
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Point, Positions
@@ -69,6 +69,7 @@ class Jax(Backend):
         if _by_host(variable, selection, values):
             _set(variable, host.put(_array(variable), selection, values))
             return
+        selection, values = unpacked(selection, values)
         _replace(variable, _writable(variable, donate), selection, _present(values, selection))
 
     def prepare(self, variable, selection, array):

@@ -14,7 +14,7 @@ import numpy as np
 
 from kpatch.backends.base import Backend, intervals
 from kpatch.backends.numpy_ops import ArrayOps
-from kpatch.indexing import Mask, Point, Region
+from kpatch.indexing import Mask, PackedMask, Point, Region
 
 OPERATORS = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.true_divide}
 
@@ -153,6 +153,8 @@ def put(array, selection, values):
         array[selection.slices] = values
     elif kind is Mask:
         np.copyto(array, np.asarray(values, array.dtype), where=selection.mask)
+    elif kind is PackedMask:
+        array[selection.mask] = values
     else:
         entries, places = _places(array, selection)
         entries[places] = np.broadcast_to(values, selection.shape).reshape(-1)

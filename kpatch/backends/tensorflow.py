@@ -29,7 +29,8 @@ except ImportError:
     _control_flow = None
 
 from kpatch import indexing
-from kpatch.backends.base import Backend, Cell, exports
+from kpatch.backends import host
+from kpatch.backends.base import Backend, Cell, exports, unpacked
 from kpatch.backends.generic import Generic
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
@@ -61,9 +62,17 @@ class TensorFlow(Backend):
         except NO_KERNEL:
             return SLOW.read(variable, selection)
 
+    def keep(self, variable, selection):
+        """At positions an array of NumPy, in the memory of a CPU."""
+        kept = host.kept(self, variable, selection)
+        return self.read(variable, selection) if kept is None else kept
+
     def write(self, variable, selection, values, donate=True):
         if not selection.size:
             return
+        if host.put(self, variable, selection, values, donate):
+            return
+        selection, values = unpacked(selection, values)
         try:
             values = _constant(values, variable._value.dtype)
             for component in _components(variable):

@@ -20,7 +20,8 @@ import torch
 from keras import ops
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from kpatch.backends.base import Backend, exports, intervals
+from kpatch.backends import host
+from kpatch.backends.base import Backend, exports, intervals, unpacked
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Region
 
@@ -58,7 +59,15 @@ class Torch(Backend):
             return tensor.clone()
         return torch.take(_bits(tensor), _here(tensor, selection.flat)).view(tensor.dtype).reshape(selection.shape)
 
+    def keep(self, variable, selection):
+        """At positions an array of NumPy, in the memory of a CPU."""
+        kept = host.kept(self, variable, selection)
+        return self.read(variable, selection) if kept is None else kept
+
     def write(self, variable, selection, values, donate=True):
+        if host.put(self, variable, selection, values, donate):
+            return
+        selection, values = unpacked(selection, values)
         tensor = _writable(variable, donate)
         kind = type(selection)
         if kind is Point:
@@ -105,13 +114,11 @@ class Torch(Backend):
         return _Taken(variable._value, values).unchanged if shared else super().written(variable, values)
 
     def view(self, tensor):
-        """Uses DLPack: `Tensor.numpy` permanently marks the storage as not resizable."""
-        plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
-        return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
+        return _viewed(tensor)
 
     def memory(self, variable):
         parameter = variable._value
-        view = self.view(parameter) if _alone(parameter) else None
+        view = _viewed(parameter) if _alone(parameter) else None
         if view is None or not view.flags.writeable:
             return None
         parameter.detach().view(-1)[:0].zero_()  # gradients whose graph holds the parameter are refused from now on
@@ -346,6 +353,12 @@ def _from_numpy(array):
     if array.dtype.isbuiltin == 2:  # bfloat16 and float8 of ml_dtypes, which torch does not accept
         return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)
+
+
+def _viewed(tensor):
+    """The tensor's memory, by DLPack: `Tensor.numpy` permanently marks the storage as not resizable."""
+    plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
+    return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
 
 
 def _bits(tensor):

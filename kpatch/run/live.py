@@ -332,11 +332,6 @@ class Live(Named):
         if self._give_back(record):
             return
         variable, selection, before = record.step.place.variable, record.selection, record.before
-        if isinstance(selection, indexing.PackedMask):
-            mask = selection.mask
-            selection, entries = indexing.Mask(mask, mask.shape), before
-            before = np.zeros(mask.shape, entries.dtype)
-            before[mask] = entries
         if record.bits is not None:  # of a byte that holds two codes, the other one keeps its bits
             now = tensors.to_numpy(self.writer.read(variable, selection))
             before = now & ~record.bits | tensors.to_numpy(before) & record.bits

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kpatch import backends
 from kpatch.backends.generic import Generic
 from kpatch.backends.present import CLASSES, load
-from kpatch.indexing import Mask, Point, Positions, Region, select, whole
+from kpatch.indexing import Mask, PackedMask, Point, Positions, Region, select, whole
 
 pytestmark = pytest.mark.usefixtures("compiled")
 BACKEND = keras.backend.backend()
@@ -190,6 +190,33 @@ def test_read_write_and_restore(writer, case):
     assert_same_bits(given, values)
     writer.write(variable, selection, old, donate=donate)
     assert_same_bits(variable, before)
+    kept = writer.keep(variable, selection)
+    assert_same_bits(kept, taken(before, selection))
+    writer.write(variable, selection, values, donate=donate)
+    assert_same_bits(kept, taken(before, selection))
+    if isinstance(selection, Mask):
+        selection, kept = PackedMask(selection.mask), before[selection.mask]
+    writer.write(variable, selection, kept, donate=donate)
+    assert_same_bits(variable, before)
+
+
+@pytest.mark.skipif(BACKEND not in ("torch", "tensorflow"), reason="theirs")
+def test_what_numpy_writes_or_leaves_to_the_backend_has_the_same_bits(monkeypatch):
+    from kpatch.backends import host
+
+    before, values = random_bits((4, 6), "float32"), random_bits((4, 6), "float32", 1)
+    for largest in (24, 23):
+        monkeypatch.setattr(host, "LARGEST", largest)
+        for selection in SELECTIONS[-3:-1]:
+            variable = variable_of(before)
+            given = values if isinstance(selection, Mask) else values.reshape(-1)[:4].reshape(2, 2)
+            kept = backends.current().keep(variable, selection)
+            backends.current().write(variable, selection, given)
+            assert_same_bits(variable, replaced(before, selection, given))
+            assert_same_bits(kept, taken(before, selection))
+            if isinstance(selection, Mask):
+                backends.current().write(variable, PackedMask(selection.mask), before[selection.mask])
+                assert_same_bits(variable, before)
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: type(writer).__name__)
