@@ -68,8 +68,8 @@ class Torch(Backend):
         if host.put(self, variable, selection, values, donate):
             return
         selection, values = unpacked(selection, values)
-        tensor = _writable(variable, donate)
         kind = type(selection)
+        tensor = _writable(variable, donate, whole=kind is Region and selection.full)
         if kind is Point:
             tensor[selection.index] = values if type(values) in (float, int, bool) else _like(tensor, values)
         elif kind is Region:
@@ -367,13 +367,16 @@ def _bits(tensor):
     return tensor.view(torch.uint8) if dtype.itemsize == 1 and dtype.is_floating_point else tensor
 
 
-def _writable(variable, donate):
-    """The memory to write into: the parameter's if it is private, else a copy for `_publish`."""
+def _writable(variable, donate, whole=False):
+    """The memory to write into: the parameter's if it is private, else a copy for `_publish`.
+
+    If all of it is written, as `whole` says, nothing is copied.
+    """
     parameter = variable._value
     if donate and _alone(parameter):
         return parameter.detach()
     with torch.inference_mode(False):
-        return parameter.detach().clone()
+        return torch.empty_like(parameter.detach()) if whole else parameter.detach().clone()
 
 
 def _publish(variable, tensor):

@@ -1,9 +1,13 @@
-"""The exact k-th smallest of many floats by radix selection, without sorting and with the memory of one block.
+"""The exact k-th smallest of many floats, without sorting and with the memory of some blocks.
 
-A float's bits, inverted for negatives, are an unsigned integer of the same order. Entries are counted by their first 11
-bits; the counts give the bucket, one of 2,048, of the k-th smallest; its entries are counted by the next 11 bits, and
-so on, until so few are left that they are sorted: two or three passes for float32. (Knuth, The Art of Computer
-Programming 3, 5.2.5.) For 2.4 million float32 entries it took 8 ms, `numpy.partition` 20 ms.
+A sorted sample gives two numbers that the k-th smallest probably lies between (Floyd and Rivest's SELECT). One pass
+counts the entries below and gathers those between, in which it is found if the counts say so.
+
+Else it is found by radix selection. A float's bits, inverted for negatives, are an unsigned integer of the same order.
+Entries are counted by their first 11 bits; the counts give the bucket, one of 2,048, of the k-th smallest; its entries
+are counted by the next 11 bits, and so on, until so few are left that they are sorted: two or three passes for float32
+(Knuth, The Art of Computer Programming 3, 5.2.5). For 1.3 million float32 entries the sample took 4 ms, digits 8 ms,
+`numpy.partition` 15 ms.
 """
 
 import numpy as np
@@ -12,6 +16,7 @@ BLOCK = 2**15  # entries processed at a time, to stay in the processor's cache
 SMALL = 2**14  # up to so many entries are left to `numpy.partition`
 LARGE = 2**15  # beyond so many it is slower
 DIGIT = 11  # bits
+SAMPLE, MARGIN = 2**11, 2**6  # entries of the sample, and of it those on each side of the place
 INTEGERS = {"float32": (np.int32, np.uint32), "float64": (np.int64, np.uint64)}
 
 
@@ -32,11 +37,37 @@ def order_statistics(array, places):
     size, places = len(array), list(places)
     if size <= LARGE:
         found = np.partition(array, places)[places]
-        if size <= SMALL or _is_certain(found):
-            return found
-    elif places[-1] == size - 1 and _is_certain(largest := array.max()):
-        return np.append(_in_blocks(array, places[:-1]), largest)
-    return _in_blocks(array, places)
+        return found if size <= SMALL or _is_certain(found) else _in_blocks(array, places)
+    if places[-1] == size - 1 and _is_certain(largest := array.max()):
+        return np.append(_of_many(array, places[:-1]), largest)
+    return _of_many(array, places)
+
+
+def _of_many(array, places):
+    found = _by_sample(array, places) if places else None
+    return found if found is not None and _is_certain(found) else _in_blocks(array, places)
+
+
+def _by_sample(array, places):
+    """The entries at places that are close to each other, if a sample leads to them; else `None`. NaN is above all."""
+    size, sample = len(array), np.sort(array[:: len(array) // SAMPLE])
+    first, last = (place * len(sample) // size for place in (min(places), max(places)))
+    low = sample[first - MARGIN] if first >= MARGIN else -np.inf
+    high = sample[last + MARGIN] if last + MARGIN < len(sample) else np.inf
+    below, between, left = 0, [], size // 4 if last - first < MARGIN else 0
+    for start in range(0, size, BLOCK):
+        block = array[start : start + BLOCK]
+        is_below = block < low
+        below += np.count_nonzero(is_below)
+        between.append(block[(block <= high) != is_below])
+        left -= len(between[-1])
+        if left < 0:
+            return None
+    found, at = np.concatenate(between), [place - below for place in places]
+    if min(at) < 0 or max(at) >= len(found):
+        return None
+    found.partition(at)
+    return found[at]
 
 
 def _in_blocks(array, places):

@@ -345,8 +345,11 @@ def test_each_way_to_order_statistics_gives_the_bits_of_all_digits(size, dtype, 
     )
     lost[5:7] = -np.nan, np.nan
     odd[5:7] = -np.inf, np.inf
-    for array in (normal, np.round(normal), zeros.astype(dtype), lost, odd):
-        for places in ([0], [size - 1], [size // 2, size // 2 + 1, size - 1], [size // 3, size // 2]):
+    assert ranks._by_sample(normal, [size // 2]) is not None
+    misleading = np.where(np.arange(size) % (size // ranks.SAMPLE) == 0, 9, normal).astype(dtype)
+    assert ranks._by_sample(misleading, [size // 2]) is None
+    for array in (normal, np.round(normal), zeros.astype(dtype), lost, odd, misleading, -np.sort(normal)):
+        for places in ([0], [size - 1], [9 * size // 10], [size // 2, size // 2 + 1, size - 1], [size // 3, size // 2]):
             found = ranks.order_statistics(array, places)
             with monkeypatch.context() as only:
                 only.setattr(ranks, "SMALL", -1)  # nothing is gathered
