@@ -1,8 +1,9 @@
 """What each backend itself does best, without kpatch: read and write entries of float32 tensors in place.
 
 `point` and `region` each make a tensor like the variable's, and give the edit and its way back:
-`edit() -> old values`, `restore(old)`. `wait` waits for what a variable's backend has only dispatched. `prunes` and
-`merges` are loops over many variables as an expert writes them, by name; the fastest is what kpatch is held against.
+`edit() -> old values`, `restore(old)`. `wait` waits for what a variable's backend has only dispatched. `prunes`,
+`merges`, `clips` and `masks` are loops over many variables as an expert writes them, by name; the fastest is what
+kpatch is held against.
 """
 
 import functools
@@ -10,6 +11,7 @@ import functools
 import keras
 import numpy as np
 
+BLOCK = 2**16  # entries that stay in the processor's cache
 SLICES = (slice(None, 2048), slice(None, None, 2))  # [:2048, ::2]
 
 
@@ -172,6 +174,100 @@ def merges(variables, others):
     return {name: lambda loop=loop: loop(variables, others) for name, loop in loops.items()}
 
 
+def clips(variables):
+    """Each entry is brought between two bounds."""
+    loops = {"numpy, in blocks": _clip_in_blocks, "torch, in place": _clip_by_torch}
+    return _loops(variables, loops | {"jax, jitted": _by_jax(3), "tf.function": _by_tensorflow(0)})
+
+
+def masks(variables):
+    """The entries that are nearly 0 become 0."""
+    loops = {"numpy, in blocks": _mask_in_blocks, "torch, in place": _mask_by_torch}
+    return _loops(variables, loops | {"jax, jitted": _by_jax(4), "tf.function": _by_tensorflow(1)})
+
+
+def _loops(variables, loops):
+    """Those of the present backend; NumPy writes into torch's memory too."""
+    backend = keras.backend.backend()
+    own = [name for name in loops if name.startswith({"tensorflow": "tf"}.get(backend, backend))]
+    own += ["numpy, in blocks"] * (backend == "torch")
+    return {name: lambda loop=loops[name]: loop(variables) for name in own}
+
+
+def _memory(variable):
+    """As a flat array. `Tensor.numpy` would mark torch's storage for ever as one that is shared."""
+    value = variable._value
+    return (np.from_dlpack(value.detach()) if keras.backend.backend() == "torch" else value).reshape(-1)
+
+
+def _clip_in_blocks(variables):
+    low, high = np.float32(-0.05), np.float32(0.05)
+    for array in map(_memory, variables):
+        for start in range(0, array.size, BLOCK):
+            block = array[start : start + BLOCK]
+            np.clip(block, low, high, out=block)
+
+
+def _mask_in_blocks(variables):
+    """By logic on bits, which is faster than a choice or a write under a mask."""
+    size, small, bits = np.empty(BLOCK, "float32"), np.empty(BLOCK, bool), np.empty(BLOCK, "int32")
+    for array in map(_memory, variables):
+        for start in range(0, array.size, BLOCK):
+            block = array[start : start + BLOCK]
+            count = block.size
+            np.less(np.abs(block, out=size[:count]), np.float32(0.01), out=small[:count])
+            np.copyto(bits[:count], np.subtract(small[:count].view("int8"), 1))
+            np.bitwise_and(block.view("int32"), bits[:count], out=block.view("int32"))
+
+
+def _clip_by_torch(variables):
+    import torch
+
+    with torch.no_grad():
+        for variable in variables:
+            variable._value.clamp_(-0.05, 0.05)
+
+
+def _mask_by_torch(variables):
+    import torch
+
+    with torch.no_grad():
+        for variable in variables:
+            variable._value.masked_fill_(variable._value.abs() < 0.01, 0)
+
+
+def _by_jax(number):
+    def loop(variables):
+        for variable in variables:
+            variable._value = _jax_kernels()[number](variable._value)
+
+    return loop
+
+
+def _by_tensorflow(number):
+    compiled = []
+
+    def loop(variables):
+        if not compiled:
+            compiled.append(_tensorflow_loop(number, variables))
+        compiled[0]()
+
+    return loop
+
+
+def _tensorflow_loop(number, variables):
+    import tensorflow as tf
+
+    functions = lambda x: tf.clip_by_value(x, -0.05, 0.05), lambda x: tf.where(tf.abs(x) < 0.01, 0.0, x)
+
+    @tf.function
+    def loop():
+        for variable in variables:
+            variable._value.assign(functions[number](variable._value))
+
+    return loop
+
+
 def _numpy_prune(variables):
     for variable in variables:
         size = np.abs(variable._value)
@@ -250,7 +346,9 @@ def _jax_kernels():
 
     prune = jax.jit(lambda x: jnp.where(abs(x) < jnp.quantile(abs(x), 0.9), 0, x), donate_argnums=0)
     cut = jax.jit(lambda x, bound: jnp.where(abs(x) < bound, 0, x), donate_argnums=0)
-    return prune, cut, jax.jit(lambda x, y: 0.7 * x + 0.3 * y, donate_argnums=0)
+    merge = jax.jit(lambda x, y: 0.7 * x + 0.3 * y, donate_argnums=0)
+    clip = jax.jit(lambda x: jnp.clip(x, -0.05, 0.05), donate_argnums=0)
+    return prune, cut, merge, clip, jax.jit(lambda x: jnp.where(abs(x) < 0.01, 0, x), donate_argnums=0)
 
 
 _PRUNES = {

@@ -46,6 +46,8 @@ TITLES = {
     "prune": "Magnitude pruning of ResNet50 by one glob line, against the fastest loop by hand",
     "prune_memory": "The same: added to the peak, over the largest kernel",
     "merge": "Merging two ResNet50 by one glob line, against a loop by hand",
+    "clip": "Clipping ResNet50's kernels by one glob line, against loops by hand; those in blocks have the same bits",
+    "mask": "Setting the small entries of ResNet50's kernels to 0 by one glob line, against loops by hand",
     "first": "The first edit of MobileNetV2 in a process and its undo, against a loop with get_weights and set_weights",
     "resolve": "Selectors in a model of 2,000 layers",
     "parse": "Parsing one statement",

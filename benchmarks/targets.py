@@ -32,6 +32,8 @@ KEPT = 256  # edits that are kept, and so can still be undone, while others foll
 MEMORY_MB = {"tensorflow": 40}
 PRUNE = "**.kernel[abs(_) < quantile(abs(_), 0.9)] = 0"
 MERGE = "**.kernel = 0.7 * _ + 0.3 * $donor._"
+CLIP = "**.kernel = clip(_, -0.05, 0.05)"
+MASK = "**.kernel[abs(_) < 0.01] = 0"
 
 
 def dense(size, dtype="float32", name="dense_1"):
@@ -256,6 +258,24 @@ def merge(budget):
         yield Row("undo=False", *figures(seconds, "ms", "kpatch", name), unit="ms", note=f"against {name}")
     seconds = {name: seconds[name] for name in ("kpatch", "kept", "keras")}
     yield from _against_loops(seconds, limit=1.3)
+
+
+def clip(budget):
+    """All entries brought between two bounds."""
+    yield from _in_place(CLIP, native.clips, budget)
+
+
+def mask(budget):
+    """The entries that are nearly 0 become 0."""
+    yield from _in_place(MASK, native.masks, budget)
+
+
+def _in_place(text, loops_of, budget):
+    """An element-wise statement, against each loop by hand."""
+    model, variables = _resnet(1)
+    loops, finish = loops_of(variables), lambda: native.wait(variables[-1])()
+    loops |= {"kpatch": lambda: kpatch.apply(model, text, undo=False), "kept": lambda: kpatch.apply(model, text)}
+    yield from _against_loops(_race_of_edits(loops, variables, budget, finish), limit=1.2)
 
 
 def _against_loops(seconds, limit):

@@ -50,7 +50,7 @@ def _run(checked, store, budget):
             scope.begin(step.place, step.stream, step.block)
             scope.implied, scope.whole = _implied(step, store)
             if type(step) is LetStep:
-                scope.bind(step.statement.name, _held(ev.evaluate(step.statement.value, scope)))
+                scope.bind(step.statement.name, _let(step, scope))
             elif type(step) is AssertStep:
                 semantics.check_assertion(step.statement, scope)
             else:
@@ -73,8 +73,14 @@ def _located(error, step, patch):
     return error.locate(step.statement.span, patch.source)
 
 
+def _let(step, scope):
+    """The value of a `let`, which later writes in place do not change."""
+    made = None if step.value is None else step.value.value(scope)
+    return _held(ev.evaluate(step.statement.value, scope)) if made is None else tensor(made)
+
+
 def _held(value):
-    """A copy for a `let`, so that later writes in place do not change it."""
+    """A copy of a value."""
     ops = backends.current().ops
     return value if value.weak else replace(value, data=ops.copy(value.data))
 

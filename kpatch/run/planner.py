@@ -375,9 +375,16 @@ def _plan_assert(statement, scope, place=None, stream=0, block=None):
 def _plan_let(statement, scope, place=None, stream=0, block=None):
     scope.begin(place, stream, block)
     scope.locals[statement.name] = None  # poisoned while it fails
-    with _planning(statement, scope, place, stream, block) as (found, inside):
-        scope.bind(statement.name, ev.evaluate(statement.value, inside))
-    return LetStep(statement, found.doubtful, place, stream, block)
+    scope.seen = {}
+    try:
+        with _planning(statement, scope, place, stream, block) as (found, inside):
+            scope.bind(statement.name, ev.evaluate(statement.value, inside))
+        compiles = place is not None and place.weight is None and not scope.traced
+        program = compile_value(statement.value, scope.seen, place) if compiles else None
+    finally:
+        scope.seen = None
+    program = program if program is not None and program.operations else None
+    return LetStep(statement, found.doubtful, place, stream, block, program)
 
 
 @contextlib.contextmanager

@@ -71,11 +71,14 @@ class AssertStep:
 
 @dataclass(eq=False, slots=True)
 class LetStep:
+    """A `let`; `value` is the `programs.Program` of a whole tensor that is computed of its match, or `None`."""
+
     statement: ast.Let
     may_fail: bool = True
     place: Place | None = None
     stream: int = 0
     block: ast.For | None = None
+    value: Any = None
 
 
 _FIELDS = {kind: attrgetter(*kind.__slots__) for kind in (EditStep, AssertStep, LetStep)}

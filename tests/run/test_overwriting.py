@@ -1,6 +1,7 @@
 """Whole new values that are computed in the variable's own memory: held to the generic way, to the bit."""
 
 import os
+import re
 import threading
 import warnings
 
@@ -85,12 +86,14 @@ def bits(array, text):
 
 
 def one_by_one(text):
-    """The statement with its value in a `let`, which is evaluated; a mask is, as old values are kept."""
-    if text.startswith("*.kernel["):
-        target, _, value = text.rpartition(" = ")
-        return f"for *.kernel {{ let v = {value}; {target.replace('*.kernel', '_', 1)} = v }}"
-    _, op, value = text.split(" ", 2)
-    return f"for *.kernel {{ let v = {value if op == '=' else f'_ {op[:-1]} ({value})'}; _ = v }}"
+    """The statement with its value in a `let` outside of blocks, which is evaluated; so is a mask with undo."""
+    target, op, value = re.fullmatch(r"(\*\.kernel(?:\[.*\])?) (\S*=) (.*)", text).groups()
+    if op != "=":
+        value = f"_ {op[:-1]} ({value})"
+    named = value.replace("$donor._", "$donor.NAME.kernel")
+    named = re.sub(r"(?<![\w.])_(?!\w)", "NAME.kernel", named)
+    statement = f"let v_NAME = {named}; {target.replace('*.kernel', 'NAME.kernel')} = v_NAME"
+    return "; ".join(statement.replace("NAME", name) for name in ("of_3", "of_41"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -107,6 +110,27 @@ def test_the_bits_are_those_of_one_operation_after_the_other(text, dtype):
     assert counts == [row.entries for row in generic.plan.rows]
     assert [v.tobytes() for v in values(donor)] == [v.tobytes() for v in before]
     assert [address(variable) for variable in whole.variables] == addresses, "no memory was made"
+
+
+LETS = """
+let t = abs(_); _ = where(t < 1e-3, 0, t * 2)
+let t = _ * 2 - $donor._; let u = clip(t, -1, 1); _ = where(u == t, $donor._, u)
+let t = _; _ = $donor._ * 2; _ += t
+let t = -_; _[t > 0] = 1; _ -= t
+"""
+
+
+@pytest.mark.parametrize("text", LETS.strip().splitlines())
+def test_a_let_of_a_block_is_computed_in_one_pass_and_keeps_its_values(text):
+    found, expected, donor = chain(), chain(), chain(seed=1)
+    given = {"donor": donor} if "$donor" in text else {}
+    kpatch.apply(found, f"for *.kernel {{ {text} }}", undo=False, **given)
+    named = re.sub(r"(?<![\w.])_(?![\w\[])", "NAME.kernel", text.replace("$donor._", "$donor.NAME.kernel"))
+    named = named.replace("_[", "NAME.kernel[")
+    for name in ("of_3", "of_41"):
+        kpatch.apply(expected, named.replace("NAME", name), **given)
+    for x, y in zip(values(found), values(expected), strict=True):
+        assert [*map(hex, bits(x, text))] == [*map(hex, bits(y, text))]
 
 
 def test_old_values_that_are_kept_and_those_that_are_not_lead_to_the_same_bits():
