@@ -78,3 +78,30 @@ def compiled():
             patched.setattr("kpatch.backends.jax_host.BUDGET", 0)
             patched.setattr("kpatch.backends.jax_host._copied", {})
         yield
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """jax finds in files what it compiled before: for files whose tests compile the same for models of their own.
+
+    It costs more than it saves if most programs differ.
+    """
+    if os.environ["KERAS_BACKEND"] != "jax":
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -668,17 +668,8 @@ for name in ("region_taker", "region_putter"):
 """
 
 
-def run_sharded(code):
-    run(
-        SHARDED + textwrap.dedent(code),
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    )
-
-
-def test_sharded_reads_and_writes():
-    run_sharded(
-        """
+ON_EIGHT_DEVICES = {
+    "reads and writes": """
         ITEMS = [np.s_[...], np.s_[:, 5], np.s_[2:13:3, ::-2], np.s_[7:9, 3:4]]
         LAYOUTS = [("a", "b"), (("b", "a"), None), (None, None)]
         for number, spec in enumerate(LAYOUTS):
@@ -713,13 +704,8 @@ def test_sharded_reads_and_writes():
                     assert np.array(variable.value).tobytes() == before.tobytes()
             assert variable.value.sharding == sharding
         assert calls
-        """
-    )
-
-
-def test_sharded_in_place_and_only_where_the_entry_is():
-    run_sharded(
-        """
+        """,
+    "in place, and only where the entry is": """
         for spec, owners in ((("a", "b"), 1), ((None, "b"), 2), ((None, None), 8)):
             variable = variable_of(np.zeros((16, 24), "float32"), *spec)
             writer.write(variable, Point((0, 0)), 1.0)
@@ -737,13 +723,8 @@ def test_sharded_in_place_and_only_where_the_entry_is():
             assert variable.numpy()[3, 20] == 14
             assert variable.numpy().sum() == 15
             assert addresses(variable) == place
-        """
-    )
-
-
-def test_sharded_what_is_held_keeps_its_values():
-    run_sharded(
-        """
+        """,
+    "what is held keeps its values": """
         HOLDERS = [
             lambda value: value,
             lambda value: jax.device_put(value, NamedSharding(mesh, P("a", ("b",)))),
@@ -779,13 +760,28 @@ def test_sharded_what_is_held_keeps_its_values():
         writer.write(variable, Point((0, 0)), 1.0, donate=False)
         writer.write(variable, Point((15, 23)), 1.0)
         assert not np.array(keep).any()
-        """
-    )
-
-
-def test_keras_distribution():
-    run_sharded(
-        """
+        """,
+    "a variable on another device": """
+        first, third = jax.devices()[0], jax.devices()[3]
+        variable = keras.Variable(jax.device_put(np.zeros((300, 257), "float32"), third))
+        assert variable.value.devices() == {third}
+        shape, one, row = (300, 257), np.array(1.0), np.arange(257, dtype="float32")
+        for selection in (Point((1, 2)), region(shape, np.s_[::2]), Positions(np.arange(9), (9,)), whole(shape)):
+            values = [writer.prepare(variable, selection, one), jax.device_put(np.float32(1), first), jnp.float32(1)]
+            for value in [*values, 1, jax.device_put(np.ones(selection.shape, "float32"), first)]:
+                writer.write(variable, selection, value)
+                assert variable.value.devices() == {third}
+                assert variable.value._committed
+                assert (np.array(writer.read(variable, selection)) == 1).all()
+        sharded = jax.device_put(np.ones(257, "float32"), NamedSharding(mesh, P()))
+        writer.write(variable, region(shape, np.s_[5]), sharded)
+        assert variable.value.devices() == {third}
+        uncommitted = keras.Variable(np.zeros((300, 257), "float32"))
+        writer.write(uncommitted, Point((1, 2)), jax.device_put(np.float32(1), third))
+        assert uncommitted.value.devices() == {first}
+        assert not uncommitted.value._committed
+        """,
+    "distributions of Keras": """
         from keras import distribution as d
         devices = d.list_devices()
         layouts = d.LayoutMap(d.DeviceMesh((2, 4), ("batch", "model"), devices))
@@ -816,32 +812,17 @@ def test_keras_distribution():
                 place = addresses(kernel)
                 writer.write(kernel, Point((2, 3)), 1.0)
                 assert addresses(kernel) == place
-        """
-    )
+        """,
+}
 
 
-def test_a_variable_on_another_device():
-    run_sharded(
-        """
-        first, third = jax.devices()[0], jax.devices()[3]
-        variable = keras.Variable(jax.device_put(np.zeros((300, 257), "float32"), third))
-        assert variable.value.devices() == {third}
-        shape, one, row = (300, 257), np.array(1.0), np.arange(257, dtype="float32")
-        for selection in (Point((1, 2)), region(shape, np.s_[::2]), Positions(np.arange(9), (9,)), whole(shape)):
-            values = [writer.prepare(variable, selection, one), jax.device_put(np.float32(1), first), jnp.float32(1)]
-            for value in [*values, 1, jax.device_put(np.ones(selection.shape, "float32"), first)]:
-                writer.write(variable, selection, value)
-                assert variable.value.devices() == {third}
-                assert variable.value._committed
-                assert (np.array(writer.read(variable, selection)) == 1).all()
-        sharded = jax.device_put(np.ones(257, "float32"), NamedSharding(mesh, P()))
-        writer.write(variable, region(shape, np.s_[5]), sharded)
-        assert variable.value.devices() == {third}
-        uncommitted = keras.Variable(np.zeros((300, 257), "float32"))
-        writer.write(uncommitted, Point((1, 2)), jax.device_put(np.float32(1), third))
-        assert uncommitted.value.devices() == {first}
-        assert not uncommitted.value._committed
-        """
+def test_on_eight_devices():
+    """In one process, which takes seconds to start; it prints which part begins."""
+    parts = (f"print({name!r})\n{textwrap.dedent(code)}" for name, code in ON_EIGHT_DEVICES.items())
+    run(
+        "\n".join([SHARDED, *parts]),
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
     )
 
 

@@ -13,6 +13,7 @@ from kpatch.callbacks import PatchCallback
 from kpatch.constraints import PatchConstraint
 from kpatch.values.tensors import to_numpy
 
+pytestmark = pytest.mark.usefixtures("programs")
 BACKEND = keras.backend.backend()
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train on numpy")
 RNG = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import pytest
 
 import kpatch
 
+pytestmark = pytest.mark.usefixtures("programs")
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).integers(-3, 4, (4, 4)).astype("float32")  # all results are exact, in any order of sums
 Y = np.zeros((4, 4), "float32")
