@@ -175,6 +175,13 @@ class Backend(Protocol):
             return None
         return functools.partial(program.overwrite, memory, views, numbers)
 
+    def blank(self, like: list) -> Any:
+        """A new tensor like the first of some tensors, and its memory as an array of NumPy to write; or `None`.
+
+        Only if each of them has a `view`, and NumPy may compute of them in place of the backend.
+        """
+        return None
+
     def fused(self, operations: tuple, arrays: list, numbers: list) -> Any:
         """The result of element-wise operations in one pass over the memory, with the same bits; or `None`."""
         return None

@@ -124,6 +124,14 @@ class Torch(Backend):
         parameter.detach().view(-1)[:0].zero_()  # gradients whose graph holds the parameter are refused from now on
         return view.reshape(-1)
 
+    def blank(self, like):
+        """Without gradients, which NumPy does not know."""
+        if any(self.is_traced(x) or self.is_differentiated(x) or self.view(x) is None for x in like):
+            return None
+        made = torch.empty_like(like[0], requires_grad=False)
+        memory = self.view(made)
+        return (made, memory) if memory.flags.writeable else None
+
     def sync(self, model):
         """Refuses a model whose parameters are sharded: Keras's variables are no longer what torch trains."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -97,8 +97,8 @@ def _wait(futures: list[Future]) -> None:
 
 
 def _run(operations, arrays, numbers, out):
-    scratch = _scratch(1 + max(op.target for op in operations))
-    length = len(scratch[0])
+    scratch = _scratch(1 + max(op.target for op in operations)) if len(operations) > 1 else []
+    length = len(scratch[0]) if scratch else max(1, out.size)  # one operation keeps no result in between
     with np.errstate(all="ignore"):
         for start in range(0, out.size, length):
             block = slice(start, start + length)

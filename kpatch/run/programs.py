@@ -115,13 +115,26 @@ class Program:
             flat = self.compute([x.reshape(-1) for x in arrays], self.numbers(scope))
             return flat.reshape(arrays[0].shape)
         if self.dtype in IN_BLOCKS:
-            found = numerics.guarded(backend.fused, self.operations, arrays, self.numbers(scope))
+            numbers = self.numbers(scope)
+            found = numerics.guarded(self._in_blocks, arrays, numbers)
+            found = numerics.guarded(backend.fused, self.operations, arrays, numbers) if found is None else found
             if found is not None:
                 return found
         if not all(op.name in _OF_TENSORS for op in self.operations):
             return None
         numbers = [numerics.as_tensor(number, self.dtype) for number in self._numbers(scope)]
         return numerics.guarded(self._of_tensors, arrays, numbers)
+
+    def _in_blocks(self, arrays, numbers):
+        """The value as a new tensor that NumPy fills, if the backend has such a one and NumPy its bits; or `None`."""
+        backend = backends.current()
+        blank = backend.blank(arrays) if self.operations else None
+        if blank is None or not self.has_bits:
+            return None
+        tensor, memory = blank
+        views = [view.reshape(-1) for x in arrays if (view := backend.view(x)) is not None]
+        self.overwrite(memory.reshape(-1), views, numbers)
+        return tensor
 
     def _of_tensors(self, arrays, numbers):
         results = {}

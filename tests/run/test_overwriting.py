@@ -252,6 +252,17 @@ def test_a_mask_of_no_entry_has_written_nothing():
     assert [v.tobytes() for v in values(model)] == [v.tobytes() for v in before]
 
 
+def test_a_new_tensor_with_gradients_is_computed_by_torch():
+    """NumPy fills one without."""
+    if BACKEND != "torch":
+        pytest.skip("torch's own")
+    x = keras.ops.convert_to_tensor(np.ones((3, 4), "float32")).detach()
+    assert kpatch.edit(x, "_ = 2 * _ - 0.5 * (_ * _)").tolist() == [[1.5] * 4] * 3
+    x.requires_grad_()
+    kpatch.edit(x, "_ = 2 * _ - 0.5 * (_ * _)").sum().backward()
+    assert x.grad.tolist() == [[1.0] * 4] * 3
+
+
 def test_gradients_of_a_graph_that_holds_the_parameter_are_refused():
     """As after any write in place: torch notices it by the tensor's version."""
     if BACKEND != "torch":
