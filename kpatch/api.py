@@ -144,7 +144,7 @@ def apply(
     return run(checked, donate, undo, optimizers)
 
 
-@keywords.checked("kpatch.edit")
+@keywords.checked("kpatch.edit", in_graph=True)
 def edit(x: Any, patch: PatchLike, /, *, bindings: Mapping[str, Any] | None = None, **named: Any) -> Any:
     """The pure form: a new tensor with the edits of the patch, `x` untouched.
 

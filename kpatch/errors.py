@@ -12,6 +12,7 @@ import functools
 import inspect
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -324,11 +325,13 @@ def is_brief() -> bool:
 def boundary(function: Callable[P, R]) -> Callable[P, R]:
     """A public function, or an `__init__`: the traceback of its errors ends at the line that called it.
 
-    Notebooks and pytest hide the one frame that is left, of this function.
+    Notebooks and pytest hide the one frame that is left, of this function. `torch.compile` calls it as it is.
     """
 
     @functools.wraps(function)
     def called(*args: P.args, **given: P.kwargs) -> R:
+        if in_dynamo():
+            return apart(called, *args, **given)
         try:
             return function(*args, **given)
         except PatchError as error:
@@ -343,6 +346,43 @@ def left_alone(function: Callable[P, R]) -> Callable[P, R]:
     """The function, which TensorFlow's autograph calls as it is: it would rewrite all of kpatch, as far as it can."""
     vars(function)["autograph_info__"] = {}
     return function
+
+
+_apart = threading.local()
+
+
+def in_dynamo() -> bool:
+    """Whether `torch.compile` compiles the caller, or runs it between two graphs; torch is not loaded for the answer.
+
+    Dynamo traces only such calls as are given tensors, and it may trace what others call in turn.
+    """
+    if "torch._dynamo.eval_frame" not in sys.modules:  # it is loaded when something is compiled
+        return False
+    private = sys.modules.get("torch._C._dynamo.eval_frame")
+    active = getattr(private, "get_eval_frame_callback", None)  # without it, calls that are traced are seen
+    return sys.modules["torch"].compiler.is_dynamo_compiling() or (active is not None and callable(active()))
+
+
+def apart(function: Callable, *args: Any, **given: Any) -> Any:
+    """Calls a function between two graphs of `torch.compile`: dynamo would trace the parser, on which it crashes."""
+    return sys.modules["torch"].compiler.disable(_call_apart)(function, *args, **given)
+
+
+apart._torchdynamo_disable = True  # type: ignore[attr-defined]  # as `torch.compiler.disable` marks functions
+apart._torchdynamo_disable_msg = "it is called between graphs, and a graph that must be whole has no place for it"  # type: ignore[attr-defined]
+
+
+def _call_apart(function: Callable, *args: Any, **given: Any) -> Any:
+    before, _apart.called = is_apart(), True
+    try:
+        return function(*args, **given)
+    finally:
+        _apart.called = before
+
+
+def is_apart() -> bool:
+    """Whether a function that is being compiled has made the call that is under way."""
+    return getattr(_apart, "called", False)
 
 
 def outer_frames(frames: TracebackType | None) -> TracebackType | None:

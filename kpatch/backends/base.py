@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kpatch.errors import PatchError, UnsupportedError
+from kpatch.errors import PatchError, UnsupportedError, is_apart
 from kpatch.indexing import Mask, PackedMask, Point, Positions, Region
 
 Selection = Point | Region | Positions | Mask
@@ -264,12 +264,12 @@ class Backend(Protocol):
         In a trace it could run once or in every call, depending on the backend, and the values that it keeps would
         belong to the trace.
         """
-        if self.is_tracing():
+        if self.is_tracing() or is_apart():
             self.refuse(function)
 
     def refuse_in_dynamo(self, function: str) -> None:
-        """Raises if dynamo traces the call: it would trace the parser, too, on which it crashes."""
-        if self.in_dynamo():
+        """Raises if `torch.compile` compiles the caller: dynamo would trace the block, too, on which it crashes."""
+        if self.in_dynamo() or is_apart():
             self.refuse(function)
 
     def refuse(self, function: str) -> None:

@@ -127,6 +127,9 @@ class TensorFlow(Backend):
     def is_differentiated(self, data):
         return SHOULD_RECORD is None or SHOULD_RECORD([data])
 
+    def untraced(self):
+        return tf.init_scope()
+
     def is_tracing(self):
         return not tf.executing_eagerly()
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import threading
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +32,8 @@ class PatchedCall(StandIn):
         self._ranked: tuple[tuple[int, Callable], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._before or types.MethodType(getattr(type(self._layer), self._name), self._layer)
+        # dynamo, which cannot make a method, would break its graph
+        call = self._before or functools.partial(getattr(type(self._layer), self._name), self._layer)
         for _, function in self._ranked if self._name not in CALLED or self._name == _called(self._layer) else ():
             call = functools.partial(function, call)
         return call(*args, **kwargs)

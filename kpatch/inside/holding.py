@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import UndoError, UnsupportedError
+from kpatch.errors import UndoError, UnsupportedError, boundary
 from kpatch.names import keywords
 from kpatch.names.meanings import Place
 from kpatch.names.patches import PatchLike, bound
@@ -134,6 +134,7 @@ class Hold:
         if hasattr(layer, name):
             yield layer, name
 
+    @boundary
     def release(self) -> None:
         """Ends it: what was held trains again. Other holds go on, and other constraints are as they were.
 

@@ -33,6 +33,11 @@ from kpatch.values.symbols import lengths
 
 Seen = list[tuple[Any, str, str]]  # layers, an activation of each, and whether it is the "input" or "output" of a call
 SHOWN = 8  # of the activations and weights that an intervention edits
+NO_CALL = (
+    "edited no activation: none of its layers was called in the block. If the model ran, it was by a program that "
+    "calls no layer (compiled ahead of time, exported, traced by torch.jit): call the model itself, or make the "
+    "program in the block"
+)
 
 if TYPE_CHECKING:
     import keras
@@ -53,7 +58,7 @@ def intervene(
 
     The patch is checked by this call, and takes effect in the block. Blocks may end in any order: each ends its own
     edits, and no others. A block holds however the model is run: called, by `predict`, `fit` or `generate`, by
-    functions that you compile, by other models that share the layers. What is compiled ahead of time is not seen.
+    functions that you compile, by other models that share the layers; not by programs compiled ahead of time.
 
     Args:
         model: a built Keras model or layer.
@@ -71,7 +76,7 @@ def intervene(
         PatchError: for anything wrong with the patch, or with its fit to the model. What depends on the values of
             weights, assertions among it, is checked when a block begins; what depends on the shapes of activations,
             or on their order, when the model is called. When a block ends, a `ResolutionError` for a statement none
-            of whose activations was computed, though the model ran.
+            of whose activations was computed, though the model ran; if no layer was called at all, a `RuntimeWarning`.
 
     Example:
         >>> import keras, kpatch
@@ -96,6 +101,7 @@ class Intervention:
         >>> seven
         <Intervention in dense_1.output, dense_1.bias: begins with a 'with' block>
         >>> with seven:
+        ...     _ = model(keras.ops.ones((1, 4)))
         ...     seven
         <Intervention in dense_1.output, dense_1.bias: under way>
     """
@@ -158,12 +164,16 @@ class Intervention:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
+        self._end(kind, error, traceback)
+
+    def _end(self, *raised: Any) -> None:
         stack, self._stack = self._stack, None
-        if stack is not None:
-            self._dropped.detach()
-            stack.__exit__(kind, error, traceback)  # an error of ending it names the one of the block as its context
-            if error is None:
-                self._calls.check_called()
+        if stack is None:
+            return
+        self._dropped.detach()
+        stack.__exit__(*raised)  # an error of ending it names the one of the block as its context
+        if raised[0] is None and not self._calls.check_called():
+            warnings.warn(f"{self._told} {NO_CALL}", RuntimeWarning, stacklevel=3)
 
     def dismiss(self) -> None:
         """Has no warning come if there is no block, as of an intervention that was only checked."""
@@ -181,7 +191,7 @@ class Intervention:
         Raises:
             ResolutionError: a statement edits an activation that was not computed, though the model ran.
         """
-        self.__exit__(None, None, None)
+        self._end(None, None, None)
 
     def __repr__(self) -> str:
         parts, entries = self._split.parts, [entry for _, entry in self._split.weights]
@@ -205,13 +215,8 @@ class Calls:
 
     def __init__(self, split: Split, parts: list[Part] | None = None) -> None:
         self._parts: dict[tuple, list] = {}
-        self._numbers: dict[int, int] = {}  # of the parts, by their ids
         self.busy = False
         self.specs: list[list[Specs]] = [[] for _ in split.parts]
-        for number, part in enumerate(split.parts if parts is None else parts):
-            edit = TensorPatch(part.patch, part.constants, "kpatch.intervene")
-            self._parts.setdefault((id(part.node.item), part.kind), []).append((part, edit))
-            self._numbers[id(part)] = number
         self._read = {(id(node.item), kind) for part in split.parts for node, kind, *_ in part.reads.values()}
         self._source = split.patch.source
         self._under_way = threading.local()  # `calls`: the `Activations` of each call of the model, the innermost last
@@ -220,6 +225,8 @@ class Calls:
         self._places = {(id(node.item), kind): (node.item, kind) for node, kind in places}
         self._layers = {id(layer): layer for layer, _ in self._places.values()}
         self.traces = Traces(split.index, list(self._layers.values()))
+        for part, specs in zip(split.parts if parts is None else parts, self.specs, strict=True):
+            self._parts.setdefault((id(part.node.item), part.kind), []).append((part, _Edit(part, self.traces, specs)))
         self._ran = False
         self._watched = _around([part.node for part in split.parts], split.index)
         for part in split.parts:
@@ -268,10 +275,14 @@ class Calls:
             self._ran = not is_rehearsed(args[0] if args else None)
         return call(*args, **kwargs)
 
-    def check_called(self) -> None:
-        """Raises if the model ran, and no activation that a statement edits was computed.
+    def check_called(self) -> bool:
+        """Whether an activation was edited, if any is to be, as far as that is known.
 
-        Under `torch.compile` alone it is not noticed that the model ran.
+        What was compiled in an earlier block of the same patch, and may have run, counts as edited.
+
+        Raises:
+            ResolutionError: the model ran, and no activation that a statement edits was computed. Under
+                `torch.compile` alone it is not noticed that the model ran.
         """
         used: dict[int, list[tuple[Part, bool]]] = {}
         for part, edit in itertools.chain(*self._parts.values()):
@@ -285,17 +296,15 @@ class Calls:
                 raise ResolutionError(
                     message, span=part.span, source=self._source, notes=[why_not_called(part.node, part.kind)]
                 )
+        return not used or any(was for found in used.values() for _, was in found)
 
     def _of_model(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
-        calls = self._calls_under_way()
+        calls = vars(self._under_way).setdefault("calls", [])
         calls.append(self._activations())
         try:
             return call(*args, **kwargs)
         finally:
             calls.pop()
-
-    def _calls_under_way(self) -> list[Activations]:
-        return vars(self._under_way).setdefault("calls", [])
 
     def _activations(self) -> Activations:
         return Activations("in another call", self._source)
@@ -312,7 +321,8 @@ class Calls:
         return outputs.value
 
     def _patch(self, layer: Any, kind: str, held: Any) -> None:
-        kept = next(reversed(self._calls_under_way()), None) or self._activations()
+        under_way = vars(self._under_way).get("calls")  # a change of a dict would have dynamo break its graph
+        kept = under_way[-1] if under_way else self._activations()
         if (id(layer), kind) in self._read:
             kept.keep(layer, kind, held)  # as it is when it is read, edited so far
         try:
@@ -326,18 +336,31 @@ class Calls:
         if not in_dynamo():
             edit.used = True
         x = tensor_in(held, part.node, part.inner, part.span, self._source)
-        if not in_dynamo():
-            self.traces.seen = self.traces.seen or is_traced(x)
         values = [_live(part, name, x) if name in part.live else kept.read(part, name) for name in edit.free]
-        self._note(part, edit, x, values)
         held.replace(part.inner, edit.run(edit.free, x, *values))
 
-    def _note(self, part: Part, edit: TensorPatch, x: Any, values: list[Any]) -> None:
-        """Notes what a part is called with, while a function is traced."""
-        if self.traces.seen and not in_dynamo():
-            specs = {"_": spec_of(x), **dict(zip(edit.free, map(spec_of, values), strict=True))}
-            if specs not in self.specs[self._numbers[id(part)]]:
-                self.specs[self._numbers[id(part)]].append(specs)
+
+class _Edit(TensorPatch):
+    """A patch of an activation, which notes if it becomes a part of a compiled function; dynamo calls it untraced.
+
+    Args:
+        part: what it patches.
+        traces: those of the block.
+        specs: what it was called with since a function was compiled; it adds to them.
+    """
+
+    def __init__(self, part: Part, traces: Traces, specs: list[Specs]) -> None:
+        super().__init__(part.patch, part.constants, "kpatch.intervene")
+        self._traces = traces
+        self._specs = specs
+
+    def __call__(self, names: Any, x: Any, *given: Any) -> Any:
+        self._traces.seen = self._traces.seen or is_traced(x)
+        if self._traces.seen:
+            specs = {"_": spec_of(x), **dict(zip(names, map(spec_of, given), strict=True))}
+            if specs not in self._specs:
+                self._specs.append(specs)
+        return super().__call__(names, x, *given)
 
 
 def spec_of(x: Any) -> tuple[tuple, str]:

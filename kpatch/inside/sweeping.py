@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import BindingError, FileError, PatchSyntaxError
 from kpatch.inside.intervening import Intervention
 from kpatch.names import keywords
@@ -79,6 +80,7 @@ def sweep(
         ... ).values[:, 1].tolist()
         [5.0, 7.0]
     """
+    backends.current().refuse_in_dynamo("kpatch.sweep")
     if not callable(metric):
         raise BindingError(f"metric= is a function that runs the model. Received: metric={metric!r}")
     swept = together(axes, {name: value for name, value in named.items() if isinstance(value, range)}, "axes")

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from kpatch.errors import BindingError, PatchError, is_brief, left_alone, of_backend, outward
+from kpatch.errors import BindingError, PatchError, apart, in_dynamo, is_brief, left_alone, of_backend, outward
 from kpatch.names.bindings import OPTIONS
 from kpatch.names.patches import as_patch
 from kpatch.syntax import ast
@@ -75,8 +75,10 @@ def _hints(function: Purpose) -> dict[str, str]:
     }
 
 
-def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def checked(name: str, in_graph: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The function of the table with that name, whose calls by a keyword that it does not take are clear errors.
+
+    `torch.compile` calls it as it is, unless it becomes a part of the graph.
 
     Example:
         >>> import kpatch
@@ -98,6 +100,8 @@ def checked(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def called(*args: P.args, **given: P.kwargs) -> R:
+            if not in_graph and in_dynamo():
+                return apart(called, *args, **given)
             try:
                 for key in given:
                     if key in foreign and not _is_bound(key, args, first):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from kpatch.errors import UndoError, boundary
+from kpatch import backends
+from kpatch.errors import UndoError, UnsupportedError, boundary
 from kpatch.names.index import ModelIndex
 from kpatch.names.tree import LAYER
 from kpatch.run import execute
@@ -70,7 +71,8 @@ class AppliedPatch(Shown):
 
     @property
     def writes(self) -> tuple[Write, ...]:
-        return writes(self._records, self._checked.patch)
+        with backends.current().untraced():
+            return writes(self._records, self._checked.patch)
 
     @boundary
     def undo(self) -> None:
@@ -176,6 +178,17 @@ class AppliedPatch(Shown):
             if not self._undone:
                 self.undo()
             raise
+
+    def __copy__(self) -> "Self":
+        """Itself, since an edit is undone once."""
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Of a deep copy and of a pickle: their variables would be others."""
+        message = (
+            "an AppliedPatch undoes an edit of the variables that it was made in; it has no deep copy and no pickle"
+        )
+        raise UnsupportedError(message, notes=["copy.copy gives the AppliedPatch itself"])
 
     def __repr__(self) -> str:
         state = "undone" if self._undone else "applied"

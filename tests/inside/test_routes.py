@@ -9,7 +9,11 @@ import pytest
 
 import kpatch
 
-pytestmark = pytest.mark.usefixtures("programs")
+pytestmark = [
+    pytest.mark.usefixtures("programs"),
+    pytest.mark.filterwarnings("error:kpatch.intervene"),  # no false alarm, however the model is run
+]
+
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).integers(-3, 4, (4, 4)).astype("float32")  # all results are exact, in any order of sums
 Y = np.zeros((4, 4), "float32")
@@ -124,6 +128,7 @@ def test_a_block_is_seen_in_it_alone(route):
         check("a", "after the inner block")
     one.start()
     other.start()
+    check("ab", "two blocks")
     one.release()
     check("b", "when the first of two blocks has ended first")
     other.release()

@@ -207,7 +207,7 @@ def test_what_is_wrong(model, text, given, message):
 
 def test_a_bar_on_a_terminal_alone(model, monkeypatch, capsys):
     def run():
-        kpatch.sweep(model, "block_0.output[:, $t] = 0", metric=lambda: 1.0, t=range(4))
+        kpatch.sweep(model, "block_0.output[:, $t] = 0", metric=lambda: measured(model), t=range(4))
         return capsys.readouterr()
 
     assert (run().out, run().err) == ("", "")

@@ -402,3 +402,61 @@ def test_autograph_rewrites_no_function_of_kpatch():
     generated = [number for number, file in enumerate(files) if "autograph_generated" in file]
     assert len(generated) == 1, "of the user's function alone"
     assert any("kpatch" in file for file in files[generated[0] :])
+
+
+# Functions that are not traced ----------------------------------------------------------------------------------------
+
+
+def public(folder):
+    """Calls of the public functions and methods, by name, and whether they are refused."""
+    model, other = models.dense(), models.dense()
+    file, copy, text = (str(folder / name) for name in ("a.keras", "b.keras", "p.kpatch"))
+    model.save(file)
+    other.save(copy)
+    (folder / "p.kpatch").write_text("dense_1.bias = 1")
+    patch, applied, plan = kpatch.parse("dense_1.bias = 1"), kpatch.apply(model, TEXT), kpatch.plan(model, TEXT)
+    held = kpatch.hold(other, "dense_1.bias[0] = 1")
+    works = {
+        "parse": lambda: kpatch.parse("dense_1.bias = 1") == patch,
+        "load": lambda: kpatch.load(text),
+        "show": lambda: kpatch.show(model),
+        "show a file": lambda: kpatch.show(file),
+        "diff": lambda: str(kpatch.diff(file, copy)),
+        "checkpoint.plan": lambda: kpatch.checkpoint.plan(file, patch),
+        "checkpoint.apply": lambda: kpatch.checkpoint.apply(copy, patch, in_place=True),
+        "checkpoint.log": lambda: kpatch.checkpoint.log(copy),
+        "checkpoint.open": lambda: kpatch.checkpoint.open(file)["dense_1.bias"],
+        "writes": lambda: [write.after for write in applied.writes],
+        "release": held.release,
+        "PatchConstraint": lambda: PatchConstraint("_ = 1"),
+        "PatchedInitializer": lambda: PatchedInitializer("_ = 1"),
+    }
+    if BACKEND != "torch":  # Keras makes no layers inside of torch.compile
+        works["ScatterLayer"] = lambda: ScatterLayer("_[0] = 1")
+    refused = {
+        "Plan.apply": plan.apply,
+        "kpatch.sweep": lambda: kpatch.sweep(model, "dense_1.output[:, $i] = 1", metric=lambda: 1, i=range(2)),
+    }
+    return works, refused if BACKEND == "torch" else {"Plan.apply": plan.apply}
+
+
+def test_public_functions_work_or_are_refused(tmp_path):
+    """Dynamo would trace the parser, and the process would end."""
+    works, refused = public(tmp_path)
+    compile_ = next(iter(COMPILE.values()))
+    done = []
+
+    @compile_
+    def function(x):
+        first = kpatch.Patch("dense_1.bias = 1") + "dense_2.bias = 1"
+        for name, call in works.items():  # the calls break a graph of torch.compile, so it runs the loop as it is
+            assert call() is not False, name
+            done.append(name)
+        return x + len(first.statements)
+
+    assert to_numpy(function(ops.ones((2,)))).tolist() == [3, 3]
+    assert done == list(works)
+    for name, call in refused.items():
+        with pytest.raises(kpatch.UnsupportedError) as caught:
+            compile_(lambda x, call=call: (call(), x + 1))(ops.ones((2,)))
+        assert str(caught.value) == refusal(name)

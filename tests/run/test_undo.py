@@ -1,6 +1,8 @@
 """What an edit leaves behind: nothing where it fails, every bit where it is undone, no old values with `undo=False`."""
 
+import copy
 import gc
+import pickle
 import weakref
 from unittest import mock
 
@@ -413,3 +415,22 @@ def test_a_large_edit_keeps_no_model_alive(undo):
     keras.utils.clear_session()
     gc.collect()
     assert [variable() for variable in gone] == [None] * len(gone)
+
+
+@pytest.mark.backend_free
+def test_an_edit_has_no_copies():
+    """A copy of it would undo the edit twice, or undo it in other variables."""
+    model = models.dense()
+    applied = kpatch.apply(model, "dense_1.bias[0] = 1")
+    assert copy.copy(applied) is applied
+    for copies in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(kpatch.UnsupportedError) as caught:
+            copies([applied])
+        assert str(caught.value) == (
+            "an AppliedPatch undoes an edit of the variables that it was made in; it has no deep copy or pickle\n"
+            "  copy.copy gives the AppliedPatch itself"
+        )
+    copy.copy(applied).undo()
+    with pytest.raises(kpatch.UndoError) as again:
+        applied.undo()
+    assert str(again.value) == "this edit has been undone already"
