@@ -368,8 +368,11 @@ def apart(function: Callable, *args: Any, **given: Any) -> Any:
     return sys.modules["torch"].compiler.disable(_call_apart)(function, *args, **given)
 
 
-apart._torchdynamo_disable = True  # type: ignore[attr-defined]  # as `torch.compiler.disable` marks functions
-apart._torchdynamo_disable_msg = "it is called between graphs, and a graph that must be whole has no place for it"  # type: ignore[attr-defined]
+for _name, _value in (
+    ("_torchdynamo_disable", True),  # as `torch.compiler.disable` marks a function
+    ("_torchdynamo_disable_msg", "it cannot be called inside a function that is one graph; kpatch.edit works there"),
+):
+    setattr(apart, _name, _value)
 
 
 def _call_apart(function: Callable, *args: Any, **given: Any) -> Any:
