@@ -101,8 +101,8 @@ class _Seen:
         self._copy = called.copies[self._method]
 
     def __call__(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(call, types.MethodType) and call.__func__ is self._method:
-            return self._copy(call.__self__, *args, **kwargs)
+        if isinstance(call, functools.partial) and call.func is self._method:  # the layer's own, of `PatchedCall`
+            return self._copy(*call.args, *args, **kwargs)
         return call(*args, **kwargs)  # another block does it, or the user has replaced the method
 
 
