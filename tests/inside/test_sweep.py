@@ -162,7 +162,8 @@ def test_a_sweep_of_other_values_is_another(model, value, made):
 
     def swept(x, earlier=None):
         text, v = f"block_0.output += $t * {value}", made(model, x)
-        return kpatch.sweep(model, text, metric=lambda: ran.append(x) or measured(model), t=range(2), v=v, resume=earlier)
+        metric = lambda: ran.append(x) or measured(model)  # noqa: E731
+        return kpatch.sweep(model, text, metric=metric, t=range(2), v=v, resume=earlier)
 
     ran = []
     first = swept(1.0)
