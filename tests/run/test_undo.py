@@ -427,7 +427,7 @@ def test_an_edit_has_no_copies():
         with pytest.raises(kpatch.UnsupportedError) as caught:
             copies([applied])
         assert str(caught.value) == (
-            "an AppliedPatch undoes an edit of the variables that it was made in; it has no deep copy or pickle\n"
+            "an AppliedPatch undoes an edit of the variables that it was made in; it has no deep copy and no pickle\n"
             "  copy.copy gives the AppliedPatch itself"
         )
     copy.copy(applied).undo()
