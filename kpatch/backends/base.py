@@ -1,10 +1,8 @@
 """The Protocol of a backend. Its defaults are safe on an untested backend."""
 
 import functools
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -395,13 +393,21 @@ class Backend(Protocol):
         """`x` to the power of `y`, of floats of one dtype."""
         return x**y
 
+    def floor_divide(self, x, y) -> Any:
+        """The quotient of integers of one dtype, rounded down."""
+        return x // y
+
     def remainder(self, x, y) -> Any:
-        """The remainder of floats of one dtype, by the quotient rounded down."""
+        """The remainder of tensors of one dtype, by the quotient rounded down."""
         return x % y
 
     def equal(self, x, y) -> Any:
         """Where tensors of one dtype are equal, exactly; of a rank that is known also if lengths are not."""
         return x == y
+
+    def ordered(self, compare, x, y) -> Any:
+        """Where `compare`, one of `operator`'s `lt`, `le`, `gt` and `ge`, holds of tensors of one dtype."""
+        return compare(x, y)
 
     # -- along the middle axis of three --------------------------------------------------------------------------------
 
@@ -465,15 +471,6 @@ def unpacked(selection, values):
     whole = np.zeros(mask.shape, values.dtype)
     whole[mask] = values
     return Mask(mask, mask.shape), whole
-
-
-def exports(formats):
-    """Whether Keras is exporting to one of the formats; only the stack shows it."""
-    names = [f"keras.src.export.{name}" for name in formats]
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") not in names:
-        frame = frame.f_back
-    return frame is not None
 
 
 def intervals(starts, counts):

@@ -12,8 +12,8 @@ If TensorFlow has no kernel (most of float8, more than seven axes), `Generic` do
 
 import ctypes
 import functools
-import importlib
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,10 +29,10 @@ except ImportError:
     _control_flow = None
 
 from kpatch import indexing
-from kpatch.backends import host
-from kpatch.backends.base import Backend, Cell, exports, unpacked
+from kpatch.backends import host, tensorflow_exports, using
+from kpatch.backends.base import Backend, Cell, unpacked
+from kpatch.backends.exporting import format_of
 from kpatch.backends.generic import Generic
-from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 raw = tf.raw_ops
@@ -42,9 +42,6 @@ BLOCK = 2**18  # entries written at a time under a mask
 IN_XLA = getattr(_control_flow, "GraphOrParentsInXlaContext", None)  # whether XLA is to compile a graph
 SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
-
-WITHOUT_UPDATES = ("litert", "onnx", "openvino")  # formats that have no `TensorStridedSliceUpdate`
-WITHOUT_BITS = ("onnx", "openvino")  # nor `Bitcast`
 
 
 class TensorFlow(Backend):
@@ -167,16 +164,11 @@ class TensorFlow(Backend):
             return tf.identity(x)
 
     def exported(self, call, values, free):
-        if not _exports(("onnx",)):
+        target = None if tf.executing_eagerly() else format_of(FORMATS)
+        if target is None:
             return call(*values)
-        graph = tf.compat.v1.get_default_graph()
-        known = {operation.name for operation in graph.get_operations()}
-        result = call(*values)
-        new = {operation.type for operation in graph.get_operations() if operation.name not in known}
-        if lacking := sorted(_without_onnx(new)):
-            message = f"this patch cannot be exported to onnx, which has nothing for {', '.join(lacking)} of tensorflow"
-            raise UnsupportedError(message)
-        return result
+        with using(FORMATS[target]):
+            return FORMATS[target].made(call, values)
 
     def nbytes(self, x):
         return math.prod(x.shape) * (x.dtype.itemsize if isinstance(x, np.ndarray) else x.dtype.size)
@@ -198,9 +190,6 @@ class TensorFlow(Backend):
         """Not Keras's function, which needs the length of the last axis."""
         return tf.bitcast(x, dtype)
 
-    def reads_bits(self):
-        return not _exports(WITHOUT_BITS)
-
     def erfc(self, x):
         return tf.math.erfc(x)
 
@@ -213,7 +202,7 @@ class TensorFlow(Backend):
         return tf.executing_eagerly()
 
     def replaces_slices(self):
-        return not _exports(WITHOUT_UPDATES)
+        return True
 
     def replace_slices(self, tensor, starts, counts, values):
         """Not `keras.ops.slice_update`, which has no gradient."""
@@ -224,6 +213,21 @@ class TensorFlow(Backend):
             strides=[1] * len(starts),
             value=tf.broadcast_to(values, _packed(counts)),
         )
+
+
+class ToLitert(tensorflow_exports.NoUpdates, TensorFlow):
+    """In exports to litert."""
+
+
+class ToOnnx(tensorflow_exports.ToOnnx, TensorFlow):
+    """In exports to onnx."""
+
+
+class ToOpenvino(tensorflow_exports.ToOpenvino, TensorFlow):
+    """In exports to openvino."""
+
+
+FORMATS: dict[str, Any] = {"litert": ToLitert(), "onnx": ToOnnx(), "openvino": ToOpenvino()}
 
 
 class VariableCell(Cell):
@@ -273,21 +277,6 @@ def _context(key, scope_type=None):
 def _erf(x):
     """Of float64 infinities TensorFlow's is NaN; at 30 it has been 1, and its gradient 0, for long."""
     return tf.math.erf(tf.clip_by_value(x, -30.0, 30.0))
-
-
-def _exports(formats):
-    return not tf.executing_eagerly() and exports(formats)
-
-
-def _without_onnx(kinds):
-    """The operations that tf2onnx does not convert, and would write as they are, or that fail once converted."""
-    try:
-        importlib.import_module("tf2onnx.convert")  # registers what it converts
-        registered = importlib.import_module("tf2onnx.handler").tf_op.get_opsets()
-    except ImportError:  # of which Keras will tell
-        return set()
-    converted = {kind for opsets in registered.values() for each in opsets for kind in each}
-    return kinds - converted - {"Assert"} | kinds & {"Roll", "UnsortedSegmentMax"}
 
 
 def _packed(numbers):

@@ -11,17 +11,17 @@ Other tensors can share the storage: the tensor or array from which the variable
 """
 
 import inspect
-import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from keras import ops
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from kpatch.backends import host
-from kpatch.backends.base import Backend, exports, intervals, unpacked
+from kpatch.backends import host, torch_exports
+from kpatch.backends.base import Backend, intervals, unpacked
+from kpatch.backends.exporting import format_of
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Region
 
@@ -189,14 +189,8 @@ class Torch(Backend):
         return torch.compiler.disable(function)
 
     def exported(self, call, values, free):
-        """torch's tracer, by which Keras exports to these formats, takes lengths for constants, and says nothing."""
-        if free and torch.jit.is_tracing() and exports(("onnx", "openvino")):
-            with ThreadPoolExecutor(1) as apart:  # where nothing is traced yet
-                same = apart.submit(_traced_alike, call, values, free).result()
-            if not same:
-                message = "the patch cannot be exported to this format: it depends on a length that is not known there"
-                raise UnsupportedError(message, notes=["input_signature=... of model.export gives all lengths"])
-        return call(*values)
+        target = format_of(FORMATS) if torch.jit.is_tracing() else None
+        return call(*values) if target is None else FORMATS[target].made(call, values, free)
 
     def hand_out(self, take, x):
         if self.is_traced(x):
@@ -256,6 +250,17 @@ class Torch(Backend):
     def takes_numbers(self, dtype):
         """All but uint64, of which torch takes only numbers below 2**63."""
         return dtype != np.uint64
+
+
+class ToOnnx(torch_exports.ToOnnx, Torch):
+    """In exports to onnx."""
+
+
+class ToOpenvino(torch_exports.Traced, Torch):
+    """In exports to openvino."""
+
+
+FORMATS: dict[str, Any] = {"onnx": ToOnnx(), "openvino": ToOpenvino()}
 
 
 class Kept:
@@ -461,20 +466,3 @@ def _counter():
 
 
 COUNT, ALONE = _counter()
-
-
-def _traced_alike(call, values, free):
-    """Whether what torch's tracer makes of a call is right for other lengths of the axes `free` of the first tensor."""
-
-    def sample(length):
-        shape = [length if axis in free else count for axis, count in enumerate(map(int, values[0].shape))]
-        return [(torch.rand(shape) * 4 - 2).to(values[0].dtype), *(value.detach().clone() for value in values[1:])]
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each length that it takes for a constant
-        try:
-            found = torch.jit.trace(lambda *given: call(*given), sample(1), check_trace=False)(*(longer := sample(3)))
-        except Exception:  # noqa: BLE001 (of any kind, by a graph that is wrong)
-            return False
-        expected = call(*longer)
-    return found.shape == expected.shape and torch.allclose(found, expected, 1e-4, 1e-5, equal_nan=True)

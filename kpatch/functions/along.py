@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from kpatch import backends
-from kpatch.errors import DTypeError, UnsupportedError
+from kpatch.errors import DTypeError
 from kpatch.functions import ranges
 from kpatch.functions.axes import normal_axis
 from kpatch.functions.operands import as_floats, blaming, float_of, need_lengths
@@ -77,15 +77,7 @@ def _order(x, dtype):
 
 
 def sortable(x, dtype):
-    """Maps floats to integers of the same order: all NaN equal and last, −0 equal to 0.
-
-    If bits cannot be read, to float64, in which infinities are large numbers, and NaN is a larger one.
-    """
-    if not backends.current().reads_bits():
-        if dtype == "float64":
-            raise UnsupportedError("no float64 is sorted in a model that is exported to this format")
-        wide = backends.current().ops.clip(backends.current().ops.cast(x, "float64"), -1e200, 1e200)
-        return where(x == x, wide, scalar(1e300, "float64"), "float64")
+    """Maps floats to integers of the same order: all NaN equal and last, −0 equal to 0."""
     whole = "int64" if dtype == "float64" else "int32"
     return where(x == x, ranked(x, dtype), scalar(RANGES[whole][1], whole), whole)
 

@@ -70,7 +70,8 @@ def binary(op, a, b, traced=False):
     if op == "**" and b.weak and b.data is not None and b.shape == () and b.data == 2:
         return apply(dtype, shape, lambda x: x * x, a, to=dtype)
     if op in ("//", "%") and is_integer(dtype) and b.weak and b.data is not None and (b.data > 0).all():
-        return apply(dtype, shape, operator.floordiv if op == "//" else operator.mod, a, b, to=dtype)
+        backend = backends.current()
+        return apply(dtype, shape, backend.floor_divide if op == "//" else backend.remainder, a, b, to=dtype)
     return apply(dtype, shape, lambda x, y: numerics.OPERATORS[op](x, y, dtype), a, b, to=dtype)
 
 

@@ -24,13 +24,17 @@ def _not_equal(x, y):
     return ~found if hasattr(found := _equal(x, y), "shape") else not found
 
 
+def _ordered(compare):
+    return lambda x, y: backends.current().ordered(compare, x, y)
+
+
 COMPARISONS = {
     "==": _equal,
     "!=": _not_equal,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
+    "<": _ordered(operator.lt),
+    "<=": _ordered(operator.le),
+    ">": _ordered(operator.gt),
+    ">=": _ordered(operator.ge),
 }
 
 

@@ -111,9 +111,7 @@ def _kept_scalar(data, dtype):
 
 
 def where(condition, x, y, dtype):
-    if dtype == "bool":  # runtimes of onnx have no kernel for it
-        return condition & x | ~condition & y
-    return engine("where", dtype)(condition, x, y)
+    return backends.current().where(condition, x, y)
 
 
 def carried(function, dtype, *tensors):
@@ -151,7 +149,8 @@ def floor_divide(x, y, dtype):
     if not is_signed(dtype):
         return x // y
     reverse = y == scalar(-1, dtype)
-    return where(reverse, -x, x // where(reverse, scalar(1, dtype), y, dtype), dtype)
+    quotient = backends.current().floor_divide(x, where(reverse, scalar(1, dtype), y, dtype))
+    return where(reverse, -x, quotient, dtype)
 
 
 def remainder(x, y, dtype):
@@ -161,7 +160,8 @@ def remainder(x, y, dtype):
     if not is_signed(dtype):
         return x % y
     reverse = y == scalar(-1, dtype)
-    return where(reverse, scalar(0, dtype), x % where(reverse, scalar(1, dtype), y, dtype), dtype)
+    rest = backends.current().remainder(x, where(reverse, scalar(1, dtype), y, dtype))
+    return where(reverse, scalar(0, dtype), rest, dtype)
 
 
 def _remainder_floats(x, y, dtype):
