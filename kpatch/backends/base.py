@@ -345,13 +345,14 @@ class Backend(Protocol):
         """A tensor with the values of `x`, which keeps them when the memory of `x` is written in place."""
         return x
 
-    def exported(self, call, values, free) -> Any:
+    def exported(self, call, values, free, using) -> Any:
         """The result of `call(*values)`; in an export by Keras, an error if the file would be invalid, or compute else.
 
         Args:
             call: a function of tensors.
             values: its tensors.
             free: the axes of the first one whose lengths are not known in the model.
+            using: `backends.using`.
         """
         return call(*values)
 

@@ -29,7 +29,7 @@ except ImportError:
     _control_flow = None
 
 from kpatch import indexing
-from kpatch.backends import host, tensorflow_exports, using
+from kpatch.backends import host, tensorflow_exports
 from kpatch.backends.base import Backend, Cell, unpacked
 from kpatch.backends.exporting import format_of
 from kpatch.backends.generic import Generic
@@ -163,7 +163,7 @@ class TensorFlow(Backend):
         with tf.control_dependencies([out]):
             return tf.identity(x)
 
-    def exported(self, call, values, free):
+    def exported(self, call, values, free, using):
         target = None if tf.executing_eagerly() else format_of(FORMATS)
         if target is None:
             return call(*values)

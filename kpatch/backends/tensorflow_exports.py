@@ -23,7 +23,7 @@ class NoUpdates:
         return call(*values)
 
 
-class Converted(Exporting, NoUpdates):
+class Converted(NoUpdates, Exporting):
     """onnx and openvino have no `Bitcast` either."""
 
 

@@ -188,9 +188,9 @@ class Torch(Backend):
     def outside_graphs(self, function):
         return torch.compiler.disable(function)
 
-    def exported(self, call, values, free):
+    def exported(self, call, values, free, using):
         target = format_of(FORMATS) if torch.jit.is_tracing() else None
-        return call(*values) if target is None else FORMATS[target].made(call, values, free)
+        return call(*values) if target is None else FORMATS[target].made(call, values, free, using)
 
     def hand_out(self, take, x):
         if self.is_traced(x):

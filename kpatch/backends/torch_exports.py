@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kpatch.backends import using
 from kpatch.backends.exporting import Exporting
 from kpatch.errors import UnsupportedError
 
@@ -31,10 +30,10 @@ class Traced(Exporting):
         """Without `stable=True`, which torch's exporter to onnx lacks, and which onnx means."""
         return torch.sort(x, axis)[1]
 
-    def made(self, call, values, free):
+    def made(self, call, values, free, using):
         """torch's tracer takes lengths for constants, and says nothing: so what it makes of the call is tried."""
         with ThreadPoolExecutor(1) as apart:  # where nothing is traced yet
-            graph, same = apart.submit(_traced, call, values, free, self).result()
+            graph, same = apart.submit(_traced, call, values, free, using(self)).result()
         if graph is not None and (lacking := sorted(self.lacking(graph))):
             message = f"this patch cannot be exported to onnx, which has nothing for {', '.join(lacking)} of torch"
             raise UnsupportedError(message)
@@ -74,12 +73,12 @@ def _take_along(x, indices, axis):
     return torch.gather(x, axis, indices.long())
 
 
-def _traced(call, values, free, backend):
+def _traced(call, values, free, exporting):
     """The graph that torch's tracer makes of a call, and whether it is right for other lengths of the axes `free`."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each length that it takes for a constant
         try:
-            with using(backend):
+            with exporting:
                 traced = torch.jit.trace(lambda *given: call(*given), _sample(values, free, 1, 1.0), check_trace=False)
         except Exception:  # noqa: BLE001 (of any kind, by lengths that are tensors)
             return None, False

@@ -51,7 +51,8 @@ class Holder:
 
             return run_in_graph(self.key, tuple(names), *values)
         try:
-            return backends.current().exported(functools.partial(self, names), values, self.free_axes())
+            call = functools.partial(self, names)
+            return backends.current().exported(call, values, self.free_axes(), backends.using)
         except PatchError:
             backends.current().rescue()
             raise
