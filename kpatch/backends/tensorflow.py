@@ -33,6 +33,7 @@ from kpatch.backends import host, tensorflow_exports
 from kpatch.backends.base import Backend, Cell, unpacked
 from kpatch.backends.exporting import format_of
 from kpatch.backends.generic import Generic
+from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 raw = tf.raw_ops
