@@ -216,19 +216,23 @@ class TensorFlow(Backend):
         )
 
 
-class ToLitert(tensorflow_exports.NoUpdates, TensorFlow):
+class TensorFlowToLitert(tensorflow_exports.NoUpdates, TensorFlow):
     """In exports to litert."""
 
 
-class ToOnnx(tensorflow_exports.ToOnnx, TensorFlow):
+class TensorFlowToOnnx(tensorflow_exports.ConvertedToOnnx, TensorFlow):
     """In exports to onnx."""
 
 
-class ToOpenvino(tensorflow_exports.ToOpenvino, TensorFlow):
+class TensorFlowToOpenvino(tensorflow_exports.ConvertedToOpenvino, TensorFlow):
     """In exports to openvino."""
 
 
-FORMATS: dict[str, Any] = {"litert": ToLitert(), "onnx": ToOnnx(), "openvino": ToOpenvino()}
+FORMATS: dict[str, Any] = {
+    "litert": TensorFlowToLitert(),
+    "onnx": TensorFlowToOnnx(),
+    "openvino": TensorFlowToOpenvino(),
+}
 
 
 class VariableCell(Cell):

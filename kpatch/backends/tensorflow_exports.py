@@ -27,7 +27,7 @@ class Converted(NoUpdates, Exporting):
     """onnx and openvino have no `Bitcast` either."""
 
 
-class ToOnnx(Converted):
+class ConvertedToOnnx(Converted):
     def largest_in_segments(self, values, segments, count):
         """By sorting; duplicates are gathered in an entry more, which is dropped: in a scatter any could win."""
         several = tf.cast(tf.shape(values)[0], "int64")
@@ -59,7 +59,7 @@ class ToOnnx(Converted):
         return result
 
 
-class ToOpenvino(Converted):
+class ConvertedToOpenvino(Converted):
     """openvino takes NaN for large."""
 
     def ordered(self, compare, x, y):

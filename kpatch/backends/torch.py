@@ -252,15 +252,15 @@ class Torch(Backend):
         return dtype != np.uint64
 
 
-class ToOnnx(torch_exports.ToOnnx, Torch):
+class TorchToOnnx(torch_exports.TracedToOnnx, Torch):
     """In exports to onnx."""
 
 
-class ToOpenvino(torch_exports.Traced, Torch):
+class TorchToOpenvino(torch_exports.Traced, Torch):
     """In exports to openvino."""
 
 
-FORMATS: dict[str, Any] = {"onnx": ToOnnx(), "openvino": ToOpenvino()}
+FORMATS: dict[str, Any] = {"onnx": TorchToOnnx(), "openvino": TorchToOpenvino()}
 
 
 class Kept:

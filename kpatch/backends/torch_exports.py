@@ -48,7 +48,7 @@ class Traced(Exporting):
         return set()
 
 
-class ToOnnx(Traced):
+class TracedToOnnx(Traced):
     def lacking(self, graph):
         try:
             for number in range(7, OPSET + 1):
