@@ -8,6 +8,8 @@ import keras
 
 from kpatch.backends.base import Backend
 
+FORMATS = ("saved_model", "onnx", "openvino", "litert", "torch")  # by the modules of Keras that export to them
+
 
 def format_of(formats):
     """The one of the formats to which Keras is exporting, or `None`; only the stack shows it."""
@@ -18,6 +20,11 @@ def format_of(formats):
             return names[module]
         frame = frame.f_back
     return None
+
+
+def is_exporting():
+    """Whether Keras is exporting, to any format."""
+    return format_of(FORMATS) is not None
 
 
 class Ops:

@@ -242,12 +242,17 @@ class _Recorder(Tape):
         """
         from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+        from kpatch.backends.exporting import is_exporting
+
         layer = node.item
         first = kind == "output" and first_alone(layer, x)
         passed = _Passed(layer, kind, x)
         for keys, each in _tensors(layer, kind, wanted, x, passed.seen).items():
             if is_rehearsed(each) or not any(keys[: len(inner)] == inner for inner in wanted):
                 continue
+            if is_traced(each) and is_exporting():
+                hint = "export it before the block, or after it"
+                raise UnsupportedError("a model is not exported in a block of kpatch.record", notes=[hint])
             name = spelled([*node.keys(), kind, *keys])
             place = Spot(id(layer), kind, keys)
             take = functools.partial(outlet.take, name, place, first and keys == ("0",))

@@ -91,6 +91,18 @@ def test_a_model_compiled_as_a_whole(dense):
     np.testing.assert_allclose(clean["dense_1.output"], hidden(dense), rtol=1e-6)
 
 
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras exports nothing from numpy")
+def test_no_export_in_a_block(dense, tmp_path):
+    path, kind = tmp_path / "exported.pt2", "torch" if BACKEND == "torch" else "tf_saved_model"
+    refused = RuntimeError if BACKEND == "torch" else kpatch.UnsupportedError  # of Keras, around ours
+    with pytest.raises(refused) as caught, kpatch.record(dense, "dense_1.output"):
+        dense.export(path, format=kind, verbose=False)
+    told = "a model is not exported in a block of kpatch.record\n  export it before the block, or after it"
+    assert told in str(caught.value)
+    assert unpatched(dense)
+    dense.export(path, format=kind, verbose=False)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere XLA hands out values")
 def test_a_function_compiled_by_xla(dense):
     import tensorflow as tf
