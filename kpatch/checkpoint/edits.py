@@ -163,6 +163,8 @@ def apply(
         raise FileError("say where the result goes: either out or in_place=True")
     if overwrite and in_place:
         raise FileError("overwrite=True says that out may be replaced; in_place=True needs no out")
+    if in_place:  # before the file is looked at, which the first process may be writing
+        _check_first(path.path if isinstance(path, Checkpoint) else as_path(path))
     opened = _opened(path, custom_objects)
     if out is not None:
         out = as_path(out)
@@ -170,8 +172,6 @@ def apply(
     checked = _check(opened, *bound(patch, bindings, named), expect)
     if in_place or journal:
         _check_rewritable(checked, in_place)
-    if in_place:
-        _check_first(opened.path)
     told = checked.patch.source if journal else None
     with destinations.editor_of(opened, out, _written(checked), told, overwrite, _donors(checked)) as made:
         store = Stored(checked.names, made)

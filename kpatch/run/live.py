@@ -101,8 +101,7 @@ class Live(Named):
 
     def writing(self):
         """The block in which the steps run."""
-        variables = self._checked.variables if self.donate else ()
-        return self.writer.writing(variables) if len(variables) > 1 else nullcontext()
+        return self.writer.writing(self._checked.variables) if self.donate else nullcontext()
 
     def begin(self, number):
         """A step begins."""
@@ -401,8 +400,11 @@ def apply(checked, donate=True, keep=True, optimizers=(), bar=None):
     agreeing.agree(checked, donate, keep, len(optimizers))
     try:
         try:
-            with live.writing():
+            if len(checked.steps) == 1:  # the commonest edit
                 execute.run(checked, live)
+            else:
+                with live.writing():
+                    execute.run(checked, live)
             if optimizers:
                 resetting.reset(live, optimizers)
             live.settle()

@@ -23,7 +23,7 @@ def programs(model):
         jitted = jax.jit(model)
         return {
             "compiled": lambda: jitted.lower(x).compile(),
-            "exported": lambda: export.deserialize(export.export(jitted)(x).serialize()).call,
+            "exported": lambda: export.export(jitted)(x).call,
         }
     if BACKEND == "tensorflow":
         import tensorflow as tf

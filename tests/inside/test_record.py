@@ -93,6 +93,8 @@ def test_a_model_compiled_as_a_whole(dense):
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras exports nothing from numpy")
 def test_no_export_in_a_block(dense, tmp_path):
+    if BACKEND == "jax":
+        pytest.importorskip("tensorflow")
     path, kind = tmp_path / "exported.pt2", "torch" if BACKEND == "torch" else "tf_saved_model"
     refused = RuntimeError if BACKEND == "torch" else kpatch.UnsupportedError  # of Keras, around ours
     with pytest.raises(refused) as caught, kpatch.record(dense, "dense_1.output"):

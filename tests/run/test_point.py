@@ -59,4 +59,4 @@ def test_a_point_edit_takes_few_steps_of_python(compiled):
         writer.write(variable, entry, value)
 
     counting.steps(by_hand)
-    assert counting.steps(kpatch.apply, model, patch) - counting.steps(by_hand) <= 215  # jax itself takes most of them
+    assert counting.steps(kpatch.apply, model, patch) - counting.steps(by_hand) <= 222  # jax itself takes most of them
