@@ -32,8 +32,8 @@ class Ops:
 
     Example:
         >>> ops = Ops(abs=lambda x: "another")
-        >>> ops.abs(-1), ops.size([1, 2])
-        ('another', 2)
+        >>> ops.abs(-1), ops.size is keras.ops.size
+        ('another', True)
     """
 
     def __init__(self, **instead: Any) -> None:

@@ -9,8 +9,9 @@ def failed(error, stays, failures, patch):
     notes = _listed(stays, failures, patch)
     if (interrupt := interrupt_among([error, *failures])) is not None:
         return _told(interrupt, "an edit was cut off", notes, stays, patch)
+    if not stays and (isinstance(error, ExecutionError) or not isinstance(error, PatchError)):
+        notes = ["every variable was put back as it was"]
     if not isinstance(error, PatchError):
-        notes = notes or ["every variable was put back as it was"]
         error = _caused_by(error, f"the backend failed while the patch ran: {error}", notes)
     elif stays and failures:
         error = _caused_by(failures[0], f"the backend failed while old values were written back: {failures[0]}", notes)
