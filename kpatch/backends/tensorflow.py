@@ -151,7 +151,7 @@ class TensorFlow(Backend):
     def hand_out(self, take, x):
         """XLA has no such operation. If TensorFlow does not say that it is for XLA, the error that comes names it.
 
-        The graph goes on when the values are out: TensorFlow orders no such operation and a loop with one in it.
+        TensorFlow orders no such operations, nor one and a loop with one in it: `_turn` does.
         """
         if not tf.is_symbolic_tensor(x):
             take(x)
@@ -160,8 +160,12 @@ class TensorFlow(Backend):
             message = "a function of jit_compile=True hands out no activations: XLA has no operation for that"
             hint = "compile it without jit_compile=True for the block of kpatch.record"
             raise UnsupportedError(message, notes=[hint])
-        out = tf.py_function(take, [x], [], name="kpatch_record_in_XLA_needs_jit_compile_False")
+        turn = _turn()
+        with tf.control_dependencies([raw.ReadVariableOp(resource=turn, dtype=tf.int32)]):
+            out = tf.py_function(take, [x], [], name="kpatch_record_in_XLA_needs_jit_compile_False")
         with tf.control_dependencies([out]):
+            done = raw.AssignAddVariableOp(resource=turn, value=tf.constant(1))
+        with tf.control_dependencies([done]):
             return tf.identity(x)
 
     def exported(self, call, values, free, using):
@@ -288,6 +292,15 @@ def _packed(numbers):
     """Numbers or scalar tensors as one int32 tensor."""
     known = all(isinstance(number, int) for number in numbers)
     return tf.constant(numbers, "int32") if known else tf.stack([tf.cast(number, "int32") for number in numbers])
+
+
+@functools.cache
+def _turn():
+    """A number that is read and written by all that hands out values: TensorFlow keeps the order of what does so."""
+    with tf.init_scope(), tf.device("CPU"):
+        turn = raw.VarHandleOp(dtype=tf.int32, shape=(), shared_name="kpatch_turn")
+        raw.AssignVariableOp(resource=turn, value=tf.constant(0))
+    return turn
 
 
 def _components(variable):
