@@ -12,12 +12,13 @@ from kpatch.backends import numpy as arrays
 from kpatch.backends.base import Backend, Selection
 from kpatch.indexing import Mask, PackedMask, Positions
 
+LISTED = (Mask, PackedMask, Positions)  # selections for which `put` is asked
 LARGEST = 2**22  # entries of a variable; of more of them several threads are faster
 
 
 def kept(backend: Backend, variable: Any, selection: Selection) -> np.ndarray | None:
-    """A copy of the entries at positions; or `None`, and the caller reads them."""
-    if type(selection) is not Positions or _size(variable) > LARGEST:
+    """A copy of the entries at `Positions`; or `None`, and the caller reads them."""
+    if _size(variable) > LARGEST:
         return None
     view = backend.view(backend.whole(variable))
     return None if view is None else arrays.take(view, selection)
@@ -25,18 +26,15 @@ def kept(backend: Backend, variable: Any, selection: Selection) -> np.ndarray | 
 
 def put(backend: Backend, variable: Any, selection: Selection, values: Any, donate: bool) -> bool:
     """Writes values into the variable's own memory; `False` if the caller must write them."""
-    if not donate or not _is_listed(selection) or not isinstance(values, np.ndarray | np.generic):
+    if not donate or not isinstance(values, np.ndarray | np.generic):
+        return False
+    if type(selection) is Mask and not isinstance(selection.mask, np.ndarray):
         return False
     memory = backend.memory(variable) if _size(variable) <= LARGEST else None
     if memory is None:
         return False
     arrays.put(memory.reshape(tuple(variable.shape)), selection, values)
     return True
-
-
-def _is_listed(selection):
-    kind = type(selection)
-    return kind in (Positions, PackedMask) or (kind is Mask and isinstance(selection.mask, np.ndarray))
 
 
 def _size(variable):

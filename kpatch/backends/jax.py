@@ -29,7 +29,7 @@ from kpatch.backends import jax_trainer as trainer
 from kpatch.backends.base import Backend, Cell, unpacked
 from kpatch.backends.jax_entries import OPERATORS, is_converted, on_one_device
 from kpatch.errors import UnsupportedError
-from kpatch.indexing import Point, Positions
+from kpatch.indexing import PackedMask, Point, Positions
 
 
 class Jax(Backend):
@@ -69,7 +69,8 @@ class Jax(Backend):
         if _by_host(variable, selection, values):
             _set(variable, host.put(_array(variable), selection, values))
             return
-        selection, values = unpacked(selection, values)
+        if type(selection) is PackedMask:
+            selection, values = unpacked(selection, values)
         _replace(variable, _writable(variable, donate), selection, _present(values, selection))
 
     def prepare(self, variable, selection, array):

@@ -62,15 +62,16 @@ class TensorFlow(Backend):
 
     def keep(self, variable, selection):
         """At positions an array of NumPy, in the memory of a CPU."""
-        kept = host.kept(self, variable, selection)
+        kept = host.kept(self, variable, selection) if type(selection) is Positions else None
         return self.read(variable, selection) if kept is None else kept
 
     def write(self, variable, selection, values, donate=True):
         if not selection.size:
             return
-        if host.put(self, variable, selection, values, donate):
-            return
-        selection, values = unpacked(selection, values)
+        if type(selection) in host.LISTED:
+            if host.put(self, variable, selection, values, donate):
+                return
+            selection, values = unpacked(selection, values)
         try:
             values = _constant(values, variable._value.dtype)
             for component in _components(variable):

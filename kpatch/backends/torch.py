@@ -23,7 +23,7 @@ from kpatch.backends import host, torch_exports
 from kpatch.backends.base import Backend, intervals, unpacked
 from kpatch.backends.exporting import format_of
 from kpatch.errors import UnsupportedError
-from kpatch.indexing import Mask, Point, Region
+from kpatch.indexing import Mask, Point, Positions, Region
 
 MOST_KEPT = 0.5  # the largest share of entries for `Kept`: an offset takes eight bytes, a mask's entry one
 OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
@@ -61,13 +61,14 @@ class Torch(Backend):
 
     def keep(self, variable, selection):
         """At positions an array of NumPy, in the memory of a CPU."""
-        kept = host.kept(self, variable, selection)
+        kept = host.kept(self, variable, selection) if type(selection) is Positions else None
         return self.read(variable, selection) if kept is None else kept
 
     def write(self, variable, selection, values, donate=True):
-        if host.put(self, variable, selection, values, donate):
-            return
-        selection, values = unpacked(selection, values)
+        if type(selection) in host.LISTED:
+            if host.put(self, variable, selection, values, donate):
+                return
+            selection, values = unpacked(selection, values)
         kind = type(selection)
         tensor = _writable(variable, donate, whole=kind is Region and selection.full)
         if kind is Point:
