@@ -72,8 +72,9 @@ def call_donating(operations, own, arrays, numbers):
 
 
 def count(operations, arrays, numbers):
-    """How many entries the last operation, a choice, takes from its first operand."""
-    return int(_counter(operations)(arrays, numbers, _zero(arrays)))
+    """How many entries the last operation, a choice, takes from its first operand: XLA counts them one by one."""
+    mask = _chooser(operations)(arrays, numbers, _zero(arrays))
+    return int(np.count_nonzero(mask) if mask.device.platform == "cpu" else jnp.count_nonzero(mask))
 
 
 def _zero(arrays):
@@ -94,10 +95,10 @@ def _function(operations, places):
 
 
 @functools.lru_cache(CACHED)
-def _counter(operations):
+def _chooser(operations):
     def compute(arrays, numbers, zero):
         _, mask = operations[-1].operands[0]
-        return jnp.sum(_results(operations[:-1], arrays, numbers, zero)[mask], dtype=np.int32)
+        return _results(operations[:-1], arrays, numbers, zero)[mask]
 
     return jax.jit(compute)
 
