@@ -21,7 +21,7 @@ from kpatch.functions.ranges import Range
 from kpatch.functions.registry import Group
 from kpatch.values import dtypes
 from kpatch.values.arithmetic import compute, convert, fold
-from kpatch.values.dtypes import NUMPY, RANGES, Value, is_floating, literal
+from kpatch.values.dtypes import NUMPY, Value, is_floating, literal
 from kpatch.values.floats import is_nonzero
 from kpatch.values.numerics import engine, full, recast, scalar, where
 
@@ -308,7 +308,7 @@ def _first_best(how, x, axes, dtype):
             found = ops.where(best == best, found, part != part)
         length = ops.shape(part)[1]
         places = ops.reshape(ops.arange(length, dtype="int32"), (1, length, 1))
-        return ops.min(ops.where(found, places, scalar(RANGES["int32"][1], "int32")), axis=1)
+        return ops.min(ops.where(found, places, places * 0 + length), axis=1)  # openvino takes 2 ** 31 - 1 for less
 
     return reduce_along(of_three_axes, x, axes)
 
