@@ -191,7 +191,8 @@ class Sweep(Shown):
 
     def _take(self, earlier: "Sweep") -> None:
         """Takes what an earlier sweep has measured of the same values."""
-        if any(of(self) != of(earlier) for of in (lambda s: s._patch, lambda s: s._bindings, lambda s: list(s.axes))):
+        ours, theirs = ((each._patch, each._bindings, list(each.axes)) for each in (self, earlier))
+        if ours != theirs:
             raise BindingError("resume= is another sweep: its patch, its bindings, or the names of its axes, differ")
         known = [{_key_of(value): at for at, value in enumerate(values)} for values in earlier.axes.values()]
         there = [

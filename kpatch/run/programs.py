@@ -301,7 +301,7 @@ class _Compiler:
 
     def _call(self, name):
         """The operation of a function."""
-        if name not in _FUNCTIONS or "bool" not in self.kinds:
+        if name not in _FUNCTIONS or not self.in_blocks:
             raise _NotCompiledError
         return name
 
@@ -355,6 +355,6 @@ class _OfValues(_Compiler):
     def _call(self, name):
         if name == "where" and self.in_blocks:
             return name
-        if name in _OPERATORS and (name != "divide" or self.in_blocks):
+        if name in _OPERATORS and (self.in_blocks or _OPERATORS[name] != "/"):
             return _OPERATORS[name]
         return super()._call(name)
