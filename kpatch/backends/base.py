@@ -1,6 +1,5 @@
 """The Protocol of a backend. Its defaults are safe on an untested backend."""
 
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -25,6 +24,22 @@ class Cell:
 
     def put(self, value: np.ndarray) -> None:
         self._value = self._convert(value)
+
+
+class Overwriting(Protocol):
+    """A whole new value that is ready to be computed in its variable's own memory."""
+
+    @staticmethod
+    def run(jobs: list, begin: Callable[[int], None]) -> list[int]:
+        """Computes several values, of variables of their own.
+
+        Args:
+            jobs: objects of this class.
+            begin: called with the place of a job before its variable is written.
+
+        Returns:
+            For each job the number of entries chosen, if the program counts them.
+        """
 
 
 class OtherBitsError(PatchError):
@@ -155,10 +170,8 @@ class Backend(Protocol):
         """
         return None
 
-    def overwriting(self, variable, program, given: Callable) -> Callable | None:
-        """The function that computes a whole new value in the variable's own memory; or `None`.
-
-        The function gives the number of entries chosen, if the program counts them.
+    def overwriting(self, variable, program, given: Callable) -> Overwriting | None:
+        """A whole new value, ready to be computed in the variable's own memory; or `None`.
 
         Args:
             program: a `programs.Program`.
@@ -169,9 +182,7 @@ class Backend(Protocol):
             return None
         arrays, numbers = given()
         views = [view.reshape(-1) for x in arrays if (view := self.view(x)) is not None]
-        if len(views) < len(arrays):
-            return None
-        return functools.partial(program.overwrite, memory, views, numbers)
+        return program.overwriting(memory, views, numbers) if len(views) == len(arrays) else None
 
     def blank(self, like: list) -> Any:
         """A new tensor like the first of some tensors, and its memory as an array of NumPy to write; or `None`.

@@ -10,7 +10,8 @@ in the memory of a CPU are edited by NumPy until compiling pays (`jax_host`).
 
 import contextlib
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -137,13 +138,8 @@ class Jax(Backend):
             return None
         array, (arrays, numbers) = _array(variable), given()
         call = fused.call_donating(program.operations, array, arrays, numbers)
-
-        def write():
-            count = fused.count(program.operations, arrays, numbers) if program.counts else None
-            _become(variable, array, call)
-            return count
-
-        return write
+        chosen = functools.partial(fused.count, program.operations, arrays, numbers) if program.counts else int
+        return Overwriting(variable, array, call, chosen)
 
     def fused(self, operations, arrays, numbers):
         if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):
@@ -287,6 +283,32 @@ class Jax(Backend):
 
     def replace_slices(self, tensor, starts, counts, values):
         return lax.dynamic_update_slice(tensor, jnp.broadcast_to(values, counts), starts)
+
+
+class Overwriting(NamedTuple):
+    """The compiled call that takes over a variable's buffer.
+
+    Attributes:
+        variable: the variable.
+        array: its array, which is donated.
+        call: the function and its arguments.
+        chosen: the function that gives the number of entries chosen, before the call; 0 if they are not counted.
+    """
+
+    variable: Any
+    array: Any
+    call: tuple
+    chosen: Callable[[], int]
+
+    @staticmethod
+    def run(jobs, begin):
+        """One after the other: each array is let go before the next one is asked for."""
+        counts = []
+        for at, (variable, array, call, chosen) in enumerate(jobs):
+            begin(at)
+            counts.append(chosen())
+            _become(variable, array, call)
+        return counts
 
 
 class RefCell(Cell):

@@ -61,28 +61,68 @@ def placed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
     return tuple(made)
 
 
-def run(operations: Sequence[Operation], arrays: list, numbers: list, out: np.ndarray, flushes: bool = False) -> None:
-    """Computes operations that are `placed`; the result of the last one goes to `out`.
+class Job(NamedTuple):
+    """Operations that are `placed`, and what they compute; the result of the last one goes to `out`.
 
-    An interrupt ends it after all threads have ended; a part of `out` may be written then.
-
-    Args:
+    Attributes:
+        operations: the operations.
         arrays: flat arrays, as long as `out`; one may be `out` itself.
         numbers: scalars of NumPy.
         out: a flat array.
+    """
+
+    operations: Sequence[Operation]
+    arrays: list
+    numbers: list
+    out: np.ndarray
+
+    def part(self, entries: slice) -> "Job":
+        """The job of some entries alone."""
+        return self._replace(arrays=[x[entries] for x in self.arrays], out=self.out[entries])
+
+
+def run(jobs: Sequence[Job], flushes: bool = False) -> None:
+    """Computes jobs, of which none needs the result of another, on threads that start once for all.
+
+    An interrupt ends it after all threads have ended; a part of each `out` may be written then.
+
+    Args:
+        jobs: the jobs.
         flushes: take denormal numbers for zeros; only if `can_flush()`.
     """
-    threads = max(1, min(THREADS, out.size // SHARE))
-    length = -(-out.size // (threads * BLOCK)) * BLOCK
-    parts = [slice(start, start + length) for start in range(0, out.size, length or 1)]
-    jobs = [functools.partial(_run, operations, [x[part] for x in arrays], numbers, out[part]) for part in parts]
-    own, others = ([], jobs) if flushes else (jobs[:1], jobs[1:])
-    futures = [_pool(flushes).submit(job) for job in others]
+    tasks = [functools.partial(_run_share, share) for share in _shares(jobs)]
+    own, others = ([], tasks) if flushes else (tasks[:1], tasks[1:])
+    futures = [_pool(flushes).submit(task) for task in others]
     try:
-        for job in own:
-            job()
+        for task in own:
+            task()
     finally:
         _wait(futures)
+
+
+def _shares(jobs):
+    """The jobs, cut at blocks so that each thread has about as many entries to compute."""
+    total = sum(job.out.size for job in jobs)
+    threads = max(1, min(THREADS, total // SHARE))
+    length = -(-total // (threads * BLOCK)) * BLOCK
+    shares, left = [], 0
+    for job in jobs:
+        start = 0
+        while start < job.out.size:
+            if left <= 0:
+                shares.append([])
+                left = length
+            part = slice(start, min(job.out.size, start + -(-left // BLOCK) * BLOCK))
+            shares[-1].append(job.part(part))
+            left -= part.stop - start
+            start = part.stop
+    return shares
+
+
+def _run_share(share):
+    with np.errstate(all="ignore"):
+        for job in share:
+            _run(*job)
 
 
 def _wait(futures: list[Future]) -> None:
@@ -99,10 +139,9 @@ def _wait(futures: list[Future]) -> None:
 def _run(operations, arrays, numbers, out):
     scratch = _scratch(1 + max(op.target for op in operations)) if len(operations) > 1 else []
     length = len(scratch[0]) if scratch else max(1, out.size)  # one operation keeps no result in between
-    with np.errstate(all="ignore"):
-        for start in range(0, out.size, length):
-            block = slice(start, start + length)
-            _run_block(operations, ([x[block] for x in arrays], numbers), scratch, out[block])
+    for start in range(0, out.size, length):
+        block = slice(start, start + length)
+        _run_block(operations, ([x[block] for x in arrays], numbers), scratch, out[block])
 
 
 def _run_block(operations, given, scratch, out):

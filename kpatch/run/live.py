@@ -21,6 +21,7 @@ from kpatch.values.dtypes import NUMPY, tensor
 from kpatch.values.numerics import from_numpy, is_traced
 
 KEPT = 2**22  # bytes of old values that an edit with `undo=False` keeps to its end, so that a small one is atomic
+AT_ONCE = 2**26  # bytes that wait to be written together, so that an interrupt or a bar need not wait long
 
 
 class Live(Named):
@@ -54,6 +55,8 @@ class Live(Named):
         self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
         self._gone = 0  # how many records were let go
+        self._waiting = {}  # writes that are made together at last: record and job, by the variable's id
+        self._awaited = 0  # their bytes
         self._decoded = {}  # weights that are stored as something else, by place, until the next write
 
     def sync(self):
@@ -75,6 +78,7 @@ class Live(Named):
 
     def value(self, place):
         """The whole variable, as an alias: it is let go before anything is written."""
+        self._expect(place.variable)
         return self.writer.whole(place.variable) if place.weight is None else from_numpy(self._weight(place))
 
     def view(self, place):
@@ -82,6 +86,7 @@ class Live(Named):
         return self.writer.view(self.value(place)) if place.weight is None else self._weight(place)
 
     def taken(self, place, selection):
+        self._expect(place.variable)
         if place.weight is None:
             return self.writer.read(place.variable, selection)
         return from_numpy(encoding.taken(place, selection, self._stored))
@@ -93,6 +98,7 @@ class Live(Named):
 
     def _stored(self, variable, flat=None):
         """Entries of a stored variable as an array of NumPy, by their flat offsets; or all of them."""
+        self._expect(variable)
         if flat is None:
             return tensors.to_numpy(self.writer.whole(variable))
         return tensors.to_numpy(self.writer.read(variable, indexing.Positions(flat, flat.shape)))
@@ -109,6 +115,8 @@ class Live(Named):
             self._advance(steps.nbytes(self._checked.steps[number - 1]))
         if not self.lets_go:
             return
+        if getattr(self._checked.steps[number], "value", None) is None:
+            self.flush()
         self._keeps_all = number <= self._doubtful
         if not self._keeps_all and self._size > KEPT:
             self._let_go()
@@ -144,23 +152,54 @@ class Live(Named):
         return old
 
     def overwrite(self, step, scope):
-        """Computes the whole new value in the place's own memory, if its old values are let go; says whether it did."""
+        """Has the whole new value computed in the place's own memory, if its old values are let go; says whether so.
+
+        Such writes wait for those that follow: threads that start once for many variables cost less.
+        """
+        if self._overwrites(step, scope):
+            return True
+        self.flush()
+        return False
+
+    def _overwrites(self, step, scope):
         place, program = step.place, step.value
-        whole = indexing.whole(place.shape) if program.counts else step.selection
-        few, asked = self._has_room(step, whole), latest_link(place.variable) is not None  # what a mask selects
-        if self._keeps_all or (asked if program.counts else few) or not self.donate:
+        if self._keeps_all or not self.donate or place.weight is not None or program.dtype not in IN_BLOCKS:
             return False
+        if program.counts and latest_link(place.variable) is not None:  # which asks for the entries
+            return False
+        self._expect(place.variable)
         given = lambda: program.given(scope.with_implied(tensor(self.value(place))))  # noqa: E731 (no alias before)
-        fits = place.weight is None and program.dtype in IN_BLOCKS
-        if not fits or (write := self.writer.overwriting(place.variable, program, given)) is None:
+        job = self.writer.overwriting(place.variable, program, given)
+        if job is None and self._waiting:  # perhaps those that wait hold its memory
+            self.flush()
+            job = self.writer.overwriting(place.variable, program, given)
+        if job is None:
             return False
-        record = self._enter(step, whole, self.writer.keep(place.variable, whole) if few else None)
-        record.begun = True
-        count = write()
-        if program.counts:
-            self.counts[step], record.begun = count, count > 0
-        record.done = True
+        whole = indexing.whole(place.shape) if program.counts else step.selection
+        before = self.writer.keep(place.variable, whole) if self._has_room(step, whole) else None
+        self._waiting[id(place.variable)] = self._enter(step, whole, before), job
+        self._awaited += _bytes(step, whole)
+        if self._awaited > AT_ONCE:
+            self.flush()
         return True
+
+    def _expect(self, variable):
+        """Has the variable written that is about to be read or written, if it waits."""
+        if id(variable) in self._waiting:
+            self.flush()
+
+    def flush(self):
+        """Makes the writes that wait."""
+        if not self._waiting:
+            return
+        records, jobs = zip(*self._waiting.values(), strict=True)
+        self._waiting, self._awaited = {}, 0
+        for record, count in zip(
+            records, jobs[0].run(jobs, lambda at: setattr(records[at], "begun", True)), strict=True
+        ):
+            if record.step.value.counts:
+                self.counts[record.step], record.begun = count, count > 0
+            record.done = True
 
     def replace(self, step, values):
         """The place takes over a new tensor as it is, where it can."""
@@ -267,6 +306,8 @@ class Live(Named):
 
     def _let_go(self):
         """Drops old values, which then nothing can bring back."""
+        if not self._spent:
+            self.flush()
         since = self.records[self._gone :]
         self._settle(record for record in since if record.before is not None)
         self._spent = True
@@ -299,6 +340,7 @@ class Live(Named):
             return stays, [cut, *failures]
 
     def _put_back(self):
+        self._waiting = {}
         failures, stays = [], set()
         for owner, record in with_inherited(self.records):
             if record.begun and _has_entries(record) and not self._put_back_one(record, failures):
@@ -402,9 +444,11 @@ def apply(checked, donate=True, keep=True, optimizers=(), bar=None):
         try:
             if len(checked.steps) == 1:  # the commonest edit
                 execute.run(checked, live)
+                live.flush()
             else:
                 with live.writing():
                     execute.run(checked, live)
+                    live.flush()
             if optimizers:
                 resetting.reset(live, optimizers)
             live.settle()

@@ -15,6 +15,7 @@ import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,25 +70,25 @@ class Program:
         Returns:
             A boolean NumPy array of the tensor's shape.
         """
-        return self.compute([view.reshape(-1)] * len(self.arrays), self.numbers(scope)).reshape(view.shape)
+        return self.compute([view] * len(self.arrays), self.numbers(scope))
 
     def compute(self, arrays, numbers):
-        """The result of flat NumPy arrays of one length, a new array unless there is nothing to compute."""
+        """The result of NumPy arrays of one shape, a new array unless there is nothing to compute."""
         if not self.operations:
             return arrays[0]
         out = np.empty(arrays[0].shape, NUMPY[self.result])
-        blocks.run(self.operations, arrays, numbers, out)
+        blocks.run([blocks.Job(self.operations, [x.reshape(-1) for x in arrays], numbers, out.reshape(-1))])
         return out
 
     @property
     def has_bits(self):
-        """Whether `overwrite` gives the bits of the backend's own operations."""
+        """Whether `overwriting` gives the bits of the backend's own operations."""
         return not backends.current().flushes_denormals or blocks.can_flush()
 
-    def overwrite(self, memory, arrays, numbers):
-        """Computes the result into a flat NumPy array, which may be one of the arrays; gives what it counts."""
-        operations, found, flushes = self.operations, [], backends.current().flushes_denormals
-        if flushes:
+    def overwriting(self, memory, arrays, numbers):
+        """The `Overwriting` of a flat NumPy array, which may be one of the arrays."""
+        operations, found = self.operations, []
+        if backends.current().flushes_denormals:
             operations = tuple(_compared_exactly(op, numbers) for op in operations)
         if self.counts:
             *firsts, last = operations
@@ -97,11 +98,10 @@ class Program:
                 return last.compute(mask, *choices, out=out)
 
             operations = (*firsts, last._replace(compute=compute))
-        blocks.run(operations, arrays, numbers, memory, flushes)
-        return sum(found)
+        return Overwriting(blocks.Job(operations, arrays, numbers, memory), found)
 
     def given(self, scope):
-        """The tensors and the numbers that `overwrite` takes."""
+        """The tensors and the numbers that `overwriting` takes."""
         return [ev.evaluate(node, scope).data for node in self.arrays], self.numbers(scope)
 
     def numbers(self, scope):
@@ -112,8 +112,7 @@ class Program:
         """The whole value, a new tensor of the backend; `None` if it is left to the evaluator."""
         backend, arrays = backends.current(), [ev.evaluate(node, scope).data for node in self.arrays]
         if self.dtype in IN_BLOCKS and backend.arrays_are_tensors:
-            flat = self.compute([x.reshape(-1) for x in arrays], self.numbers(scope))
-            return flat.reshape(arrays[0].shape)
+            return self.compute(arrays, self.numbers(scope))
         if self.dtype in IN_BLOCKS:
             numbers = self.numbers(scope)
             found = numerics.guarded(self._in_blocks, arrays, numbers)
@@ -133,7 +132,7 @@ class Program:
             return None
         tensor, memory = blank
         views = [view.reshape(-1) for x in arrays if (view := backend.view(x)) is not None]
-        self.overwrite(memory.reshape(-1), views, numbers)
+        Overwriting.run([self.overwriting(memory.reshape(-1), views, numbers)])
         return tensor
 
     def _of_tensors(self, arrays, numbers):
@@ -149,6 +148,26 @@ class Program:
             value = ev.evaluate(node, scope)
             data = value.data if value.weak else tensors.to_numpy(value.data)
             yield np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])
+
+
+class Overwriting(NamedTuple):
+    """A result that NumPy is to compute into memory.
+
+    Attributes:
+        job: the `blocks.Job`.
+        found: the numbers of entries that were chosen in each block, if they are counted.
+    """
+
+    job: blocks.Job
+    found: list
+
+    @staticmethod
+    def run(jobs, begin=lambda at: None):
+        """Computes several; gives the number of entries chosen in each (see `base.Overwriting`)."""
+        for at in range(len(jobs)):
+            begin(at)
+        blocks.run([each.job for each in jobs], backends.current().flushes_denormals)
+        return [sum(each.found) for each in jobs]
 
 
 def _compared_exactly(op, numbers):

@@ -12,7 +12,6 @@ import pytest
 import kpatch
 from kpatch import backends
 from kpatch.run import blocks, live
-from kpatch.run.programs import Program
 from kpatch.values.tensors import to_numpy
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -195,14 +194,14 @@ def test_an_edit_that_can_still_fail_keeps_old_values():
 def test_a_failure_in_the_middle_is_told(kind, text, monkeypatch):
     if BACKEND == "jax":
         pytest.skip("one compiled call writes the whole")
-    model, run = chain(), Program.overwrite
+    model, run = chain(), blocks._run
 
-    def failing(program, memory, arrays, numbers):
-        if memory.size > 50:
+    def failing(operations, arrays, numbers, out):
+        if out.size > 20:
             raise kind
-        return run(program, memory, arrays, numbers)
+        run(operations, arrays, numbers, out)
 
-    monkeypatch.setattr(Program, "overwrite", failing)
+    monkeypatch.setattr(blocks, "_run", failing)
     with pytest.raises((kpatch.ExecutionError, KeyboardInterrupt)) as caught:
         kpatch.apply(model, text, undo=False)
     assert caught.value.written == ((text, "of_3.kernel"), (text, "of_41.kernel"))
@@ -226,23 +225,52 @@ def test_a_mask_keeps_what_an_earlier_edit_can_take_back():
         again.undo()
 
 
-def test_old_values_of_small_variables_under_a_mask_are_kept(monkeypatch):
+@pytest.mark.parametrize("text", ["*.kernel *= 2", MASK])
+def test_old_values_of_small_variables_are_kept(text, monkeypatch):
     """As an interrupt shows, after which all are there again."""
     if BACKEND == "jax":
         pytest.skip("one compiled call writes the whole")
     monkeypatch.setattr(live, "KEPT", 2**22)
-    model, before, run = chain(), values(chain()), Program.overwrite
+    model, before, run = chain(), values(chain()), blocks.run
 
-    def failing(program, memory, arrays, numbers):
-        count = run(program, memory, arrays, numbers)
-        if memory.size > 50:
-            raise KeyboardInterrupt
-        return count
+    def failing(*args):
+        run(*args)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Program, "overwrite", failing)
+    monkeypatch.setattr(blocks, "run", failing)
     with pytest.raises(KeyboardInterrupt):
-        kpatch.apply(model, MASK, undo=False)
+        kpatch.apply(model, text, undo=False)
     assert [v.tobytes() for v in values(model)] == [v.tobytes() for v in before]
+
+
+WAITING = """
+*.kernel *= 2; *.kernel = _ + of_3.kernel[0, 0]
+*.kernel = 2 * _ - of_41.kernel[0, 0]; of_3.kernel[1] = 3; *.kernel *= 2
+of_3.kernel *= 2; of_3.kernel *= 3; let t = of_3.kernel[0, 0]; *.kernel = _ * t
+*.kernel *= 2; of_3.kernel[0] *= 2; assert all(of_3.kernel[0, 0] == 28); *.kernel *= 2
+*.kernel[_ > 0] = 1; *.kernel[_ < of_3.kernel[0, 0]] = 2; of_41.kernel = clip(_, of_3.kernel[0, 1], 2)
+"""
+
+
+@pytest.mark.parametrize("text", WAITING.strip().splitlines())
+def test_writes_that_wait_are_made_before_their_variables_are_read(text):
+    found, expected = chain(), chain()
+    kpatch.apply(found, text, undo=False)
+    kpatch.apply(expected, text)  # of which nothing waits
+    for x, y in zip(values(found), values(expected), strict=True):
+        assert [*map(hex, bits(x, "_"))] == [*map(hex, bits(y, "_"))]
+
+
+def test_a_donor_that_shares_a_variable_with_what_is_written_before():
+    """The second kernel takes from the first one, whose write waits, and the first one from the second."""
+    layers = [keras.layers.Dense(4, use_bias=False, name=name) for name in ("a", "b")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    donor = keras.Sequential([keras.Input((4,)), *layers[::-1]])
+    before = values(model)
+    kpatch.apply(model, "a.kernel = _ + 2 * $d.b.kernel; b.kernel = _ - $d.a.kernel", d=donor, undo=False)
+    first = before[0] + np.float32(2) * before[1]
+    np.testing.assert_array_equal(values(model)[0], first)
+    np.testing.assert_array_equal(values(model)[1], before[1] - first)
 
 
 def test_a_mask_of_no_entry_has_written_nothing():
@@ -282,7 +310,7 @@ def doubled(size, function=np.multiply):
     """`size` ones, doubled in place on several threads."""
     x = np.ones(size, "float32")
     operation = blocks.Operation("*", function, ((blocks.ARRAY, 0), (blocks.NUMBER, 0)), np.dtype("float32"), 0)
-    blocks.run((operation,), [x], [np.float32(2)], x)
+    blocks.run([blocks.Job((operation,), [x], [np.float32(2)], x)])
     return x
 
 
@@ -342,9 +370,9 @@ def test_denormal_numbers_are_zeros_in_threads_that_flush():
         pytest.skip("the flags are elsewhere on this system")
     small, out = np.full(100, 1e-39, "float32"), np.empty(100, "float32")
     operation = blocks.Operation("+", np.add, ((blocks.ARRAY, 0), (blocks.ARRAY, 0)), np.dtype("float32"), 0)
-    blocks.run((operation,), [small, small], [], out, flushes=True)
+    blocks.run([blocks.Job((operation,), [small, small], [], out)], flushes=True)
     assert not out.any()
-    blocks.run((operation,), [small, small], [], out)
+    blocks.run([blocks.Job((operation,), [small, small], [], out)])
     assert (out > 0).all()
 
 
@@ -368,5 +396,5 @@ def test_a_result_that_one_operation_takes_twice():
     operations = [blocks.Operation(*each, np.dtype("float32"), target) for target, each in enumerate(wanted)]
     x = np.arange(100, dtype="float32")
     out = np.empty_like(x)
-    blocks.run(blocks.placed(operations), [x], [np.float32(2), np.float32(3)], out)
+    blocks.run([blocks.Job(blocks.placed(operations), [x], [np.float32(2), np.float32(3)], out)])
     np.testing.assert_array_equal(out, 4 * x * x + 3 * x)
