@@ -139,7 +139,7 @@ class Jax(Backend):
         array, (arrays, numbers) = _array(variable), given()
         call = fused.call_donating(program.operations, array, arrays, numbers)
         chosen = functools.partial(fused.count, program.operations, arrays, numbers) if program.counts else int
-        return Overwriting(variable, array, call, chosen)
+        return Donating(variable, array, call, chosen)
 
     def fused(self, operations, arrays, numbers):
         if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):
@@ -285,7 +285,7 @@ class Jax(Backend):
         return lax.dynamic_update_slice(tensor, jnp.broadcast_to(values, counts), starts)
 
 
-class Overwriting(NamedTuple):
+class Donating(NamedTuple):
     """The compiled call that takes over a variable's buffer.
 
     Attributes:

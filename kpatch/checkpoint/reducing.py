@@ -36,7 +36,9 @@ def reduced(node: Any, scope: Any, names: Any, reader: Any) -> Value | None:
     scope = scope.with_implied(place.unknown())
     planned = evaluated(whole, scope, names)
     program = compile_mask(whole, planned, place)
-    if program is None or planned[id(whole)].shape != place.shape or _reads(program.scalars, ast.Implied):
+    if program is None or planned[id(whole)].shape != place.shape:
+        return None
+    if _reads([node for node, _ in program.scalars], ast.Implied):
         return None
     read, numbers = reader(place), program.numbers(scope)
 

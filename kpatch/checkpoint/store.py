@@ -144,10 +144,13 @@ class Stored(execute.Named):
             return ast.Local(f"\0{len(known) - 1}", node.span)
 
         scalars = [
-            node if any(type(part) is ast.Subscript for part in ast.walk(node)) else ast.mapped(node, replaced)
-            for node in program.scalars
+            (node, number)
+            if number is not None or any(type(part) is ast.Subscript for part in ast.walk(node))
+            else (ast.mapped(node, replaced), None)
+            for node, number in program.scalars
         ]
-        asked = any(type(part) is ast.Implied for node in scalars for part in ast.walk(node))
+        unknown = [node for node, number in scalars if number is None]
+        asked = any(type(part) is ast.Implied for node in unknown for part in ast.walk(node))
         implied = tensor(self.value(step.place)) if asked else step.place.unknown()
         return replace(program, scalars=tuple(scalars)).numbers(replace(scope, locals=known, implied=implied))
 

@@ -46,7 +46,7 @@ class Program:
 
     Attributes:
         arrays: the nodes whose values are tensors of the place's shape and dtype.
-        scalars: the nodes whose values are scalars.
+        scalars: the nodes whose values are scalars, each with the value as a scalar of NumPy if planning knows it.
         operations: the operations of the arrays and the scalars.
         dtype: the place's dtype.
         result: the dtype of the result.
@@ -86,7 +86,7 @@ class Program:
         return not backends.current().flushes_denormals or blocks.can_flush()
 
     def overwriting(self, memory, arrays, numbers):
-        """The `Overwriting` of a flat NumPy array, which may be one of the arrays."""
+        """The `InBlocks` of a flat NumPy array, which may be one of the arrays."""
         operations, found = self.operations, []
         if backends.current().flushes_denormals:
             operations = tuple(_compared_exactly(op, numbers) for op in operations)
@@ -98,7 +98,7 @@ class Program:
                 return last.compute(mask, *choices, out=out)
 
             operations = (*firsts, last._replace(compute=compute))
-        return Overwriting(blocks.Job(operations, arrays, numbers, memory), found)
+        return InBlocks(blocks.Job(operations, arrays, numbers, memory), found)
 
     def given(self, scope):
         """The tensors and the numbers that `overwriting` takes."""
@@ -106,7 +106,7 @@ class Program:
 
     def numbers(self, scope):
         """The values of the scalars, for `compute`."""
-        return [number[()] for number in self._numbers(scope)]
+        return [self._number(node, scope) if known is None else known for node, known in self.scalars]
 
     def value(self, scope):
         """The whole value, a new tensor of the backend; `None` if it is left to the evaluator."""
@@ -121,7 +121,7 @@ class Program:
                 return found
         if not all(op.name in _OF_TENSORS for op in self.operations):
             return None
-        numbers = [numerics.as_tensor(number, self.dtype) for number in self._numbers(scope)]
+        numbers = [numerics.as_tensor(number, self.dtype) for number in self.numbers(scope)]
         return numerics.guarded(self._of_tensors, arrays, numbers)
 
     def _in_blocks(self, arrays, numbers):
@@ -132,7 +132,7 @@ class Program:
             return None
         tensor, memory = blank
         views = [view.reshape(-1) for x in arrays if (view := backend.view(x)) is not None]
-        Overwriting.run([self.overwriting(memory.reshape(-1), views, numbers)])
+        InBlocks.run([self.overwriting(memory.reshape(-1), views, numbers)])
         return tensor
 
     def _of_tensors(self, arrays, numbers):
@@ -142,15 +142,14 @@ class Program:
             results[op.target] = _OF_TENSORS[op.name](*operands)
         return results[op.target]
 
-    def _numbers(self, scope):
-        """The scalars as NumPy arrays of the place's dtype, or booleans."""
-        for node in self.scalars:
-            value = ev.evaluate(node, scope)
-            data = value.data if value.weak else tensors.to_numpy(value.data)
-            yield np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])
+    def _number(self, node, scope):
+        """The value of a scalar as one of NumPy, of the place's dtype or boolean."""
+        value = ev.evaluate(node, scope)
+        data = value.data if value.weak else tensors.to_numpy(value.data)
+        return np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])[()]
 
 
-class Overwriting(NamedTuple):
+class InBlocks(NamedTuple):
     """A result that NumPy is to compute into memory.
 
     Attributes:
@@ -277,13 +276,14 @@ class _Compiler:
     def _scalar(self, node, value):
         if not value.weak and value.dtype not in (self.place.dtype, "bool"):
             raise _NotCompiledError
+        known = None
         if value.weak and value.dtype != "bool":
-            self._check_literal(value)
-        self.scalars.append(node)
+            known = self._literal(value)
+        self.scalars.append((node, known))
         return NUMBER, len(self.scalars) - 1
 
-    def _check_literal(self, value):
-        """Leaves an integer that the tensor's dtype would round to the evaluator, whose comparison is exact."""
+    def _literal(self, value):
+        """The number. An integer that the tensor's dtype rounds is left to the evaluator, whose comparison is exact."""
         if value.data is None:
             raise _NotCompiledError
         try:
@@ -292,6 +292,7 @@ class _Compiler:
             raise _NotCompiledError from None
         if value.dtype == "int" and int(rounded) != int(value.data):
             raise _NotCompiledError
+        return np.asarray(value.data, NUMPY[self.place.dtype])[()]
 
     def _comparison(self, node):
         """The conjunction of the chain's links."""

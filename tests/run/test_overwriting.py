@@ -141,6 +141,14 @@ def test_old_values_that_are_kept_and_those_that_are_not_lead_to_the_same_bits()
     applied.undo()
 
 
+def test_an_edit_that_keeps_old_values_leaves_memory_that_the_next_one_writes_in_place():
+    model = chain()
+    kpatch.apply(model, "*.kernel *= 2")
+    addresses = [address(variable) for variable in model.variables]
+    kpatch.apply(model, "*.kernel *= 2", undo=False)
+    assert [address(variable) for variable in model.variables] == addresses
+
+
 def test_what_is_let_go_is_waited_for_once(monkeypatch):
     """And what was written in place not at all before the end: a backend can compute while Python goes on."""
     model = chain()
