@@ -348,7 +348,11 @@ def left_alone(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
-_apart = threading.local()
+class _Apart(threading.local):
+    called = False  # here, as an attribute that is missing takes eight times as long
+
+
+_apart = _Apart()
 
 
 def in_dynamo() -> bool:
@@ -385,7 +389,7 @@ def _call_apart(function: Callable, *args: Any, **given: Any) -> Any:
 
 def is_apart() -> bool:
     """Whether a function that is being compiled has made the call that is under way."""
-    return getattr(_apart, "called", False)
+    return _apart.called
 
 
 def outer_frames(frames: TracebackType | None) -> TracebackType | None:

@@ -26,6 +26,9 @@ from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 MOST_KEPT = 0.5  # the largest share of entries for `Kept`: an offset takes eight bytes, a mask's entry one
+NUMBERS = (float, int, bool)
+EXACT = {torch.float32: np.float32, torch.float64: np.float64}  # whose entries Python's numbers hold, but for NaN
+_IN_JIT = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # without one more call of Python
 OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
 
 
@@ -48,10 +51,10 @@ class Torch(Backend):
     refuse = _left_alone(Backend.refuse)
 
     def read(self, variable, selection):
-        tensor = variable._value.detach()
         kind = type(selection)
         if kind is Point:
-            return tensor[selection.index].clone()
+            return variable._value.data[selection.index].clone()
+        tensor = variable._value.detach()
         if kind is Region:
             view, backward = _view(tensor, selection)
             return _flip(view, backward) if backward else view.clone(memory_format=torch.contiguous_format)
@@ -60,19 +63,23 @@ class Torch(Backend):
         return torch.take(_bits(tensor), _here(tensor, selection.flat)).view(tensor.dtype).reshape(selection.shape)
 
     def keep(self, variable, selection):
-        """At positions an array of NumPy, in the memory of a CPU."""
-        kept = host.kept(self, variable, selection) if type(selection) is Positions else None
+        """In the memory of a CPU numbers of NumPy: a tensor of one entry takes six times as long to make."""
+        kind = type(selection)
+        if kind is Point:
+            return _entry(variable._value.data[selection.index])
+        kept = host.kept(self, variable, selection) if kind is Positions else None
         return self.read(variable, selection) if kept is None else kept
 
     def write(self, variable, selection, values, donate=True):
-        if type(selection) in host.LISTED:
+        kind = type(selection)
+        if kind in host.LISTED:
             if host.put(self, variable, selection, values, donate):
                 return
             selection, values = unpacked(selection, values)
-        kind = type(selection)
+            kind = type(selection)
         tensor = _writable(variable, donate, whole=kind is Region and selection.full)
         if kind is Point:
-            tensor[selection.index] = values if type(values) in (float, int, bool) else _like(tensor, values)
+            tensor[selection.index] = values if _is_plain(values) else _like(tensor, values)
         elif kind is Region:
             view, backward = _view(tensor, selection)
             view.copy_(_flip(_like(tensor, values), backward))
@@ -135,7 +142,7 @@ class Torch(Backend):
 
     def sync(self, model):
         """Refuses a model whose parameters are sharded: Keras's variables are no longer what torch trains."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not _in_job():
             return
         from torch.distributed.tensor import DTensor
 
@@ -147,7 +154,7 @@ class Torch(Backend):
                 )
 
     def process(self):
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not _in_job():
             return 0, 1
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -167,7 +174,7 @@ class Torch(Backend):
         return torch.compiler.is_compiling() or isinstance(data, FakeTensor) or _is_transformed(data)
 
     def is_tracing(self):
-        return torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return torch.compiler.is_compiling() or _IN_JIT()
 
     def distinguish(self, key):
         """Nothing to do: dynamo guards what it compiles by the objects that stand in for calls."""
@@ -309,6 +316,9 @@ def _keep(variable, flat, values):
     return flat, values
 
 
+_in_job = torch.distributed.is_initialized if torch.distributed.is_available() else lambda: False
+
+
 def _is_transformed(data):
     wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
     return bool(wrapped and wrapped(data))
@@ -352,6 +362,21 @@ def _like(tensor, values):
     if isinstance(values, (np.ndarray, np.generic)):
         return _here(tensor, values).to(tensor.dtype)
     return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
+
+
+def _is_plain(values):
+    """Whether an entry can be set to the values as they are."""
+    return not values.requires_grad if type(values) is torch.Tensor else type(values) in NUMBERS
+
+
+def _entry(entry):
+    """A copy of one entry: a number if that has all bits, else a tensor.
+
+    Of a zero none: a thread may take denormal numbers for zeros.
+    """
+    make = EXACT.get(entry.dtype) if entry.is_cpu else None
+    number = entry.item() if make else 0
+    return make(number) if number and number == number else entry.clone()
 
 
 def _here(tensor, values):

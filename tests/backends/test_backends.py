@@ -57,7 +57,7 @@ def random_bits(shape, dtype, seed=0):
 def host(tensor):
     """A variable or tensor as a NumPy array, bit for bit and in memory of its own."""
     tensor = getattr(tensor, "_value", tensor)
-    if BACKEND == "torch" and not isinstance(tensor, np.ndarray):
+    if BACKEND == "torch" and not isinstance(tensor, np.ndarray | np.generic):
         import torch
 
         tensor = tensor.detach().cpu()
@@ -556,6 +556,24 @@ class TestTorch:
         backends.current().write(variable, Point((0, 0)), 1.0)
         assert host(variable)[0, 0] == 1
         assert held[0, 0] == 0
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int32", "bool"])
+    def test_one_entry_keeps_its_bits(self, dtype):
+        """Also of denormal numbers, in a thread that takes them for zeros."""
+        import torch
+
+        values = np.array([1, 0, 0.1, -0.0, np.nan, np.inf, 1e-45, 1e-310]).astype(dtype)
+        values = np.append(values, np.frombuffer(b"\x01\xff" * 4, dtype)) if dtype.startswith("float") else values
+        variable = variable_of(values)
+        torch.set_flush_denormal(True)
+        try:
+            kept = [backends.current().keep(variable, Point((place,))) for place in range(len(values))]
+            backends.current().write(variable, whole(values.shape), 1)
+            for place, entry in enumerate(kept):
+                backends.current().write(variable, Point((place,)), entry)
+        finally:
+            torch.set_flush_denormal(False)
+        assert_same_bits(variable, values)
 
     def test_arrays_that_may_not_be_written(self, recwarn):
         variable = variable_of(np.zeros((4, 6), "float32"))
