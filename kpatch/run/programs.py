@@ -106,22 +106,25 @@ class Program:
 
     def numbers(self, scope):
         """The values of the scalars, for `compute`."""
-        return [self._number(node, scope) if known is None else known for node, known in self.scalars]
+        return self._numbers(self._values(scope))
 
     def value(self, scope):
         """The whole value, a new tensor of the backend; `None` if it is left to the evaluator."""
         backend, arrays = backends.current(), [ev.evaluate(node, scope).data for node in self.arrays]
         if self.dtype in IN_BLOCKS and backend.arrays_are_tensors:
             return self.compute(arrays, self.numbers(scope))
+        values = self._values(scope)
+        if any(not value.weak and numerics.is_differentiated(value.data) for value in values if value is not None):
+            return None  # a number has no gradient
+        numbers = self._numbers(values)
         if self.dtype in IN_BLOCKS:
-            numbers = self.numbers(scope)
             found = numerics.guarded(self._in_blocks, arrays, numbers)
             found = numerics.guarded(backend.fused, self.operations, arrays, numbers) if found is None else found
             if found is not None:
                 return found
         if not all(op.name in _OF_TENSORS for op in self.operations):
             return None
-        numbers = [numerics.as_tensor(number, self.dtype) for number in self.numbers(scope)]
+        numbers = [numerics.as_tensor(number, self.dtype) for number in numbers]
         return numerics.guarded(self._of_tensors, arrays, numbers)
 
     def _in_blocks(self, arrays, numbers):
@@ -142,9 +145,16 @@ class Program:
             results[op.target] = _OF_TENSORS[op.name](*operands)
         return results[op.target]
 
-    def _number(self, node, scope):
-        """The value of a scalar as one of NumPy, of the place's dtype or boolean."""
-        value = ev.evaluate(node, scope)
+    def _values(self, scope):
+        """The values of the scalars; of one whose number is known `None`."""
+        return [ev.evaluate(node, scope) if known is None else None for node, known in self.scalars]
+
+    def _numbers(self, values):
+        pairs = zip(values, self.scalars, strict=True)
+        return [known if value is None else self._number(value) for value, (_, known) in pairs]
+
+    def _number(self, value):
+        """A scalar as one of NumPy, of the place's dtype or boolean."""
         data = value.data if value.weak else tensors.to_numpy(value.data)
         return np.asarray(data, bool if value.dtype == "bool" else NUMPY[self.dtype])[()]
 

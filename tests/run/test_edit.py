@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from gradients import check_gradients
 
 import kpatch
 from kpatch.values.tensors import to_numpy
@@ -88,6 +89,22 @@ def test_gradient():
             np.testing.assert_array_equal(leaf.grad.cpu().numpy(), GRADIENT)
         gradient = torch.func.grad(lambda x: (kpatch.edit(x, TEXT) ** 2).sum())(x)
     np.testing.assert_array_equal(to_numpy(gradient), GRADIENT)
+
+
+@pytest.mark.skipif(BACKEND in ("numpy", "openvino"), reason="the backend has no gradients")
+def test_gradients_pass_through_numbers_that_are_computed():
+    """Outside of compiled functions, too, where a program of the expression takes them for numbers."""
+    x, s = np.array([[1, 2, 4.5], [3, 5, 9]], "float32"), np.array(2, "float32")
+    for text, function in {
+        "_ = _ - mean(_)": lambda x, s: x - x.mean(),
+        "let m = sum(_); _ *= m": lambda x, s: x * x.sum(),
+        "_ *= quantile(_, 0.5)": lambda x, s: x * np.quantile(x, 0.5),
+        "_ = clip(_, -1, mean(_))": lambda x, s: np.clip(x, -1, x.mean()),
+        "_ = _ * max(_) + $s * _": lambda x, s: x * x.max() + s * x,
+        "_ *= $s": lambda x, s: x * s,
+    }.items():
+        given = (lambda x, s, text=text: kpatch.edit(x, text, s=s)) if "$s" in text else None
+        check_gradients(given or (lambda x, s, text=text: kpatch.edit(x, text)), function, x, s)
 
 
 REFUSED = {
