@@ -372,11 +372,12 @@ def _is_plain(values):
 def _entry(entry):
     """A copy of one entry: a number if that has all bits, else a tensor.
 
-    Of a zero none: a thread may take denormal numbers for zeros.
+    A zero may be a denormal number, which the thread takes for zero.
     """
-    make = EXACT.get(entry.dtype) if entry.is_cpu else None
-    number = entry.item() if make else 0
-    return make(number) if number and number == number else entry.clone()
+    make = EXACT.get(entry.dtype)
+    if make is not None and entry.is_cpu and (number := entry.item()) and number == number:
+        return make(number)
+    return entry.clone()
 
 
 def _here(tensor, values):
