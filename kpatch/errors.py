@@ -348,11 +348,11 @@ def left_alone(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
-class _Apart(threading.local):
+class _CallsApart(threading.local):
     called = False  # here, as an attribute that is missing takes eight times as long
 
 
-_apart = _Apart()
+_apart = _CallsApart()
 
 
 def in_dynamo() -> bool:
