@@ -1,18 +1,21 @@
-"""Entries under a mask, or at positions, in the memory of a CPU: by NumPy, whatever the backend.
+"""Entries under a mask, or at positions, and reductions in the memory of a CPU: by NumPy, whatever the backend.
 
 A function of torch or TensorFlow takes longer to start, and to wake its threads, than NumPy to write a tensor that is
-not large.
+not large. A reduction starts ten of them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kpatch.backends import numpy as arrays
-from kpatch.backends.base import Backend, Selection
+from kpatch.backends.base import Backend, OtherBitsError, Selection
+from kpatch.backends.numpy_ops import ArrayOps
 from kpatch.indexing import Mask, PackedMask, Positions
 
 LISTED = (Mask, PackedMask, Positions)  # selections for which `put` is asked
+REDUCED = 2**26  # bytes of the largest tensor that NumPy reduces
 LARGEST = 2**22  # entries of a variable; of more of them several threads are faster
 
 
@@ -39,3 +42,40 @@ def put(backend: Backend, variable: Any, selection: Selection, values: Any, dona
 
 def _size(variable):
     return int(np.prod(tuple(variable.shape)))
+
+
+# Reductions -----------------------------------------------------------------------------------------------------------
+
+
+class Reducer(arrays.Numpy):
+    """NumPy in place of a backend that flushes denormal numbers, for reductions.
+
+    Sums have NumPy's roundings. The best of some entries is left to the backend if it is a zero or a denormal number:
+    which zero is found, and whether a denormal number is one, is the backend's choice.
+
+    Args:
+        view: gives a tensor's memory as an array.
+    """
+
+    def __init__(self, view: Callable) -> None:
+        self.ops = _Ops()
+        self._view = view
+
+    def taken(self, x):
+        return x if isinstance(x, np.ndarray | np.generic) else self._view(x)
+
+
+class _Ops(ArrayOps):
+    def __init__(self) -> None:
+        super().__init__()
+        self.max, self.min = _best(np.max), _best(np.min)
+
+
+def _best(function):
+    def best(x, axis=None):
+        found = function(x, axis=axis)
+        if found.dtype.kind == "f" and np.any(np.abs(found) < np.finfo(found.dtype).tiny):
+            raise OtherBitsError("")
+        return found
+
+    return best

@@ -11,23 +11,25 @@ Other tensors can share the storage: the tensor or array from which the variable
 """
 
 import inspect
-import weakref
 from typing import Any
 
 import numpy as np
 import torch
 from keras import ops
+from torch.autograd.forward_ad import unpack_dual
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kpatch.backends import host, torch_exports
 from kpatch.backends.base import Backend, intervals, unpacked
 from kpatch.backends.exporting import format_of
+from kpatch.backends.torch_memory import Taken, alone, move, publish, writable
 from kpatch.errors import UnsupportedError
 from kpatch.indexing import Mask, Point, Positions, Region
 
 MOST_KEPT = 0.5  # the largest share of entries for `Kept`: an offset takes eight bytes, a mask's entry one
 NUMBERS = (float, int, bool)
 EXACT = {torch.float32: np.float32, torch.float64: np.float64}  # whose entries Python's numbers hold, but for NaN
+REDUCED = (torch.float32, torch.float64, torch.int32, torch.bool)  # dtypes that NumPy reduces
 _IN_JIT = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # without one more call of Python
 OPERATORS = {"+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div}
 
@@ -77,7 +79,7 @@ class Torch(Backend):
                 return
             selection, values = unpacked(selection, values)
             kind = type(selection)
-        tensor = _writable(variable, donate, whole=kind is Region and selection.full)
+        tensor = writable(variable, donate, whole=kind is Region and selection.full)
         if kind is Point:
             tensor[selection.index] = values if _is_plain(values) else _like(tensor, values)
         elif kind is Region:
@@ -92,18 +94,18 @@ class Torch(Backend):
         else:
             entries, places = _places(tensor, selection)
             entries.index_put_(places, _bits(_like(tensor, values)).expand(selection.shape).reshape(-1))
-        _publish(variable, tensor)
+        publish(variable, tensor)
 
     def prepare(self, variable, selection, array):
         """Puts the array on the variable's device."""
         return _like(variable._value, np.array(array))
 
     def update(self, variable, region, op, old, operand):
-        tensor = _writable(variable, donate=True)
+        tensor = writable(variable, donate=True)
         view, backward = _view(tensor, region)
         old, operand = (_flip(_like(tensor, part), backward) for part in (old, operand))
         OPERATORS[op](old, operand, out=view)
-        _publish(variable, tensor)
+        publish(variable, tensor)
 
     def whole(self, variable):
         return variable._value.detach()
@@ -113,20 +115,20 @@ class Torch(Backend):
         old = variable._value.detach()
         if old.device.type == "cpu" and old.is_shared():
             return None
-        _move(variable._value, _like(old, values).contiguous())
+        move(variable._value, _like(old, values).contiguous())
         return old
 
     def written(self, variable, values):
         """torch counts what is written into a parameter; its optimizers write into it."""
         shared = values.numel() and values.data_ptr() == variable._value.data_ptr()
-        return _Taken(variable._value, values).unchanged if shared else super().written(variable, values)
+        return Taken(variable._value, values).unchanged if shared else super().written(variable, values)
 
     def view(self, tensor):
         return _viewed(tensor)
 
     def memory(self, variable):
         parameter = variable._value
-        view = _viewed(parameter) if _alone(parameter) else None
+        view = _viewed(parameter) if alone(parameter) else None
         if view is None or not view.flags.writeable:
             return None
         parameter.detach().view(-1)[:0].zero_()  # gradients whose graph holds the parameter are refused from now on
@@ -139,6 +141,17 @@ class Torch(Backend):
         made = torch.empty_like(like[0], requires_grad=False)
         memory = self.view(made)
         return (made, memory) if memory.flags.writeable else None
+
+    def reducer(self, x):
+        """NumPy, in the memory of a CPU: so a sum has the same bits as on the other backends."""
+        plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.dtype in REDUCED and x.is_cpu
+        if not plain or x.nbytes > host.REDUCED or self.is_tracing() or self.is_traced(x) or self.is_differentiated(x):
+            return None
+        return REDUCER
+
+    def placed(self, array, like):
+        """In memory of torch, also if it is that of another tensor now."""
+        return _here(like, array).clone()
 
     def sync(self, model):
         """Refuses a model whose parameters are sharded: Keras's variables are no longer what torch trains."""
@@ -165,7 +178,8 @@ class Torch(Backend):
         return Kept(mask, held) if mask.dtype == bool and mask.mean() <= MOST_KEPT else None
 
     def is_differentiated(self, data):
-        return data.requires_grad and torch.is_grad_enabled()
+        """By a graph, or forward, with a tangent."""
+        return (data.requires_grad and torch.is_grad_enabled()) or unpack_dual(data).tangent is not None
 
     def is_traced(self, data):
         """Detects fake tensors of compilers and tensors of `torch.func`'s transforms, by private tests."""
@@ -401,95 +415,18 @@ def _viewed(tensor):
     return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
 
 
+def _reduced(tensor):
+    """The tensor's entries as an array that is only read."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype is torch.bool:
+        return np.from_dlpack(tensor.view(torch.uint8)).view(bool)
+    return np.from_dlpack(tensor)
+
+
+REDUCER = host.Reducer(_reduced)
+
+
 def _bits(tensor):
     """The same memory, viewed as integers for float8, which few operations support."""
     dtype = tensor.dtype
     return tensor.view(torch.uint8) if dtype.itemsize == 1 and dtype.is_floating_point else tensor
-
-
-def _writable(variable, donate, whole=False):
-    """The memory to write into: the parameter's if it is private, else a copy for `_publish`.
-
-    If all of it is written, as `whole` says, nothing is copied.
-    """
-    parameter = variable._value
-    if donate and _alone(parameter):
-        return parameter.detach()
-    with torch.inference_mode(False):
-        return torch.empty_like(parameter.detach()) if whole else parameter.detach().clone()
-
-
-def _publish(variable, tensor):
-    parameter = variable._value
-    if parameter.data_ptr() != tensor.data_ptr():
-        _move(parameter, tensor)
-
-
-def _move(parameter, tensor):
-    """Gives the parameter the memory of another tensor."""
-    if left := _taken.get(parameter.data_ptr()):
-        left.settle()
-    parameter.data = tensor
-
-
-_taken = weakref.WeakValueDictionary()  # by the address of their memory
-
-
-class _Taken:
-    """Values whose memory a parameter took over: optimizers write into it, and torch counts that."""
-
-    def __init__(self, parameter, values):
-        self._parameter, self._values = parameter, values
-        self._version = None if parameter.is_inference() else parameter._version  # of those torch counts nothing
-        self._settled = False
-        _taken[parameter.data_ptr()] = self
-
-    def _is_as_it_was(self):
-        return self._version is None or self._parameter._version == self._version
-
-    def settle(self):
-        """The parameter gets other memory now: what is written from now on does not come here."""
-        if not self._settled and not self._is_as_it_was():
-            self._values = None
-        self._settled = True
-
-    def unchanged(self):
-        """The values; `None` if others may have come to their memory."""
-        return self._values if self._settled or self._is_as_it_was() else None
-
-
-def _alone(tensor):
-    """Whether the storage can be written in place: it is private and dense, or it is shared memory."""
-    if _holders(tensor) == ALONE and tensor.untyped_storage().resizable():
-        return tensor.is_contiguous() or _dense(tensor)
-    return tensor.device.type == "cpu" and tensor.is_shared()
-
-
-def _dense(tensor):
-    """Whether the tensor fills its memory without gaps or overlaps, in any order of axes."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _holders(tensor):
-    """The number of references to the storage, including this one; -1 if this torch has no count."""
-    return COUNT(tensor.untyped_storage()._cdata) if COUNT else -1
-
-
-def _counter():
-    """torch's private function that counts references, and its value for one tensor; without it every write copies."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None or not hasattr(torch.UntypedStorage, "_cdata"):
-        return None, 0
-    tensor = torch.empty(1)
-    alone = count(tensor.untyped_storage()._cdata)
-    alias = tensor.detach()
-    return (count, alone) if count(alias.untyped_storage()._cdata) == alone + 1 else (None, 0)
-
-
-COUNT, ALONE = _counter()

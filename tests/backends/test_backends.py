@@ -550,7 +550,7 @@ class TestTorch:
         assert tensor[0, 0] == 1
 
     def test_without_torchs_own_count(self, monkeypatch):
-        monkeypatch.setattr("kpatch.backends.torch.COUNT", None)
+        monkeypatch.setattr("kpatch.backends.torch_memory.COUNT", None)
         variable = variable_of(np.zeros((4, 6), "float32"))
         held = variable.value.detach()
         backends.current().write(variable, Point((0, 0)), 1.0)
