@@ -58,14 +58,14 @@ class Reducer(arrays.Numpy):
     """
 
     def __init__(self, view: Callable) -> None:
-        self.ops = _Ops()
+        self.ops = _ReducerOps()
         self._view = view
 
     def taken(self, x):
         return x if isinstance(x, np.ndarray | np.generic) else self._view(x)
 
 
-class _Ops(ArrayOps):
+class _ReducerOps(ArrayOps):
     def __init__(self) -> None:
         super().__init__()
         self.max, self.min = _best(np.max), _best(np.min)
