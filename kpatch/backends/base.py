@@ -191,6 +191,14 @@ class Backend(Protocol):
         """
         return None
 
+    def agrees(self, operations: tuple, numbers: list) -> bool:
+        """Whether NumPy has the backend's bits in all operations of a program, whatever numbers the tensors hold."""
+        return True
+
+    def suits_blocks(self, operations: tuple, arrays: list, numbers: list) -> bool:
+        """Whether NumPy computes a program in the memory of a `blank` tensor, rather than `fused`."""
+        return True
+
     def fused(self, operations: tuple, arrays: list, numbers: list) -> Any:
         """The result of element-wise operations in one pass over the memory, with the same bits; or `None`."""
         return None

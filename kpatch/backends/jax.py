@@ -141,6 +141,16 @@ class Jax(Backend):
         chosen = functools.partial(fused.count, program.operations, arrays, numbers) if program.counts else int
         return Donating(variable, array, call, chosen)
 
+    def agrees(self, operations, numbers):
+        return host.agrees(operations, numbers)
+
+    def suits_blocks(self, operations, arrays, numbers):
+        """NumPy computes the first ones of a shape; later a compiled function is faster."""
+        return host.agrees(operations, numbers) and host.pays(operations, arrays[0])
+
+    def blank(self, like):
+        return host.blank(like[0]) if all(map(host.is_on_host, like)) else None
+
     def fused(self, operations, arrays, numbers):
         if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):
             return None

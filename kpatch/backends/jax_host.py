@@ -5,6 +5,8 @@ of a CPU NumPy reads entries, and writes them into a copy of the array, at once 
 time that grows with the array, so the work of one shape is compiled after a few times, and of large arrays at once.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -13,6 +15,8 @@ from kpatch.backends.base import OtherBitsError
 from kpatch.backends.jax_entries import on_one_device
 from kpatch.backends.numpy_ops import ArrayOps
 from kpatch.indexing import Mask, Point, Positions, Region
+
+NUMBER = 1  # the kind of operands of a program that are numbers
 
 BUDGET = 2**26  # bytes that are copied before work of one shape is compiled: about the time that this takes
 OVERHEAD = 2**20  # bytes that could be copied in the time that any call takes
@@ -82,6 +86,26 @@ def operated(op, old, operand):
     with np.errstate(all="ignore"):
         new = arrays.OPERATORS[op](old, operand)
     return new if all(map(_is_normal, (old, operand, new))) else None
+
+
+EXACT: tuple[str, ...] = ("+", "-", "*", "negative", "square", "abs", "where", "isnan", "isinf", "isfinite")
+EXACT += ("logical_not", "logical_and", "logical_or", "==", "!=", "<", "<=", ">", ">=")
+CHOICES = ("maximum", "minimum", "clip")  # of numbers, but not of zeros: of these with different signs XLA has its own
+
+
+def agrees(operations, numbers):
+    """Whether threads of NumPy that flush denormal numbers compute the bits of XLA, whatever the arrays hold."""
+
+    def is_one(operand):
+        kind, place = operand
+        return kind == NUMBER and abs(numbers[place]) >= np.finfo(numbers[place].dtype).tiny
+
+    def is_exact(op):
+        bounds = op.operands[1:] if op.name == "clip" else op.operands
+        checked = all if op.name == "clip" else any
+        return op.name in EXACT or (op.name in CHOICES and checked(map(is_one, bounds)))
+
+    return all(map(is_exact, operations))
 
 
 class _Ops(ArrayOps):
@@ -176,16 +200,58 @@ def _platform(array):
 
 def placed(values, array):
     """An array of NumPy as one of jax, where `array` is."""
-    if values.nbytes > SMALL and values.__array_interface__["data"][0] % ALIGNMENT:
+    if values.nbytes > SMALL and _address(values) % ALIGNMENT:
         values = _own(values)
+    put = _put()
+    if put is not None and values.dtype == array.dtype and is_on_host(array):
+        return put(
+            _abstract(values.shape, values.dtype), array.sharding, [values], [*array.devices()], array._committed
+        )
     return jax.device_put(values, array.sharding if array._committed else None)
+
+
+@functools.cache
+def _put():
+    """What `device_put` calls in the end, without 50 µs of checks; or `None` if this jax has it otherwise."""
+    try:
+        from jax._src.lib import xla_client
+
+        put = xla_client.batched_device_put
+        values, like = _empty(np.zeros(SMALL, np.float32)), jax.device_put(np.zeros(1, np.float32))
+        values[...] = 1
+        made = put(_abstract(values.shape, values.dtype), like.sharding, [values], [*like.devices()], False)
+        same = (made.shape, made.dtype, made.sharding) == (values.shape, values.dtype, like.sharding)
+        return put if same and not (made._committed or made.weak_type) and bool((np.asarray(made) == 1).all()) else None
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
+@functools.lru_cache(REMEMBERED)
+def _abstract(shape, dtype):
+    return jax.core.ShapedArray(shape, dtype)
+
+
+def blank(array):
+    """A new array of jax like another, and its memory to write; or `None` if jax copied it."""
+    memory = _empty(array)
+    new = placed(memory, array)
+    return (new, memory) if new.unsafe_buffer_pointer() == _address(memory) else None
 
 
 def _own(array):
     """A copy that jax takes over as it is, in the memory of a CPU: jax copies what is not aligned, more slowly."""
-    dtype = np.dtype(array.dtype)
-    memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % ALIGNMENT
-    new = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    new = _empty(array)
     new[...] = array
     return new
+
+
+def _empty(array):
+    """Aligned memory for an array like another."""
+    dtype = np.dtype(array.dtype)
+    memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -_address(memory) % ALIGNMENT
+    return memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+
+
+def _address(array):
+    return array.__array_interface__["data"][0]

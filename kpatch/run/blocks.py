@@ -91,11 +91,10 @@ def run(jobs: Sequence[Job], flushes: bool = False) -> None:
         flushes: take denormal numbers for zeros; only if `can_flush()`.
     """
     tasks = [functools.partial(_run_share, share) for share in _shares(jobs)]
-    own, others = ([], tasks) if flushes else (tasks[:1], tasks[1:])
-    futures = [_pool(flushes).submit(task) for task in others]
+    futures = [_pool(flushes).submit(task) for task in tasks[1:]]
     try:
-        for task in own:
-            task()
+        for task in tasks[:1]:
+            _run_flushing(task) if flushes else task()
     finally:
         _wait(futures)
 
@@ -189,15 +188,34 @@ def can_flush() -> bool:
     return not found.any()
 
 
+def _run_flushing(task):
+    """Runs a task in this thread, which takes denormal numbers for zeros meanwhile."""
+    before = _environment()
+    try:
+        _flush_denormals()
+        task()
+    finally:  # one call of C code, so that no interrupt comes in between
+        if _LIBRARY is not None:
+            _LIBRARY.fesetenv(before)
+
+
 def _flush_denormals():
     """Sets the flags of the thread's floating-point unit, where these lie as glibc has them in its `fenv_t`."""
-    place, flags = _FLAGS.get((platform.libc_ver()[0], platform.machine()), (None, 0))
-    if place is not None:
-        library, environment = ctypes.CDLL(None), (ctypes.c_uint32 * 16)()
-        library.fegetenv(environment)
-        environment[place] |= flags
-        library.fesetenv(environment)
+    if _LIBRARY is not None:
+        environment = _environment()
+        environment[_PLACE] |= _FLUSH
+        _LIBRARY.fesetenv(environment)
+
+
+def _environment():
+    """That of the thread's floating-point unit."""
+    found = (ctypes.c_uint32 * 16)()
+    if _LIBRARY is not None:
+        _LIBRARY.fegetenv(found)
+    return found
 
 
 # The word with the flags, and those that flush the results and the operands.
 _FLAGS = {("glibc", "x86_64"): (7, 0x8040), ("glibc", "aarch64"): (0, 1 << 24)}
+_PLACE, _FLUSH = _FLAGS.get((platform.libc_ver()[0], platform.machine()), (0, 0))
+_LIBRARY = ctypes.CDLL(None) if _FLUSH else None

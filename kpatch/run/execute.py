@@ -141,11 +141,7 @@ def _value(step, selection, data, scope, program=None):
         values = semantics.assigned_value(step.statement, value, implied, step.place, shape, scope.traced).data
         return values if value.exists is None else _where_existing(value.exists, values, implied)
 
-    def compute(data, scope):
-        found = None if program is None else program.value(scope.with_implied(tensor(data)))
-        return evaluate(data, scope) if found is None else found
-
-    return interpret.value(step, data, scope, evaluate, compute)
+    return interpret.value(step, data, scope, evaluate, program)
 
 
 def _where_existing(exists, values, implied):

@@ -1,13 +1,17 @@
 """Statements that run for the first time, on a backend that compiles a function for each shape: by NumPy.
 
-Compiled later it gives the same bits: only operations are interpreted in which NumPy agrees with the backend.
+Compiled later it gives the same bits: only operations are interpreted in which NumPy agrees with the backend. A whole
+new value that has a program is computed in blocks, whatever numbers it holds; other expressions are evaluated, if none
+of the numbers is one that the backend treats in its own way.
 """
 
 from dataclasses import replace
 
 from kpatch import backends
 from kpatch.backends.base import OtherBitsError
+from kpatch.run.programs import IN_BLOCKS
 from kpatch.syntax import ast
+from kpatch.values.dtypes import tensor
 
 LEAVES = (ast.Integer, ast.Float, ast.Boolean, ast.Constant, ast.String)
 NAMES = (ast.Implied, ast.Reference, ast.Binding, ast.Local)
@@ -19,14 +23,38 @@ FUNCTIONS = {
 }
 
 
-def value(step, data, scope, evaluate, compute):
-    """`evaluate(data, scope)`, the value of a step, as a tensor of the backend; `compute` is its faster form."""
+def value(step, data, scope, evaluate, program):
+    """`evaluate(data, scope)`, the value of a step, as a tensor of the backend; by its program, if it has one."""
+    own = None if program is None else scope.with_implied(tensor(data))
+    in_blocks = own is not None and program.dtype in IN_BLOCKS and not scope.traced
+    if in_blocks and backends.current().compiles_operations:
+        numbers = _numbers(step, program, data, own)
+        agrees = backends.current().agrees(program.operations, numbers)
+        if agrees and (found := program.computed(program.tensors(own), numbers)) is not None:
+            return found
     found = _interpreted((step.statement.value,), step, data, scope, evaluate)
-    return compute(data, scope) if found is None else backends.current().placed(found, data)
+    if found is not None:
+        return backends.current().placed(found, data)
+    found = None if own is None else program.value(own)
+    return evaluate(data, scope) if found is None else found
+
+
+def _numbers(step, program, data, scope):
+    """The numbers of a program; what computes them is interpreted, if it can be."""
+    found, nodes = None, [node for node, known in program.scalars if known is None]
+    if nodes:
+        compute = lambda data, scope: program.numbers(scope.with_implied(tensor(data)))  # noqa: E731
+        found = _interpreted(nodes, step, data, scope, compute)
+    return program.numbers(scope) if found is None else found
 
 
 def index(step, data, scope, compute):
-    """`compute(data, scope)`, which evaluates the index of a step; of arrays if it is interpreted."""
+    """`compute(data, scope)`, which evaluates the index of a step; of arrays if it is interpreted.
+
+    A mask that has a program is computed by NumPy in any case, so that only its numbers may need an interpreter.
+    """
+    if step.mask is not None and all(known is not None for _, known in step.mask.scalars):
+        return compute(data, scope)
     found = _interpreted(step.statement.target.index, step, data, scope, compute)
     return compute(data, scope) if found is None else found
 

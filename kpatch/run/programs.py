@@ -102,7 +102,11 @@ class Program:
 
     def given(self, scope):
         """The tensors and the numbers that `overwriting` takes."""
-        return [ev.evaluate(node, scope).data for node in self.arrays], self.numbers(scope)
+        return self.tensors(scope), self.numbers(scope)
+
+    def tensors(self, scope):
+        """The tensors of the place's shape."""
+        return [ev.evaluate(node, scope).data for node in self.arrays]
 
     def numbers(self, scope):
         """The values of the scalars, for `compute`."""
@@ -110,27 +114,30 @@ class Program:
 
     def value(self, scope):
         """The whole value, a new tensor of the backend; `None` if it is left to the evaluator."""
-        backend, arrays = backends.current(), [ev.evaluate(node, scope).data for node in self.arrays]
+        backend, arrays = backends.current(), self.tensors(scope)
         if self.dtype in IN_BLOCKS and backend.arrays_are_tensors:
             return self.compute(arrays, self.numbers(scope))
         values = self._values(scope)
         if any(not value.weak and numerics.is_differentiated(value.data) for value in values if value is not None):
             return None  # a number has no gradient
         numbers = self._numbers(values)
-        if self.dtype in IN_BLOCKS:
-            found = numerics.guarded(self._in_blocks, arrays, numbers)
-            found = numerics.guarded(backend.fused, self.operations, arrays, numbers) if found is None else found
-            if found is not None:
-                return found
+        if self.dtype in IN_BLOCKS and (found := self.computed(arrays, numbers)) is not None:
+            return found
         if not all(op.name in _OF_TENSORS for op in self.operations):
             return None
         numbers = [numerics.as_tensor(number, self.dtype) for number in numbers]
         return numerics.guarded(self._of_tensors, arrays, numbers)
 
+    def computed(self, arrays, numbers):
+        """The value of tensors and numbers that are `given`: by NumPy in blocks, or by a function of the backend."""
+        found = numerics.guarded(self._in_blocks, arrays, numbers)
+        return numerics.guarded(backends.current().fused, self.operations, arrays, numbers) if found is None else found
+
     def _in_blocks(self, arrays, numbers):
         """The value as a new tensor that NumPy fills, if the backend has such a one and NumPy its bits; or `None`."""
         backend = backends.current()
-        blank = backend.blank(arrays) if self.operations else None
+        suits = self.operations and backend.suits_blocks(self.operations, arrays, numbers)
+        blank = backend.blank(arrays) if suits else None
         if blank is None or not self.has_bits:
             return None
         tensor, memory = blank
