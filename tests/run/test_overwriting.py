@@ -1,5 +1,6 @@
 """Whole new values that are computed in the variable's own memory: held to the generic way, to the bit."""
 
+import contextlib
 import os
 import re
 import threading
@@ -382,6 +383,23 @@ def test_denormal_numbers_are_zeros_in_threads_that_flush():
     assert not out.any()
     blocks.run([blocks.Job((operation,), [small, small], [], out)])
     assert (out > 0).all()
+
+
+@pytest.mark.backend_free
+def test_the_callers_thread_flushes_nothing_afterwards():
+    """Also if it is interrupted."""
+    small, out = np.full(100, 1e-39, "float32"), np.empty(100, "float32")
+
+    def interrupted(x, y, out):
+        np.add(x, y, out=out)
+        raise KeyboardInterrupt
+
+    for function in (np.add, interrupted):
+        operation = blocks.Operation("+", function, ((blocks.ARRAY, 0), (blocks.ARRAY, 0)), np.dtype("float32"), 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            blocks.run([blocks.Job((operation,), [small, small], [], out)], flushes=True)
+        assert out.any() != blocks.can_flush()
+        assert (small + small > 0).all()
 
 
 @pytest.mark.backend_free
