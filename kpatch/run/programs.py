@@ -95,7 +95,7 @@ class Program:
 
             def compute(mask, *choices, out):
                 found.append(np.count_nonzero(mask))
-                return last.compute(mask, *choices, out=out)
+                return last.compute(mask, *choices, out=out, count=found[-1])
 
             operations = (*firsts, last._replace(compute=compute))
         return InBlocks(blocks.Job(operations, arrays, numbers, memory), found)
