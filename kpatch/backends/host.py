@@ -4,6 +4,7 @@ A function of torch or TensorFlow takes longer to start, and to wake its threads
 not large. A reduction starts ten of them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,19 +30,23 @@ def kept(backend: Backend, variable: Any, selection: Selection) -> np.ndarray | 
 
 def put(backend: Backend, variable: Any, selection: Selection, values: Any, donate: bool) -> bool:
     """Writes values into the variable's own memory; `False` if the caller must write them."""
-    if not donate or not isinstance(values, np.ndarray | np.generic):
+    if not donate or not is_known(selection, values) or _size(variable) > LARGEST:
         return False
-    if type(selection) is Mask and not isinstance(selection.mask, np.ndarray):
-        return False
-    memory = backend.memory(variable) if _size(variable) <= LARGEST else None
+    memory = backend.memory(variable)
     if memory is None:
         return False
-    arrays.put(memory.reshape(tuple(variable.shape)), selection, values)
+    arrays.put(memory.reshape(tuple(variable._value.shape)), selection, values)
     return True
 
 
+def is_known(selection: Selection, values: Any) -> bool:
+    """Whether the values and the entries are arrays of NumPy."""
+    known = type(selection) is not Mask or isinstance(selection.mask, np.ndarray)
+    return known and isinstance(values, np.ndarray | np.generic)
+
+
 def _size(variable):
-    return int(np.prod(tuple(variable.shape)))
+    return math.prod(variable._value.shape)  # Keras makes the shape of a variable anew
 
 
 # Reductions -----------------------------------------------------------------------------------------------------------

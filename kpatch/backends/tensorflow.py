@@ -30,6 +30,7 @@ except ImportError:
 
 from kpatch import indexing
 from kpatch.backends import host, tensorflow_exports
+from kpatch.backends import numpy as arrays
 from kpatch.backends.base import Backend, Cell, unpacked
 from kpatch.backends.exporting import format_of
 from kpatch.backends.generic import Generic
@@ -40,8 +41,11 @@ raw = tf.raw_ops
 SLOW = Generic("tensorflow")
 OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
 BLOCK = 2**18  # entries written at a time under a mask
+COPIED = 2**18  # entries of a tensor that is copied as fast as it is asked for its memory
 IN_XLA = getattr(_control_flow, "GraphOrParentsInXlaContext", None)  # whether XLA is to compile a graph
 SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
+VIEWED = (tf.float32, tf.float64)  # dtypes of tensors whose memory NumPy reads and writes
+REDUCED = (tf.float32, tf.int32, tf.uint8, tf.bool)  # dtypes of tensors that NumPy reduces
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 
@@ -69,7 +73,7 @@ class TensorFlow(Backend):
         if not selection.size:
             return
         if type(selection) in host.LISTED:
-            if host.put(self, variable, selection, values, donate):
+            if self._copied(variable, selection, values) or host.put(self, variable, selection, values, donate):
                 return
             selection, values = unpacked(selection, values)
         try:
@@ -78,6 +82,23 @@ class TensorFlow(Backend):
                 _put(component, selection, values)
         except NO_KERNEL:
             SLOW.write(variable, selection, values)
+
+    def _copied(self, variable, selection, values):
+        """Has NumPy write into a copy of a small tensor, which becomes the variable's; `False` if it did not.
+
+        What `memory` takes costs as much, and for each shape TensorFlow makes kernels for it, in up to 1 ms.
+        """
+        component, *others = _components(variable)
+        few = not others and component.dtype in VIEWED and math.prod(component.shape) <= COPIED
+        if not few or not host.is_known(selection, values):
+            return False
+        copy = raw.DeepCopy(x=self.whole(variable))
+        view = self.view(copy)
+        if view is None:
+            return False
+        arrays.put(_writable(view).reshape(view.shape), selection, values)
+        raw.AssignVariableOp(resource=component.handle, value=copy)
+        return True
 
     def prepare(self, variable, selection, array):
         return _constant(array, variable._value.dtype)
@@ -100,7 +121,7 @@ class TensorFlow(Backend):
         return old
 
     def view(self, tensor):
-        if not tensor.device.endswith("CPU:0") or tensor.dtype not in (tf.float32, tf.float64):
+        if not tensor.device.endswith("CPU:0") or tensor.dtype not in VIEWED:
             return None
         return np.asarray(memoryview(tensor))
 
@@ -108,13 +129,21 @@ class TensorFlow(Backend):
         """By a scatter of no rows, for which the runtime copies the buffer if a tensor shares it."""
         components = _components(variable)
         component = components[0]
-        if len(components) > 1 or component.dtype not in (tf.float32, tf.float64) or not component.shape.rank:
+        shape = tuple(component.shape)
+        if len(components) > 1 or component.dtype not in VIEWED or not shape:
             return None
-        none = _nothing(component.dtype, tuple(component.shape[1:]))
+        none = _nothing(component.dtype, shape[1:])
         raw.ResourceScatterUpdate(resource=component.handle, indices=_vector(()), updates=none)
         raw.DisableCopyOnRead(resource=component.handle)
         view = self.view(self.whole(variable))
         return None if view is None else _writable(view)
+
+    def reducer(self, x):
+        """A sum takes TensorFlow ten operations, of 10 to 100 µs each, and NumPy is as fast in the memory of a CPU."""
+        return REDUCER if _is_reduced(x) and not self.is_differentiated(x) else None
+
+    def placed(self, array, like):
+        return tf.convert_to_tensor(np.asarray(array))
 
     def tensor_of(self, variable):
         """Uses TensorFlow's function: Keras's `convert_to_tensor` returns the variable itself."""
@@ -304,6 +333,17 @@ def _turn():
     return turn
 
 
+def _is_reduced(x):
+    """Whether that is a tensor in the memory of a CPU that NumPy reduces."""
+    eager = tf.is_tensor(x) and not tf.is_symbolic_tensor(x)
+    if not eager or x.dtype not in REDUCED or not x.device.endswith("CPU:0"):
+        return False
+    return math.prod(x.shape) * x.dtype.size <= host.REDUCED
+
+
+REDUCER = host.Reducer(lambda x: np.asarray(memoryview(x)))
+
+
 def _components(variable):
     """The variables that hold the value: one for each replica under a distribution strategy."""
     value = variable._value
@@ -372,7 +412,7 @@ def _assign(handle, selection, values):
 @functools.lru_cache(maxsize=1024)
 def _nothing(dtype, shape):
     with tf.init_scope():
-        return tf.zeros((0, *shape), dtype)
+        return tf.constant(np.empty((0, *shape), dtype.as_numpy_dtype))
 
 
 def _writable(view):

@@ -131,7 +131,8 @@ def sum_(x: Tensor, axis: Integers = None, keepdims: Flag = False):
 
 def total(x, axes, dtype):
     """The sum. Float sums are taken in blocks if the backend adds terms one by one."""
-    x, in_blocks = recast(x, dtype), is_floating(dtype) and backends.current().sums_one_by_one
+    x = x if x.dtype == NUMPY[dtype] else recast(x, dtype)  # of its own dtype NumPy would copy it
+    in_blocks = is_floating(dtype) and backends.current().sums_one_by_one
     return reduce_along(_sum_in_blocks, x, axes) if in_blocks else by_name("sum", x, axes)
 
 

@@ -134,6 +134,6 @@ def to_numpy(tensor):
     name = dtype_name(tensor.dtype)
     if name.startswith("float8_"):  # which torch does not hand to NumPy
         return to_numpy(backends.current().bits(tensor, "uint8")).view(name)
-    if tuple(tensor.shape):
+    if name != "bfloat16" or tuple(tensor.shape):
         return np.asarray(ops.convert_to_numpy(tensor))
     return np.asarray(ops.convert_to_numpy(ops.reshape(tensor, (1,)))).reshape(())
