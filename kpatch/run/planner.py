@@ -15,9 +15,10 @@ from kpatch.functions.quoted import with_names
 from kpatch.names.meanings import Place
 from kpatch.run import evaluate as ev
 from kpatch.run import semantics
+from kpatch.run.alike import Alike
 from kpatch.run.batch import batches, sets_one_entry
 from kpatch.run.programs import compile_choice, compile_mask, compile_value
-from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep, copied
+from kpatch.run.steps import AssertStep, Checked, EditStep, LetStep
 from kpatch.syntax import MAX_ERRORS, ast
 from kpatch.values import arithmetic
 from kpatch.values.budget import Budget
@@ -103,11 +104,9 @@ def _collect(errors, function, statement, *args):
 def _plan_edits(statement, names, scope, errors):
     """The steps of a writing statement: one for each variable that its target matches."""
     [matches] = _collect(errors, _matches, statement, names, scope) or [()]
-    steps, failed, planned = [], [], {}
-    nodes = list(ast.walk(statement)) if len(matches) > 1 else []
-    own = [node for node in nodes if _is_of_target(node)]
+    steps, failed, alike = [], [], Alike(statement, names, len(matches) > 1, scope.traced)
     for stream, place in matches:
-        steps += _collect(failed, _plan_match, statement, place, stream, own, len(nodes), planned, names, scope)
+        steps += _collect(failed, _plan_match, statement, place, stream, alike, scope)
         if failed and scope.budget.spent:
             break
     if failed:
@@ -115,39 +114,28 @@ def _plan_edits(statement, names, scope, errors):
     return steps
 
 
-def _plan_match(statement, place, stream, own, size, planned, names, scope):
-    """The step of one match: a copy of a step `planned` for a match of the same shape and dtypes, if there is one."""
-    key = _likeness(place, own, names)
+def _plan_match(statement, place, stream, alike, scope):
+    """The step of one match: a copy of the step of a match that is alike, if there is one."""
     budget = scope.budget
-    if key in planned:
-        step, cost = planned[key]
-        budget.repeat(cost)
-        return copied(step, place, stream)
+    found = alike.copies(place, stream, budget)
+    if found is not None:
+        return found[0]
     if stream:
-        budget.plan(size)
+        budget.plan(alike.size)
     before = budget.cost()
     step = plan_edit(statement, place, stream, scope)
-    planned[key] = step, budget.since(before)
+    alike.add(place, [step], budget.since(before))
     return step
-
-
-def _likeness(place, own, names):
-    """What decides the steps of a match: its shape and dtype, and those of its counterparts, the nodes `own`."""
-    try:
-        return place.shape, place.dtype, type(place.weight), *[names.meaning(node, place).dtype for node in own]
-    except PatchError:
-        return None  # planning the match raises the error again
 
 
 def _plan_block(block, names, scope, errors):
     """The steps of a `for` block: for each match, in order, those of its statements."""
     [matches] = _collect(errors, _matches, block, names, scope) or [()]
-    nodes = list(ast.walk(block))
-    own = [node for node in nodes if _is_of_target(node)]
-    steps, planned, first, failing = [], {}, [], 0
+    alike = Alike(block, names, len(matches) > 1, scope.traced)
+    steps, first, failing = [], [], 0
     for stream, place in matches:
         failed: list = []
-        made = _plan_block_match(block, place, stream, own, len(nodes), planned, names, scope, failed)
+        made = _plan_block_match(block, place, stream, alike, scope, failed)
         if failed:
             first, failing = first or failed, failing + 1
             if scope.budget.spent:
@@ -159,21 +147,20 @@ def _plan_block(block, names, scope, errors):
     return steps
 
 
-def _plan_block_match(block, place, stream, own, size, planned, names, scope, failed):
+def _plan_block_match(block, place, stream, alike, scope, failed):
     """The steps of a block for one match, copied if there are steps for one that is alike; errors go to `failed`."""
-    budget, key = scope.budget, _likeness(place, own, names)
-    if key in planned:
-        found, cost = planned[key]
-        _collect(failed, lambda _: budget.repeat(cost), block)
-        return [copied(step, place, stream) for step in found]
+    budget = scope.budget
+    [found] = _collect(failed, lambda _: alike.copies(place, stream, budget), block) or [[]]
+    if found is not None:
+        return found
     before = budget.cost()
     if stream:
-        _collect(failed, lambda _: budget.plan(size), block)
+        _collect(failed, lambda _: budget.plan(alike.size), block)
     made = [_collect(failed, _plan_inside, statement, block, place, stream, scope) for statement in block.statements]
     if failed:
         return []
     steps = [step for [step] in made]
-    planned[key] = steps, budget.since(before)
+    alike.add(place, steps, budget.since(before))
     return steps
 
 
@@ -188,11 +175,6 @@ def _plan_other(statement, names, scope, errors):
     if isinstance(statement, ast.For):
         return _plan_block(statement, names, scope, errors)
     return _collect(errors, _OTHERS[type(statement)], statement, scope)
-
-
-def _is_of_target(node):
-    """Whether the node is a `$donor._`, which means a different variable for each target."""
-    return type(node) is ast.Binding and isinstance(node.path, ast.Implied)
 
 
 def _of_matches(failed, count):
