@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import kpatch
 from kpatch import backends
 from kpatch.backends.generic import Generic
 from kpatch.backends.present import CLASSES, load
@@ -464,6 +465,21 @@ class TestNumpy:
         variable._value.flags.writeable = False
         backends.current().write(variable, Point((0, 0)), 1.0)
         assert host(variable)[0, 0] == 1
+
+    @pytest.mark.parametrize("holds", ["nobody", "array", "view", "memory"])
+    def test_undo_gives_back_the_former_array_unless_others_hold_it(self, holds):
+        variable = variable_of(random_bits((4, 6), "float32"))
+        before, place = host(variable), address(variable)
+        takes = {"array": lambda x: x, "view": lambda x: x[:], "memory": memoryview}
+        held = takes[holds](variable._value) if holds in takes else before
+        applied = kpatch.apply(variable, "_ = _ * 2 - mean(_)")
+        applied.undo()
+        assert (address(variable) == place) == (holds == "nobody")
+        for _ in range(2):
+            with kpatch.apply(variable, "_[0, 0] = 7"):
+                assert_same_bits(np.asarray(held), before)
+                assert_same_bits(applied._records[0].before, before)  # which it may still show
+            assert_same_bits(variable, before)
 
     def test_view_of_foreign_memory(self):
         variable = variable_of(np.zeros((4, 6), "float32"))
