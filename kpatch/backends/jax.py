@@ -10,7 +10,7 @@ in the memory of a CPU are edited by NumPy until compiling pays (`jax_host`).
 
 import contextlib
 import functools
-from collections.abc import Callable
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -127,19 +127,21 @@ class Jax(Backend):
         variable._value = values
         return kept
 
+    @contextlib.contextmanager
     def writing(self, variables):
-        return donation.looking_once(variables)
+        with host.editing(), donation.looking_once(variables):
+            yield
 
     def overwriting(self, variable, program, given):
-        """By one compiled function, which donates the buffer, once compiling pays."""
-        if not on_one_device(_array(variable)) or host.pays(program.operations, _array(variable)):
+        """By a compiled function, which donates the buffer, once the same is done again; others copy small arrays."""
+        if not on_one_device(_array(variable)) or in_stateless_scope() or not donation.is_referred_to_once(variable):
             return None
-        if in_stateless_scope() or not donation.private(variable):
+        if not host.comes_again(program.operations, _array(variable)):
             return None
-        array, (arrays, numbers) = _array(variable), given()
-        call = fused.call_donating(program.operations, array, arrays, numbers)
-        chosen = functools.partial(fused.count, program.operations, arrays, numbers) if program.counts else int
-        return Donating(variable, array, call, chosen)
+        arrays, numbers = given()
+        if any(isinstance(x, jax.core.Tracer) for x in arrays):
+            return None
+        return Donating(variable, fused.Job(program.operations, _array(variable), arrays, numbers, program.counts))
 
     def agrees(self, operations, numbers):
         return host.agrees(operations, numbers)
@@ -154,8 +156,8 @@ class Jax(Backend):
     def fused(self, operations, arrays, numbers):
         if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):
             return None
-        function, *arguments = fused.call(operations, arrays, numbers)
-        return function(*arguments)
+        function, *arguments = fused.call([fused.Job(operations, arrays[0], arrays, numbers)])
+        return function(*arguments)[0]
 
     def settle(self, variable):
         """jax computes asynchronously: running out of memory is noticed only here."""
@@ -296,28 +298,21 @@ class Jax(Backend):
 
 
 class Donating(NamedTuple):
-    """The compiled call that takes over a variable's buffer.
-
-    Attributes:
-        variable: the variable.
-        array: its array, which is donated.
-        call: the function and its arguments.
-        chosen: the function that gives the number of entries chosen, before the call; 0 if they are not counted.
-    """
+    """A value that a compiled function computes, which takes over the variable's buffer."""
 
     variable: Any
-    array: Any
-    call: tuple
-    chosen: Callable[[], int]
+    job: fused.Job
 
     @staticmethod
     def run(jobs, begin):
-        """One after the other: each array is let go before the next one is asked for."""
-        counts = []
-        for at, (variable, array, call, chosen) in enumerate(jobs):
-            begin(at)
-            counts.append(chosen())
-            _become(variable, array, call)
+        """Many by one call."""
+        counts, alone = [], donation.alone([job.own for _, job in jobs])
+        jobs = [(variable, job._replace(donated=id(job.own) in alone)) for variable, job in jobs]
+        for start, share in fused.shares([job for _, job in jobs]):
+            counts += fused.counts(share)
+            for at in range(start, start + len(share)):
+                begin(at)
+            _become_all([variable for variable, _ in jobs[start : start + len(share)]], share)
         return counts
 
 
@@ -436,6 +431,20 @@ def _become(variable, array, call):
         variable._value = array
         raise _untouchable(variable)
     donation.remember(new)
+
+
+def _become_all(variables, jobs):
+    """Sets the variables' values to the results of one call, which donates their arrays."""
+    results: list = []
+    try:
+        entries.extend_by(results, fused.call(jobs))
+    finally:  # an interrupt comes after the call of C code that sets all
+        any(map(setattr, variables, itertools.repeat("_value"), results))
+    if any(isinstance(new, jax.core.Tracer) for new in results):  # then nothing was donated
+        any(map(setattr, variables, itertools.repeat("_value"), [job.own for job in jobs]))
+        raise _untouchable(variables[0])
+    for new in results:
+        donation.remember(new)
 
 
 def _present(values, selection):

@@ -43,9 +43,9 @@ _thread = threading.local()  # with the look that is valid in this thread
 
 @contextlib.contextmanager
 def looking_once(variables):
-    """Within the block, `private` looks for these variables only at arrays that are made in it."""
+    """Within the block, `private` looks for these variables only at arrays that are made after its first look."""
     before = getattr(_thread, "look", None)
-    _thread.look = _look(variables)
+    _thread.look = lambda: _look(variables)
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def _look(variables):
     shapes = {array.shape for array in arrays}
     holders: Counter = Counter()
     for other in _live(since):
-        if _is_living(other) and (other.shape in shapes or not on_one_device(other)):
+        if (other.shape in shapes or not on_one_device(other)) and _is_living(other):
             holders.update(_buffers([other]))
     alone = [array for array in arrays if holders[array.unsafe_buffer_pointer()] == 1]
     return _Look(weakref.WeakValueDictionary({id(array): array for array in alone}), since)
@@ -71,20 +71,39 @@ def _look(variables):
 
 def private(variable):
     """Whether only the variable refers to its buffer, so that it can be donated."""
-    if _references(variable) != ALONE:
+    if not is_referred_to_once(variable):
         return False
     array = variable._value
     since = _since(array)
     if on_one_device(array):
-        if since is None and array.nbytes <= SMALL:
-            return False
-        aliases = _aliases(array, [array], since)
-        return not aliases or (
-            aliases == {id(array.addressable_data(0))} and _handle_references(array) == _handle_alone()
-        )
+        return (since is not None or array.nbytes > SMALL) and _is_alone(array, since)
     if since is None or _shard_references(array) != _shards_alone(frozenset(array.sharding.addressable_devices)):
         return False
     return not _aliases(array, parts_of(array), since)
+
+
+def is_referred_to_once(variable):
+    """Whether nothing but the variable refers to its array; others may refer to the same buffer."""
+    return _references(variable) == ALONE
+
+
+def alone(arrays):
+    """The ids of those arrays, each on one device, to whose buffers no other array refers: by one look for all."""
+    since = {id(array): _since(array) for array in arrays}
+    shared, places = {}, {}
+    for array in arrays:
+        if since[id(array)] is not None or array.nbytes > SMALL:
+            places[array.unsafe_buffer_pointer()] = array
+    shapes, left = {array.shape for array in arrays}, {id(x) for x in since.values() if x is not None}
+    searched = all(since[id(array)] is not None for array in places.values()) and _youngest_first()
+    for other in _live(arrays[0]) if places else ():
+        if (other.shape in shapes or not on_one_device(other)) and not other.is_deleted():
+            found = [places[place] for place in _buffers([other]) & places.keys()]
+            shared |= {id(array): array for array in found if array is not other}
+        left.discard(id(other))
+        if searched and not left:  # all others are older
+            break
+    return {id(array) for array in places.values() if id(array) not in shared or _is_alone(array, since[id(array)])}
 
 
 def remember(array):
@@ -92,9 +111,16 @@ def remember(array):
     _made[id(array)] = array
 
 
+def _is_alone(array, since):
+    aliases = _aliases(array, [array], since)
+    return not aliases or (aliases == {id(array.addressable_data(0))} and _handle_references(array) == _handle_alone())
+
+
 def _since(array):
     """The array that is older than any alias of this one can be; or `None`."""
     look = getattr(_thread, "look", None)
+    if callable(look):  # the first question
+        look = _thread.look = look()
     if look is not None and look.alone.get(id(array)) is array:
         return look.since
     return array if _made.get(id(array)) is array else None  # one of ours was created with a private buffer
@@ -111,7 +137,7 @@ def _aliases(array, parts, since):
     for other in _live(parts[0]):
         if since is not None and other is since and _youngest_first():
             break
-        if id(other) in own or other.is_deleted() or (other.shape != shape and on_one_device(other)):
+        if id(other) in own or (other.shape != shape and on_one_device(other)) or other.is_deleted():
             continue
         if other is not array and _buffers([other]) & _buffers(parts):
             found.add(id(other))

@@ -96,6 +96,12 @@ def call_into(setter, key, call):
     any(map(setter, (key,), itertools.starmap(function, (arguments,))))
 
 
+def extend_by(results, call):
+    """Appends all results of a call that gives several; as above, no interrupt comes before they are kept."""
+    function, *arguments = call
+    results.extend(itertools.chain.from_iterable(itertools.starmap(function, (arguments,))))
+
+
 def _placed(values, array, dtype=None):
     """The values as an argument that keeps the result on the array's device."""
     if isinstance(values, jax.Array):

@@ -5,8 +5,10 @@ operation whose other operand is known only at the run: here "exclusive or" with
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,8 +16,17 @@ from jax import lax
 from jax import numpy as jnp
 
 BITS = {4: np.int32, 8: np.int64}
-CACHED = 2**10  # expressions whose functions are kept
+CACHED = 2**10  # functions that are kept
+TOGETHER = 2**6  # values that one function computes: XLA takes 5 to 10 ms to compile one of them
+FEW = 2**4  # entries that are added up together
+ROWS = 2**3  # of sums of so few entries
 ROUNDED = ("*", "/", "square", "negative")
+
+
+NUMBER = 1  # the kind of operands of a program that are numbers
+BOOLEAN, NORMAL = 1, 2  # kinds of numbers
+# Comparisons with a number that no denormal number, nor zero in its place, comes to the other side of.
+PLAIN = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 def _compared(function):
@@ -50,65 +61,145 @@ OPERATORS: dict[str, Callable] = {
     "clip": lambda x, low, high: jnp.minimum(jnp.maximum(x, low), high),
     **{name: getattr(jnp, name) for name in ("isnan", "isinf", "isfinite")},
     **{name: getattr(jnp, name) for name in ("logical_not", "logical_and", "logical_or")},
-    "==": _compared(operator.eq),
-    "!=": _compared(operator.ne),
-    "<": _compared(operator.lt),
-    "<=": _compared(operator.le),
-    ">": _compared(operator.gt),
-    ">=": _compared(operator.ge),
+    **{name: _compared(function) for name, function in PLAIN.items()},
 }
 
 
-def call(operations, arrays, numbers):
-    """The call `(function, *arguments)` that computes the operations."""
-    return _function(operations, None), None, arrays, numbers, _zero(arrays)
+class Job(NamedTuple):
+    """A whole new value of an array.
+
+    Attributes:
+        operations: those of a program.
+        own: the array.
+        arrays: the arrays of the program, of which some may be `own`.
+        numbers: its numbers.
+        counts: the last operation is a choice, whose entries are counted.
+        donated: the result takes the array's memory.
+    """
+
+    operations: tuple
+    own: Any
+    arrays: list
+    numbers: list
+    counts: bool = False
+    donated: bool = False
+
+    @property
+    def kind(self):
+        """What is compiled for the job, besides shapes and dtypes; it has the places of what is donated."""
+        places = tuple(place for place, array in enumerate(self.arrays) if array is self.own) if self.donated else None
+        return self.operations, places, tuple(map(_kind, self.numbers))
+
+    @property
+    def others(self):
+        """The arrays that are not donated."""
+        return [array for array in self.arrays if not (self.donated and array is self.own)]
+
+    @property
+    def where(self):
+        """Jobs of which this is equal can be computed in one call."""
+        return self.own.dtype, self.own.sharding, self.own._committed, any(x._committed for x in self.arrays)
 
 
-def call_donating(operations, own, arrays, numbers):
-    """The same, with the result in the memory of the array `own`, which may be one of the arrays."""
-    places = tuple(place for place, array in enumerate(arrays) if array is own)
-    others = [array for array in arrays if array is not own]
-    return _function(operations, places), own, others, numbers, _zero(arrays)
+def shares(jobs):
+    """The jobs in lists, each with the place of its first job, of those that one call computes."""
+    start = 0
+    for at, job in enumerate(jobs):
+        if at - start == TOGETHER or job.where != jobs[start].where:
+            yield start, jobs[start:at]
+            start = at
+    yield start, jobs[start:]
 
 
-def count(operations, arrays, numbers):
-    """How many entries the last operation, a choice, takes from its first operand: XLA counts them one by one."""
-    mask = _chooser(operations)(arrays, numbers, _zero(arrays))
-    return int(np.count_nonzero(mask) if mask.device.platform == "cpu" else jnp.count_nonzero(mask))
+def call(jobs):
+    """The call `(function, *arguments)` that computes the values of all jobs, as a list."""
+    owns, others = [job.own if job.donated else None for job in jobs], [job.others for job in jobs]
+    return _function(tuple(job.kind for job in jobs)), owns, others, _numbers(jobs), _zero(jobs)
 
 
-def _zero(arrays):
-    return BITS[arrays[0].dtype.itemsize](0)
+def counts(jobs):
+    """The number of entries that each job's choice takes from its first operand; 0 if they are not counted.
+
+    On a CPU XLA adds up few entries at a time, in a pass of its own, and NumPy the rest: one sum of all XLA would
+    make one by one.
+    """
+    counted = [job for job in jobs if job.counts]
+    if not counted:
+        return [0] * len(jobs)
+    few = next(iter(counted[0].own.devices())).platform == "cpu"
+    count = _counter(tuple((job.operations, job.kind[-1]) for job in counted), few)
+    found = iter(count([job.arrays for job in counted], _numbers(counted), _zero(counted)))
+    return [_total(next(found)) if job.counts else 0 for job in jobs]
+
+
+def _kind(number):
+    """What is compiled for a number: `BOOLEAN`, `NORMAL`, or 0 if it may be denormal, zero or NaN."""
+    if number.dtype == bool:
+        return BOOLEAN
+    return NORMAL if abs(number) >= np.finfo(number.dtype).tiny else 0
+
+
+def _total(few):
+    """The sum of small numbers of up to `FEW`, which NumPy adds fastest as they are."""
+    few = np.asarray(few)
+    even = few.size - few.size % ROWS
+    return int(few[:even].reshape(ROWS, -1).sum(axis=0, dtype=few.dtype).sum() + few[even:].sum())
+
+
+def _numbers(jobs):
+    """All numbers in one array, of the arrays' dtype, which jax takes faster than one after the other."""
+    return np.array([number for job in jobs for number in job.numbers], jobs[0].own.dtype)
+
+
+def _zero(jobs):
+    return BITS[jobs[0].own.dtype.itemsize](0)
+
+
+def _scalars(numbers, kinds):
+    """The numbers of each job, of which the last member of its kind says what they are."""
+    left = iter(range(numbers.shape[0]))
+    return [
+        [numbers[next(left)] != 0 if each == BOOLEAN else numbers[next(left)] for each in kind[-1]] for kind in kinds
+    ]
 
 
 @functools.lru_cache(CACHED)
-def _function(operations, places):
-    """The compiled function; `places` are those of the donated array among the arrays, `None` if none is."""
+def _function(kinds):
+    """The compiled function of jobs of these kinds."""
 
-    def compute(own, arrays, numbers, zero):
-        arrays = list(arrays)
-        for place in places or ():
-            arrays.insert(place, own)
-        return _results(operations, arrays, numbers, zero)[operations[-1].target]
+    def compute(owns, others, numbers, zero):
+        values = []
+        given = zip(kinds, owns, others, _scalars(numbers, kinds), strict=True)
+        for (operations, places, of_numbers), own, rest, scalars in given:
+            arrays = list(rest)
+            for place in places or ():
+                arrays.insert(place, own)
+            values.append(_results(operations, arrays, scalars, of_numbers, zero)[operations[-1].target])
+        return values
 
-    return jax.jit(compute) if places is None else jax.jit(compute, donate_argnums=0, keep_unused=True)
+    donates = any(places is not None for _, places, _ in kinds)
+    return jax.jit(compute, donate_argnums=0, keep_unused=True) if donates else jax.jit(compute)
 
 
 @functools.lru_cache(CACHED)
-def _chooser(operations):
+def _counter(kinds, few):
     def compute(arrays, numbers, zero):
-        _, mask = operations[-1].operands[0]
-        return _results(operations[:-1], arrays, numbers, zero)[mask]
+        for (operations, of_numbers), given, scalars in zip(kinds, arrays, _scalars(numbers, kinds), strict=True):
+            _, place = operations[-1].operands[0]
+            mask = _results(operations[:-1], given, scalars, of_numbers, zero)[place]
+            length = math.gcd(mask.size, FEW) if few else mask.size
+            yield jnp.sum(mask.reshape(-1, length), axis=1, dtype="uint8" if few else "int32")
 
-    return jax.jit(compute)
+    return jax.jit(lambda *given: [*compute(*given)])
 
 
-def _results(operations, arrays, numbers, zero):
+def _results(operations, arrays, numbers, of_numbers, zero):
     """The results by their targets, when all operations are done."""
     results: dict = {}
     for op in operations:
         operands = [(arrays, numbers, results)[kind][place] for kind, place in op.operands]
-        result = OPERATORS[op.name](*operands)
+        normal = any(kind == NUMBER and of_numbers[place] == NORMAL for kind, place in op.operands)
+        result = (PLAIN if normal and op.name in PLAIN else OPERATORS)[op.name](*operands)
         results[op.target] = _rounded(result, zero) if op.name in ROUNDED else result
     return results
 

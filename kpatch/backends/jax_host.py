@@ -5,7 +5,10 @@ of a CPU NumPy reads entries, and writes them into a copy of the array, at once 
 time that grows with the array, so the work of one shape is compiled after a few times, and of large arrays at once.
 """
 
+import contextlib
 import functools
+import itertools
+import threading
 
 import jax
 import numpy as np
@@ -27,6 +30,9 @@ SMALL = 2**12  # bytes that are copied in no time
 REMEMBERED = 2**12  # kinds of work whose copies are counted
 
 _copied: dict = {}  # bytes by the kind of work
+_done: dict = {}  # by the kind of work the last edit that did it, and how many did
+_edits = itertools.count()
+_thread = threading.local()  # with the number of the edit that is under way
 
 
 def serves(array, selection, *values):
@@ -47,6 +53,31 @@ def pays(work, array):
     copies = array.nbytes + OVERHEAD
     _copied[work] = copied + copies
     return copies <= BUDGET
+
+
+@contextlib.contextmanager
+def editing():
+    """A block that is one edit; outside of such blocks each write is one."""
+    _thread.edit = next(_edits)
+    try:
+        yield
+    finally:
+        _thread.edit = None
+
+
+def comes_again(work, array):
+    """Whether two edits before this one did that work, so that it is compiled now; that of large arrays is at once."""
+    if array.nbytes + OVERHEAD > BUDGET or not is_on_host(array):
+        return True
+    work = array.shape, array.dtype, work
+    edit = getattr(_thread, "edit", None)
+    last, times = _done.get(work, (None, 0))
+    if last != edit or edit is None:
+        if len(_done) >= REMEMBERED:
+            _done.clear()
+        times += 1
+        _done[work] = edit, times
+    return times > 2
 
 
 def reduces(x):

@@ -38,6 +38,7 @@ SELECTIONS = {
 @pytest.fixture(autouse=True)
 def _nothing_copied(monkeypatch):
     monkeypatch.setattr(host, "_copied", {})
+    monkeypatch.setattr(host, "_done", {})
 
 
 def bits(shape, dtype, seed=0):
@@ -118,6 +119,64 @@ def test_work_of_one_shape_is_compiled_once_copies_cost_more_and_that_of_large_a
     assert host.serves(array, point, 1.0)
     assert host.serves(jnp.zeros(SHAPE, "int8"), point)
     assert not host.serves(jnp.zeros(2**20), point)
+
+
+def kernels(inputs, *units):
+    """A model of kernels that jax made itself."""
+    layers = [keras.layers.Dense(each, use_bias=False, name=f"d{at}") for at, each in enumerate(units)]
+    model = keras.Sequential([keras.Input((inputs,)), *layers])
+    for seed, variable in enumerate(model.variables):
+        variable.assign(jnp.asarray(bits(variable.shape, "float32", seed)) * 1)
+    return model
+
+
+def test_what_edits_do_a_third_time_is_compiled_for_all_variables_at_once():
+    text, models = "**.kernel[abs(_) < 1] = -2.5; **.kernel = clip(_, -2, 1e30)", [kernels(7, 9, 301) for _ in range(5)]
+    found = Compilations()
+    counts, numbers = [], []
+    for model in models[:4]:
+        applied = kpatch.apply(model, text, undo=False)
+        counts.append([row.entries for row in applied.plan.rows])
+        numbers.append(found.number)
+    assert numbers[:2] == [0, 0]
+    assert 0 < numbers[2] == numbers[3] <= 3
+    applied = kpatch.apply(models[4], text)  # one after the other
+    assert counts == [[row.entries for row in applied.plan.rows]] * 4
+    for model in models[:4]:
+        assert [as_bytes(v._value) for v in model.variables] == [as_bytes(v._value) for v in models[4].variables]
+
+
+def test_buffers_that_other_arrays_share_keep_their_values_when_many_are_written_at_once():
+    model = kernels(300, 301, 300, 302)
+    for _ in range(3):
+        kpatch.apply(model, "**.kernel *= 2", undo=False)
+    first, second, third = model.variables
+    alias = jax.device_put(first._value, next(iter(first._value.devices())))
+    shard, view = second._value.addressable_data(0), np.asarray(third._value)
+    before = [as_bytes(v._value) for v in model.variables]
+    kpatch.apply(model, "**.kernel *= 2", undo=False)
+    assert [as_bytes(alias), as_bytes(shard), as_bytes(view)] == before
+    del alias, shard, view
+    kpatch.apply(model, "**.kernel *= 2", undo=False)
+    addresses = [v._value.unsafe_buffer_pointer() for v in model.variables]
+    kpatch.apply(model, "**.kernel *= 2", undo=False)
+    assert [v._value.unsafe_buffer_pointer() for v in model.variables] == addresses
+
+
+def test_an_interrupt_after_the_call_that_donates_loses_no_value(monkeypatch):
+    """Small variables have their old values again, as they are kept."""
+    model, extend = kernels(30, 31, 30), entries.extend_by
+    before = [as_bytes(v.value) for v in model.variables]
+
+    def interrupted(results, call):
+        extend(results, call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "BUDGET", -1)
+    monkeypatch.setattr(entries, "extend_by", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kpatch.apply(model, "**.kernel *= 2", undo=False)
+    assert [as_bytes(v.value) for v in model.variables] == before
 
 
 def test_what_is_counted_is_bounded(monkeypatch):
