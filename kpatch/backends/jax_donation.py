@@ -43,9 +43,9 @@ _thread = threading.local()  # with the look that is valid in this thread
 
 @contextlib.contextmanager
 def looking_once(variables):
-    """Within the block, `private` looks for these variables only at arrays that are made after its first look."""
+    """Within the block, `private` looks for these variables only at arrays that are made in it."""
     before = getattr(_thread, "look", None)
-    _thread.look = lambda: _look(variables)
+    _thread.look = _look(variables)
     try:
         yield
     finally:
@@ -119,8 +119,6 @@ def _is_alone(array, since):
 def _since(array):
     """The array that is older than any alias of this one can be; or `None`."""
     look = getattr(_thread, "look", None)
-    if callable(look):  # the first question
-        look = _thread.look = look()
     if look is not None and look.alone.get(id(array)) is array:
         return look.since
     return array if _made.get(id(array)) is array else None  # one of ours was created with a private buffer
