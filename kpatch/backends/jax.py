@@ -141,7 +141,7 @@ class Jax(Backend):
         arrays, numbers = given()
         if any(isinstance(x, jax.core.Tracer) for x in arrays):
             return None
-        return Donating(variable, fused.Job(program.operations, _array(variable), arrays, numbers, program.counts))
+        return Donating(variable, fused.NewValue(program.operations, _array(variable), arrays, numbers, program.counts))
 
     def agrees(self, operations, numbers):
         return host.agrees(operations, numbers)
@@ -156,7 +156,7 @@ class Jax(Backend):
     def fused(self, operations, arrays, numbers):
         if any(isinstance(x, jax.core.Tracer) or not on_one_device(x) for x in arrays):
             return None
-        function, *arguments = fused.call([fused.Job(operations, arrays[0], arrays, numbers)])
+        function, *arguments = fused.call([fused.NewValue(operations, arrays[0], arrays, numbers)])
         return function(*arguments)[0]
 
     def settle(self, variable):
@@ -301,7 +301,7 @@ class Donating(NamedTuple):
     """A value that a compiled function computes, which takes over the variable's buffer."""
 
     variable: Any
-    job: fused.Job
+    job: fused.NewValue
 
     @staticmethod
     def run(jobs, begin):

@@ -65,7 +65,7 @@ OPERATORS: dict[str, Callable] = {
 }
 
 
-class Job(NamedTuple):
+class NewValue(NamedTuple):
     """A whole new value of an array.
 
     Attributes:
