@@ -30,13 +30,18 @@ def kept(backend: Backend, variable: Any, selection: Selection) -> np.ndarray | 
 
 def put(backend: Backend, variable: Any, selection: Selection, values: Any, donate: bool) -> bool:
     """Writes values into the variable's own memory; `False` if the caller must write them."""
-    if not donate or not is_known(selection, values) or _size(variable) > LARGEST:
+    if not donate or not suits(variable, selection, values):
         return False
     memory = backend.memory(variable)
     if memory is None:
         return False
     arrays.put(memory.reshape(tuple(variable._value.shape)), selection, values)
     return True
+
+
+def suits(variable: Any, selection: Selection, values: Any) -> bool:
+    """Whether NumPy can write the values, and is faster."""
+    return is_known(selection, values) and _size(variable) <= LARGEST
 
 
 def is_known(selection: Selection, values: Any) -> bool:

@@ -20,6 +20,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kpatch.backends import host, torch_exports
+from kpatch.backends import numpy as arrays
 from kpatch.backends.base import Backend, intervals, unpacked
 from kpatch.backends.exporting import format_of
 from kpatch.backends.torch_memory import Taken, alone, move, publish, writable
@@ -74,26 +75,13 @@ class Torch(Backend):
 
     def write(self, variable, selection, values, donate=True):
         kind = type(selection)
-        if kind in host.LISTED:
-            if host.put(self, variable, selection, values, donate):
-                return
-            selection, values = unpacked(selection, values)
-            kind = type(selection)
         tensor = writable(variable, donate, whole=kind is Region and selection.full)
         if kind is Point:
             tensor[selection.index] = values if _is_plain(values) else _like(tensor, values)
-        elif kind is Region:
-            view, backward = _view(tensor, selection)
-            view.copy_(_flip(_like(tensor, values), backward))
-        elif kind is Mask:
-            mask, values = _here(tensor, selection.mask), _bits(_like(tensor, values))
-            if values.dim() == 0:
-                _bits(tensor).masked_fill_(mask, values)
-            else:  # needs a temporary of the tensor's size
-                torch.where(mask, values, _bits(tensor), out=_bits(tensor))
+        elif kind in host.LISTED and host.suits(variable, selection, values) and (view := _noted(tensor)) is not None:
+            arrays.put(view, selection, values)
         else:
-            entries, places = _places(tensor, selection)
-            entries.index_put_(places, _bits(_like(tensor, values)).expand(selection.shape).reshape(-1))
+            _put(tensor, *unpacked(selection, values))
         publish(variable, tensor)
 
     def prepare(self, variable, selection, array):
@@ -128,11 +116,8 @@ class Torch(Backend):
 
     def memory(self, variable):
         parameter = variable._value
-        view = _viewed(parameter) if alone(parameter) else None
-        if view is None or not view.flags.writeable:
-            return None
-        parameter.detach().view(-1)[:0].zero_()  # gradients whose graph holds the parameter are refused from now on
-        return view.reshape(-1)
+        view = _noted(parameter.detach()) if alone(parameter) else None
+        return None if view is None else view.reshape(-1)
 
     def blank(self, like):
         """Without gradients, which NumPy does not know."""
@@ -378,6 +363,22 @@ def _like(tensor, values):
     return torch.tensor(values, dtype=tensor.dtype, device=tensor.device)
 
 
+def _put(tensor, selection, values):
+    """Writes values to a region, under a mask, or at positions."""
+    if type(selection) is Region:
+        view, backward = _view(tensor, selection)
+        view.copy_(_flip(_like(tensor, values), backward))
+    elif type(selection) is Mask:
+        mask, values = _here(tensor, selection.mask), _bits(_like(tensor, values))
+        if values.dim() == 0:
+            _bits(tensor).masked_fill_(mask, values)
+        else:  # needs a temporary of the tensor's size
+            torch.where(mask, values, _bits(tensor), out=_bits(tensor))
+    else:
+        entries, places = _places(tensor, selection)
+        entries.index_put_(places, _bits(_like(tensor, values)).expand(selection.shape).reshape(-1))
+
+
 def _is_plain(values):
     """Whether an entry can be set to the values as they are."""
     return not values.requires_grad if type(values) is torch.Tensor else type(values) in NUMBERS
@@ -412,7 +413,16 @@ def _from_numpy(array):
 def _viewed(tensor):
     """The tensor's memory, by DLPack: `Tensor.numpy` permanently marks the storage as not resizable."""
     plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()
-    return np.from_dlpack(tensor.detach()) if plain and tensor.device.type == "cpu" else None
+    return np.from_dlpack(tensor.detach()) if plain and tensor.is_cpu else None
+
+
+def _noted(tensor):
+    """The tensor's memory for NumPy to write, or `None`; from now on gradients whose graph holds it are refused."""
+    view = _viewed(tensor)
+    if view is None or not view.flags.writeable:
+        return None
+    tensor.view(-1)[:0].zero_()
+    return view
 
 
 def _reduced(tensor):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BLOCK = 2**18  # entries computed at a time: of shorter blocks threads wait more for the interpreter than they compute
-SHARE = 2**17  # entries that are worth a thread
+SHARE = 2**20  # entries that are worth a thread: of fewer the start of one takes as long as it saves
 THREADS = min(8, os.cpu_count() or 1)
 NAMES = "kpatch-blocks"  # what the names of its threads begin with
 
