@@ -173,7 +173,8 @@ def is_own(thread: threading.Thread) -> bool:
 
 @functools.cache
 def _pool(flushes):
-    return ThreadPoolExecutor(THREADS, NAMES, _flush_denormals if flushes else None)
+    """One thread less than compute, as the caller's own is one: each keeps scratch."""
+    return ThreadPoolExecutor(max(1, THREADS - 1), NAMES, _flush_denormals if flushes else None)
 
 
 if hasattr(os, "register_at_fork"):
