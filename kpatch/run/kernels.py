@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_BITS = {4: np.int32, 8: np.int64}  # integers by the bytes of a float
+from kpatch.backends.numpy import BITS, choose
 
 COMPARISONS: dict[str, Callable[..., Any]] = {
     "==": np.equal,
@@ -58,17 +58,7 @@ def where(mask, x, y, out, count=None):
             if count:
                 np.copyto(out, x, where=mask)
             return out
-    whole = _BITS[out.itemsize]
-    flags, chosen = mask.view(np.int8), _integers(0, out.size, whole)
-    x, y, result = x.view(whole), y.view(whole), out.view(whole)
-    if not np.ndim(x) and not x:  # no bit is set
-        np.copyto(chosen, np.subtract(flags, 1))
-        np.bitwise_and(chosen, y, out=result)
-    else:
-        np.copyto(chosen, np.negative(flags))
-        np.bitwise_and(chosen, np.bitwise_xor(x, y, out=_integers(1, out.size, whole)), out=chosen)
-        np.bitwise_xor(chosen, y, out=result)
-    return out
+    return choose(mask, x, y, out, _memory(out.size))
 
 
 def _is_same(x, out):
@@ -76,12 +66,11 @@ def _is_same(x, out):
     return np.ndim(x) and x.__array_interface__["data"] == out.__array_interface__["data"]
 
 
-def _integers(place, count, whole):
-    """Memory for integers, which the thread keeps."""
-    kept = _kept.__dict__.setdefault("integers", {})
-    if place not in kept or len(kept[place]) < count:
-        kept[place] = np.empty(count, np.int64)
-    return kept[place].view(whole)[:count]
+def _memory(count):
+    """Memory for `choose`, which the thread keeps."""
+    if len(_kept.__dict__.setdefault("integers", [()])[0]) < count:
+        _kept.integers = [np.empty(count, np.int64) for _ in range(2)]
+    return _kept.integers
 
 
 def clip(x, low, high, out):
@@ -112,7 +101,7 @@ def _exact(function):
 
 def _ranked(x):
     """Integers of the same order as floats, but for NaN; −0 is 0."""
-    bits = x.view(_BITS[x.itemsize])
+    bits = x.view(BITS[x.itemsize])
     sign = bits >> 8 * x.itemsize - 1
     return (bits ^ (sign & np.iinfo(bits.dtype).max)) - sign
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpatch import backends, indexing
+from kpatch.backends.numpy import packed
 from kpatch.run import agreeing, derived, encoding, execute, resetting, steps
 from kpatch.run.execute import Named, picked
 from kpatch.run.failures import failed, failed_undo, interrupt_among
@@ -286,7 +287,7 @@ class Live(Named):
 
     def _masked(self, place, mask):
         view = self.view(place)
-        return (tensors.to_numpy(self.value(place)) if view is None else view)[mask]
+        return packed(tensors.to_numpy(self.value(place)) if view is None else view, mask)
 
     def _enter(self, step, selection, before):
         self._decoded.clear()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import kpatch
 from kpatch import backends
 from kpatch.backends.generic import Generic
+from kpatch.backends.numpy import packed, put
 from kpatch.backends.present import CLASSES, load
 from kpatch.indexing import Mask, PackedMask, Point, Positions, Region, select, whole
 
@@ -480,6 +481,22 @@ class TestNumpy:
                 assert_same_bits(np.asarray(held), before)
                 assert_same_bits(applied._records[0].before, before)  # which it may still show
             assert_same_bits(variable, before)
+
+    @pytest.mark.parametrize("true", [0, 1, 3, 50, 100, 180, 200])
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int32", "bool"])
+    def test_entries_under_masks_of_any_share(self, dtype, true, monkeypatch):
+        """In several blocks, into memory in order or not."""
+        monkeypatch.setattr("kpatch.backends.numpy.BLOCK", 64)
+        mask = (np.random.default_rng(true).permutation(200) < true).reshape(8, 25)
+        before, numbers = random_bits((8, 25), dtype), random_bits((3,), dtype, 1)
+        for array in (before.copy(), np.asfortranarray(before)):
+            kept = packed(array, mask)
+            assert_same_bits(kept, before[mask])
+            for number in (*numbers, numbers.dtype.type(0)):
+                put(array, Mask(mask, mask.shape), number)
+                assert_same_bits(array, np.where(mask, number, before))
+            put(array, PackedMask(mask), kept)
+            assert_same_bits(array, before)
 
     def test_view_of_foreign_memory(self):
         variable = variable_of(np.zeros((4, 6), "float32"))
