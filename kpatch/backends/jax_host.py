@@ -23,6 +23,7 @@ NUMBER = 1  # the kind of operands of a program that are numbers
 
 BUDGET = 2**26  # bytes that are copied before work of one shape is compiled: about the time that this takes
 OVERHEAD = 2**20  # bytes that could be copied in the time that any call takes
+OFTEN = 8  # edits that NumPy makes before one call is compiled for all their variables: that takes as long as fifty
 REDUCED = 2**26  # bytes of the largest array that NumPy reduces
 BLOCK = 2**15  # entries that stay in the processor's cache
 ALIGNMENT = 64  # bytes, of memory that jax takes over
@@ -66,7 +67,7 @@ def editing():
 
 
 def comes_again(work, array):
-    """Whether two edits before this one did that work, so that it is compiled now; that of large arrays is at once."""
+    """Whether `OFTEN` edits before this one did that work, so that it is compiled; that of large arrays is at once."""
     if array.nbytes + OVERHEAD > BUDGET or not is_on_host(array):
         return True
     work = array.shape, array.dtype, work
@@ -77,7 +78,7 @@ def comes_again(work, array):
             _done.clear()
         times += 1
         _done[work] = edit, times
-    return times > 2
+    return times > OFTEN
 
 
 def reduces(x):

@@ -130,7 +130,8 @@ def kernels(inputs, *units):
     return model
 
 
-def test_what_edits_do_a_third_time_is_compiled_for_all_variables_at_once():
+def test_what_edits_do_often_is_compiled_for_all_variables_at_once(monkeypatch):
+    monkeypatch.setattr(host, "OFTEN", 2)
     text, models = "**.kernel[abs(_) < 1] = -2.5; **.kernel = clip(_, -2, 1e30)", [kernels(7, 9, 301) for _ in range(5)]
     found = Compilations()
     counts, numbers = [], []
@@ -148,7 +149,7 @@ def test_what_edits_do_a_third_time_is_compiled_for_all_variables_at_once():
 
 def test_buffers_that_other_arrays_share_keep_their_values_when_many_are_written_at_once():
     model = kernels(300, 301, 300, 302)
-    for _ in range(3):
+    for _ in range(host.OFTEN + 1):
         kpatch.apply(model, "**.kernel *= 2", undo=False)
     first, second, third = model.variables
     alias = jax.device_put(first._value, next(iter(first._value.devices())))
