@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 try:
-    from tensorflow.python.eager import record as _record
+    from tensorflow.python import pywrap_tfe as _tapes
 except ImportError:
-    _record = None
+    _tapes = None
 try:
     from tensorflow.python.ops import control_flow_util as _control_flow
 except ImportError:
@@ -43,7 +43,8 @@ OPERATORS = {"+": raw.AddV2, "-": raw.Sub, "*": raw.Mul, "/": raw.RealDiv}
 BLOCK = 2**18  # entries written at a time under a mask
 COPIED = 2**18  # entries of a tensor that is copied as fast as it is asked for its memory
 IN_XLA = getattr(_control_flow, "GraphOrParentsInXlaContext", None)  # whether XLA is to compile a graph
-SHOULD_RECORD = getattr(_record, "should_record_backprop", None)  # whether a `GradientTape` watches a tensor
+# Whether a `GradientTape` or a `ForwardAccumulator` watches one of some tensors: 0 if none does.
+GRADIENTS = getattr(_tapes, "TFE_Py_TapeSetPossibleGradientTypes", None)
 VIEWED = (tf.float32, tf.float64)  # dtypes of tensors whose memory NumPy reads and writes
 REDUCED = (tf.float32, tf.int32, tf.uint8, tf.bool)  # dtypes of tensors that NumPy reduces
 NO_KERNEL = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
@@ -153,7 +154,7 @@ class TensorFlow(Backend):
         return tf.is_symbolic_tensor(data)
 
     def is_differentiated(self, data):
-        return SHOULD_RECORD is None or SHOULD_RECORD([data])
+        return GRADIENTS is None or GRADIENTS([data]) != 0
 
     def untraced(self):
         return tf.init_scope()

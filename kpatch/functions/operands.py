@@ -55,7 +55,8 @@ def strong(*literals):
         if any(x.data is not None and ((x.data < low) | (x.data > high)).any() for x in literals):
             dtype = "int64"
     dtypes.check_available(dtype)
-    return [arithmetic.prepared(x, dtype) for x in literals]
+    known = [x.data is not None for x in literals]  # or planned, as the number of entries under a mask
+    return [arithmetic.prepared(x, dtype) if k else Value(dtype, x.shape) for x, k in zip(literals, known, strict=True)]
 
 
 def moved(name, x, shape, *options):

@@ -99,8 +99,10 @@ def suits_any_shape(statement: ast.Edit) -> bool:
 
 
 def _covers(step):
-    """Whether the entries are all of the place, or those under a mask of all."""
-    return step.mask is not None or (isinstance(step.selection, indexing.Region) and step.selection.full)
+    """Whether the entries are all of the place, or those under a mask of all, in a row, which no whole tensor fits."""
+    if step.mask is not None:
+        return not any(map(_is_of_target, ast.walk(step.statement.value)))
+    return isinstance(step.selection, indexing.Region) and step.selection.full
 
 
 def _is_elementwise(node):

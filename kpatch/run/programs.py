@@ -238,12 +238,12 @@ def evaluated(node, scope, names):
 
 
 def _compiled(compiler, node):
-    """The `Program`; one without operations is an array as it is."""
+    """The `Program`; one without operations is an array as it is. Numbers alone are left to the evaluator."""
     try:
         kind, _ = compiler.operand(node)
     except _NotCompiledError:
         return None
-    if kind == NUMBER:
+    if kind == NUMBER or not compiler.arrays:
         return None
     operations, place = blocks.placed(compiler.operations), compiler.place
     result = compiler.planned[id(node)].dtype

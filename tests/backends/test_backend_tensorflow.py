@@ -81,6 +81,18 @@ def test_what_a_tape_watches_and_what_is_large_is_left_to_tensorflow(reduced, mo
     assert not reduced
 
 
+@pytest.mark.parametrize("text", ["_[0] = sum(_ * 2)", "_ = _ - mean(_)", "_ *= sum(_)"])
+def test_tangents_are_those_of_a_tape(text, reduced):
+    x = tf.constant([1.0, 2.0, 6.0])
+    with tf.autodiff.ForwardAccumulator(x, tf.constant([1.0, 0.0, 0.0])) as forward:
+        tangent = forward.jvp(kpatch.edit(x, text))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        found = tf.unstack(kpatch.edit(x, text))
+    np.testing.assert_allclose(tangent, [tape.gradient(each, x)[0] for each in found], rtol=1e-6)
+    assert not reduced
+
+
 def test_what_a_reduction_gives_shares_no_memory():
     x = tf.constant(X)
     found = kpatch.edit(x, "_ = sum(_, axis=[])")

@@ -1,5 +1,7 @@
 """Steps that are copied for another shape are those that would be planned for it."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -111,6 +113,16 @@ def test_the_errors_are_those_of_planning_each_match(text, monkeypatch):
     expected = planned(text, True, monkeypatch, scales=False)
     assert isinstance(expected, str)
     assert planned(text, True, monkeypatch, scales=True) == expected
+
+
+@pytest.mark.parametrize("value", ["= $donor._", "+= $donor._ * 2", "= where($donor._ > 6, 1, _)"])
+def test_a_tensor_under_a_mask_fits_rows_alone(value, monkeypatch):
+    """So that two rows tell nothing of a matrix."""
+    monkeypatch.setattr(sys.modules[__name__], "SHAPES", [(3,), (4,), (2, 3)])
+    monkeypatch.setattr(sys.modules[__name__], "DTYPES", ["float32"])
+    with pytest.raises(kpatch.ShapeError) as caught:
+        kpatch.plan(model(), f"**[_ > 0] {value}", donor=model(1))
+    assert caught.value.notes[-1] == "2 of the 6 matches fail"
 
 
 def test_most_matches_are_not_planned(monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import kpatch
 from kpatch.functions import ranks
 from kpatch.names.meanings import Place
-from kpatch.run import blocks, evaluate, programs
+from kpatch.run import blocks, evaluate, live, programs
 from kpatch.values.dtypes import NUMPY, Value, tensor
 from kpatch.values.tensors import to_numpy
 
@@ -355,3 +355,17 @@ def test_each_way_to_order_statistics_gives_the_bits_of_all_digits(size, dtype, 
                 only.setattr(ranks, "SMALL", -1)  # nothing is gathered
                 expected = ranks._in_blocks(array, places)
             assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_scalar_that_is_computed_of_other_numbers_alone(keeps, monkeypatch):
+    monkeypatch.setattr(live, "KEPT", 0)
+    variable = keras.Variable(1.5)
+    kpatch.apply(variable, "_ = clip($w, -1, 0.5)", w=keras.Variable(2.0), undo=keeps)
+    assert to_numpy(variable.value) == 0.5
+
+
+def test_the_number_of_entries_under_a_mask_as_a_choice():
+    variable = keras.Variable([-1.0, 5.0, -2.0])
+    kpatch.apply(variable, "_[_ < 0] = where(_ < -1, size(_), 7)")
+    assert to_numpy(variable.value).tolist() == [7, 5, 2]
