@@ -37,9 +37,12 @@ class Live(Named):
         lets_go: old values are not for `undo`.
         hears: `begin` is called for each step.
         ended: after a failure all was restored that could be.
+        waiting: writes that are made together at last: record and job, by the variable's id; or `None`.
     """
 
     stream = None
+    waiting: Any = None
+    _awaited = 0  # bytes that wait
     _bar: Any = None
 
     def __init__(self, checked, writer, donate=True, keep=True, to_the_end=False):
@@ -56,8 +59,6 @@ class Live(Named):
         self._size = 0  # bytes of what was written
         self._spent = False  # some were let go
         self._gone = 0  # how many records were let go
-        self._waiting = {}  # writes that are made together at last: record and job, by the variable's id
-        self._awaited = 0  # their bytes
         self._decoded = {}  # weights that are stored as something else, by place, until the next write
 
     def sync(self):
@@ -171,14 +172,15 @@ class Live(Named):
         self._expect(place.variable)
         given = lambda: program.given(scope.with_implied(tensor(self.value(place))))  # noqa: E731 (no alias before)
         job = self.writer.overwriting(place.variable, program, given)
-        if job is None and self._waiting:  # perhaps those that wait hold its memory
+        if job is None and self.waiting:  # perhaps those that wait hold its memory
             self.flush()
             job = self.writer.overwriting(place.variable, program, given)
         if job is None:
             return False
         whole = indexing.whole(place.shape) if program.counts else step.selection
         before = self.writer.keep(place.variable, whole) if self._has_room(step, whole) else None
-        self._waiting[id(place.variable)] = self._enter(step, whole, before), job
+        self.waiting = self.waiting or {}
+        self.waiting[id(place.variable)] = self._enter(step, whole, before), job
         self._awaited += _bytes(step, whole)
         if self._awaited > AT_ONCE:
             self.flush()
@@ -186,15 +188,15 @@ class Live(Named):
 
     def _expect(self, variable):
         """Has the variable written that is about to be read or written, if it waits."""
-        if id(variable) in self._waiting:
+        if self.waiting and id(variable) in self.waiting:
             self.flush()
 
     def flush(self):
         """Makes the writes that wait."""
-        if not self._waiting:
+        if not self.waiting:
             return
-        records, jobs = zip(*self._waiting.values(), strict=True)
-        self._waiting, self._awaited = {}, 0
+        records, jobs = zip(*self.waiting.values(), strict=True)
+        self.waiting, self._awaited = None, 0
         for record, count in zip(
             records, jobs[0].run(jobs, lambda at: setattr(records[at], "begun", True)), strict=True
         ):
@@ -341,7 +343,7 @@ class Live(Named):
             return stays, [cut, *failures]
 
     def _put_back(self):
-        self._waiting = {}
+        self.waiting = None
         failures, stays = [], set()
         for owner, record in with_inherited(self.records):
             if record.begun and _has_entries(record) and not self._put_back_one(record, failures):
@@ -445,7 +447,8 @@ def apply(checked, donate=True, keep=True, optimizers=(), bar=None):
         try:
             if len(checked.steps) == 1:  # the commonest edit
                 execute.run(checked, live)
-                live.flush()
+                if live.waiting:
+                    live.flush()
             else:
                 with live.writing():
                     execute.run(checked, live)
