@@ -31,14 +31,11 @@ class Overwriting(Protocol):
 
     @staticmethod
     def run(jobs: list, begin: Callable[[int], None]) -> list[int]:
-        """Computes several values, of variables of their own.
+        """Computes the values of different variables; gives the number of entries that each program chose, if it counts.
 
         Args:
             jobs: objects of this class.
             begin: called with the place of a job before its variable is written.
-
-        Returns:
-            For each job the number of entries chosen, if the program counts them.
         """
 
 
@@ -258,6 +255,10 @@ class Backend(Protocol):
         return
 
     # -- tensors, eager and traced -------------------------------------------------------------------------------------
+
+    def converted(self, x) -> Any:
+        """What `keras.ops.convert_to_tensor` gives, as a tensor that is no variable."""
+        return self.ops.convert_to_tensor(x)
 
     def tensor_of(self, variable) -> Any:
         """The tensor that a Keras variable holds."""

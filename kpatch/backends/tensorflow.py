@@ -122,7 +122,8 @@ class TensorFlow(Backend):
         return old
 
     def view(self, tensor):
-        if not tensor.device.endswith("CPU:0") or tensor.dtype not in VIEWED:
+        plain = isinstance(tensor, tf.Tensor) and tensor.dtype in VIEWED
+        if not plain or not tensor.device.endswith("CPU:0"):
             return None
         return np.asarray(memoryview(tensor))
 
@@ -145,6 +146,10 @@ class TensorFlow(Backend):
 
     def placed(self, array, like):
         return tf.convert_to_tensor(np.asarray(array))
+
+    def converted(self, x):
+        """Keras returns a variable of TensorFlow as it is."""
+        return tf.convert_to_tensor(self.ops.convert_to_tensor(x))
 
     def tensor_of(self, variable):
         """Uses TensorFlow's function: Keras's `convert_to_tensor` returns the variable itself."""
@@ -335,8 +340,8 @@ def _turn():
 
 
 def _is_reduced(x):
-    """Whether that is a tensor in the memory of a CPU that NumPy reduces."""
-    eager = tf.is_tensor(x) and not tf.is_symbolic_tensor(x)
+    """Whether that is a tensor in the memory of a CPU that NumPy reduces; a variable is none."""
+    eager = isinstance(x, tf.Tensor) and not tf.is_symbolic_tensor(x)
     if not eager or x.dtype not in REDUCED or not x.device.endswith("CPU:0"):
         return False
     return math.prod(x.shape) * x.dtype.size <= host.REDUCED

@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 
+from kpatch import backends
 from kpatch.errors import BindingError, PatchError
 from kpatch.names.meanings import place_of_entry, place_of_weight
 from kpatch.names.tree import Entry
@@ -243,7 +244,7 @@ def _value(value):
             raise TypeError("symbolic")
         if keras.ops.is_tensor(value):
             _refuse_without_entries(value)
-            return tensor(keras.ops.convert_to_tensor(value))
+            return tensor(backends.current().converted(value))
         value = foreign(value)
     if isinstance(value, np.ma.MaskedArray):
         raise PatchError("a masked array leaves entries without a value; 'filled()' gives them one")

@@ -84,6 +84,6 @@ def _as_tensor(x):
     if keras.ops.is_tensor(x) and backends.current().arrays_are_tensors:
         return x
     try:
-        return keras.ops.convert_to_tensor(x)
+        return backends.current().converted(x)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PatchError(f"kpatch.edit takes a tensor; Received: {reprlib.repr(x)} (of type {type(x)})") from error

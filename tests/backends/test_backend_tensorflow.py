@@ -93,6 +93,20 @@ def test_tangents_are_those_of_a_tape(text, reduced):
     assert not reduced
 
 
+@pytest.mark.parametrize(
+    "text", ["_ = _ - mean(_)", "_[_ > max(_) / 2] = sum(_)", "_ = clip(_, min(_) / 2, quantile(_, 0.9))"]
+)
+def test_a_variable_of_tensorflow_is_edited_as_its_tensor(text):
+    variable = tf.Variable(X)
+    assert kpatch.edit(variable, text).numpy().tobytes() == kpatch.edit(tf.constant(X), text).numpy().tobytes()
+    with tf.GradientTape() as tape:
+        edited = kpatch.edit(variable, text)
+    with tf.GradientTape() as other:
+        other.watch(x := tf.constant(X))
+        expected = kpatch.edit(x, text)
+    np.testing.assert_array_equal(tape.gradient(edited, variable), other.gradient(expected, x))
+
+
 def test_what_a_reduction_gives_shares_no_memory():
     x = tf.constant(X)
     found = kpatch.edit(x, "_ = sum(_, axis=[])")
