@@ -31,7 +31,7 @@ class Overwriting(Protocol):
 
     @staticmethod
     def run(jobs: list, begin: Callable[[int], None]) -> list[int]:
-        """Computes the values of different variables; gives the number of entries that each program chose, if it counts.
+        """Computes the values of different variables; gives how many entries each program chose, if it counts.
 
         Args:
             jobs: objects of this class.
