@@ -90,9 +90,9 @@ def is_referred_to_once(variable):
 def alone(arrays):
     """The ids of those arrays, each on one device, to whose buffers no other array refers: by one look for all."""
     since = {id(array): _since(array) for array in arrays}
-    shared, places = {}, {}
+    shared, places, worth = {}, {}, sum(array.nbytes for array in arrays) > SMALL
     for array in arrays:
-        if since[id(array)] is not None or array.nbytes > SMALL:
+        if worth or since[id(array)] is not None:
             places[array.unsafe_buffer_pointer()] = array
     shapes, left = {array.shape for array in arrays}, {id(x) for x in since.values() if x is not None}
     searched = all(since[id(array)] is not None for array in places.values()) and _youngest_first()
