@@ -15,16 +15,15 @@ import numpy as np
 
 from kpatch.backends import numpy as arrays
 from kpatch.backends.base import OtherBitsError
+from kpatch.backends.host import REDUCED
 from kpatch.backends.jax_entries import on_one_device
+from kpatch.backends.jax_fused import NUMBER
 from kpatch.backends.numpy_ops import ArrayOps
 from kpatch.indexing import Mask, Point, Positions, Region
-
-NUMBER = 1  # the kind of operands of a program that are numbers
 
 BUDGET = 2**26  # bytes that are copied before work of one shape is compiled: about the time that this takes
 OVERHEAD = 2**20  # bytes that could be copied in the time that any call takes
 OFTEN = 8  # edits that NumPy makes before one call is compiled for all their variables: that takes as long as fifty
-REDUCED = 2**26  # bytes of the largest array that NumPy reduces
 BLOCK = 2**15  # entries that stay in the processor's cache
 ALIGNMENT = 64  # bytes, of memory that jax takes over
 SMALL = 2**12  # bytes that are copied in no time

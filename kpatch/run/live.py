@@ -197,9 +197,11 @@ class Live(Named):
             return
         records, jobs = zip(*self.waiting.values(), strict=True)
         self.waiting, self._awaited = None, 0
-        for record, count in zip(
-            records, jobs[0].run(jobs, lambda at: setattr(records[at], "begun", True)), strict=True
-        ):
+
+        def begin(at):
+            records[at].begun = True
+
+        for record, count in zip(records, jobs[0].run(jobs, begin), strict=True):
             if record.step.value.counts:
                 self.counts[record.step], record.begun = count, count > 0
             record.done = True
